@@ -1,0 +1,309 @@
+//! `[[instance]]`: one Flinks environment, with its path, its secrets and where its records go.
+//!
+//! A secret or a path is read from a file, a variable, or the configuration itself. All are read at start, to know
+//! that they can be; secrets are read again while the bridge runs, so that rotation needs no restart. It deliberately
+//! never compares a secret with anything: that is for `signature`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use super::parse::{self, choice};
+use super::read::{self, At, Table};
+use super::topic_key;
+use crate::signature::{LabelledSecret, Scheme, Secret};
+use crate::webhook::{EventType, EventTypes};
+
+/// No secret, path or librdkafka property needs more; a larger file was named by mistake.
+const LARGEST_FILE: u64 = 64 * 1024;
+
+/// A shorter secret works, with a warning: it can be guessed.
+const SHORT_SECRET: usize = 16;
+
+/// `[[instance]]`
+#[derive(Debug, Clone)]
+pub struct Instance {
+    /// Name in `ce_source`, `ce_id`, metrics and logs.
+    pub name: String,
+    /// Path of the URL that Flinks posts to; may be a secret.
+    pub path: Secret,
+    /// Whether signatures are asked for.
+    pub authentication: Authentication,
+    /// What to do with a body that is not JSON, from an authenticated sender.
+    pub not_json: NotJson,
+    /// Source addresses allowed; empty allows all.
+    pub allow: Vec<IpNet>,
+    /// Header of each scheme that `secrets` uses, lower case.
+    pub signature_headers: BTreeMap<Scheme, String>,
+    /// Where the secrets come from, with scheme and label, in order.
+    pub secrets: Vec<(Scheme, String, SecretSource)>,
+    /// Topic of each event type where it differs from `event_types`, by event type name.
+    pub topics: BTreeMap<String, String>,
+}
+
+impl Instance {
+    /// Reads the secrets now, in the order of `secrets`. Blocks on small files. [`super::Config::load`] has shown that
+    /// they can be read; whoever looks for changes later and meets a fault keeps the secrets it has.
+    ///
+    /// # Errors
+    /// One text a fault, each naming instance, scheme, label and file or variable. Never the secret.
+    pub fn load_secrets(
+        &self,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Vec<LabelledSecret>, Vec<String>> {
+        let mut faults = Vec::new();
+        let mut secrets = Vec::new();
+        for (scheme, label, source) in &self.secrets {
+            match source.read(environment) {
+                Ok(secret) => secrets.push(LabelledSecret {
+                    scheme: *scheme,
+                    label: label.clone(),
+                    secret,
+                }),
+                Err(what) => faults.push(format!("instance {}, {scheme} {label}: {source} {what}", self.name)),
+            }
+        }
+        if faults.is_empty() { Ok(secrets) } else { Err(faults) }
+    }
+}
+
+/// Whether an instance's senders must sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authentication {
+    /// Every webhook is signed.
+    Signature,
+    /// `authentication = "none"`, said explicitly.
+    None,
+}
+
+/// What becomes of an authenticated body that is not JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotJson {
+    /// To the quarantine topic, 200.
+    Quarantine,
+    /// 400.
+    Reject,
+}
+
+/// Where a secret (or a path) is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// A file, re-read when it changes. Relative names are relative to the configuration file's directory.
+    File(PathBuf),
+    /// An environment variable, by name.
+    Environment(String),
+    /// In the configuration file itself: works, with a warning.
+    Inline(Secret),
+}
+
+impl SecretSource {
+    /// What stands there now, less one trailing newline; never empty. The error says what is wrong, without the name.
+    pub(super) fn read(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Secret, String> {
+        let secret = match self {
+            SecretSource::File(path) => {
+                let mut bytes = Vec::new();
+                std::fs::File::open(path)
+                    .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+                    .map_err(|error| format!("cannot be read: {error}"))?;
+                if bytes.len() as u64 > LARGEST_FILE {
+                    return Err(format!("is larger than {} KiB", LARGEST_FILE / 1024));
+                }
+                Secret::new(bytes)
+            }
+            SecretSource::Environment(name) => {
+                Secret::new(environment(name).ok_or("is not set in the environment".to_owned())?)
+            }
+            SecretSource::Inline(secret) => secret.clone(),
+        };
+        if secret.expose().is_empty() {
+            Err("is empty".to_owned())
+        } else {
+            Ok(secret)
+        }
+    }
+}
+
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SecretSource::File(path) => write!(f, "file {}", path.display()),
+            SecretSource::Environment(name) => write!(f, "variable {name}"),
+            SecretSource::Inline(_) => f.write_str("value"),
+        }
+    }
+}
+
+/// `[[instance]]`: at least one, and no two with the same name or path.
+pub(super) fn read_all(root: &mut Table<'_, '_>, event_types: &EventTypes) -> Vec<Instance> {
+    let mut path_keys = Vec::new();
+    let instances = root.tables("instance", |table| {
+        let (instance, path_key) = read_instance(table, event_types);
+        path_keys.push(path_key);
+        instance
+    });
+    if instances.is_empty() {
+        root.reader.fault("instance", "at least one [[instance]] is required");
+    }
+    for (n, instance) in instances.iter().enumerate() {
+        let earlier = || instances[..n].iter();
+        if let Some(other) = earlier().position(|other| !other.name.is_empty() && other.name == instance.name) {
+            root.reader.fault(
+                &format!("instance.{n}.name"),
+                format_args!("the name of instance.{other} too"),
+            );
+        }
+        if let Some(key) = &path_keys[n]
+            && let Some(other) = earlier().position(|other| other.path == instance.path)
+        {
+            root.reader.fault(key, format_args!("the path of instance.{other} too"));
+        }
+    }
+    instances
+}
+
+/// One `[[instance]]`, and the key of the setting that gave its path, if one did.
+fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instance, Option<String>) {
+    let at = At::new(
+        "name",
+        "A Flinks environment: its name in `ce_source`, `ce_id`, metrics and logs.",
+    );
+    let name = table.required(at, parse::name);
+    let helps = [
+        "Path of the URL that Flinks posts to. Exactly one of `path`, `path_file` and `path_env`.",
+        "File with the path, where that is a secret. Read at start.",
+        "Environment variable with the path.",
+    ];
+    let path = table.source("path", helps, read::shortened).and_then(|(key, _, path)| {
+        let checked = std::str::from_utf8(path.expose())
+            .map_err(|_| "is not UTF-8".to_owned())
+            .and_then(parse::path);
+        checked
+            .map_err(|what| table.reader.fault(&key, what))
+            .ok()
+            .map(|_| (key, path))
+    });
+    let (path_key, path) = path.map_or((None, Secret::new("")), |(key, path)| (Some(key), path));
+    let help = "`signature`: every webhook is signed; `none`: whoever knows the path is believed.";
+    let choices = [("signature", Authentication::Signature), ("none", Authentication::None)];
+    let authentication = table.value(At::new("authentication", help), "signature", choice(&choices));
+    let help =
+        "What to do with a body that is not JSON, from an authenticated sender: `quarantine`, or `reject` with 400.";
+    let choices = [("quarantine", NotJson::Quarantine), ("reject", NotJson::Reject)];
+    let not_json = table.value(At::new("not_json", help), "quarantine", choice(&choices));
+    let help = "Source addresses or networks allowed; none given allows all.";
+    let allow = table.list(At::new("allow", help), "", parse::network);
+    let secrets = read_secrets(table);
+    let has_secrets = !secrets.is_empty();
+    let secrets: Vec<_> = secrets.into_iter().flatten().collect();
+    let signature_headers = read_signature_headers(table, &secrets);
+    let topics = table.table("topics", |topics| {
+        let topic = |event_type: &EventType| {
+            let help = format!("Topic of `{}` for this instance.", topic_key(&event_type.name));
+            let topic = topics.optional(At::new(topic_key(&event_type.name), &help), parse::topic)?;
+            Some((event_type.name.to_string(), topic))
+        };
+        event_types.types.iter().filter_map(topic).collect()
+    });
+
+    const REFUSES: &str =
+        "no [[instance.secret]] is given: the bridge refuses to start without, unless authentication = \"none\"";
+    match authentication {
+        _ if table.reader.is_faulty(&format!("{}.authentication", table.key)) => {}
+        Authentication::Signature if !has_secrets => table.fault("", REFUSES),
+        Authentication::Signature => {}
+        Authentication::None if has_secrets => {
+            table.fault("authentication", "there are secrets, which would never be asked for")
+        }
+        Authentication::None => {
+            let key = format!("{}.authentication", table.key);
+            table.reader.warn(&key, "webhooks of this instance need no signature");
+        }
+    }
+    (
+        Instance {
+            name,
+            path,
+            authentication,
+            not_json,
+            allow,
+            signature_headers,
+            secrets,
+            topics,
+        },
+        path_key,
+    )
+}
+
+/// `[[instance.secret]]`, `None` for one with a fault. Each is read, to know that it can be.
+fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, SecretSource)>> {
+    let mut taken: Vec<(Scheme, String)> = Vec::new();
+    table.tables("secret", |table| {
+        let schemes = Scheme::ALL.map(|scheme| scheme.to_string());
+        let at = At::new(
+            "scheme",
+            "How the sender signs: `flinks-authenticity-key`, `x-flinks-signature` or `x-webhook-signature`.",
+        );
+        let scheme = table.required(at, |text| {
+            let scheme = text
+                .parse::<Scheme>()
+                .map_err(|_| format!("expected {}", schemes.join(" or ")));
+            scheme.map(Some)
+        });
+        let at = At::new(
+            "label",
+            "What metrics and logs show for this secret, such as `2026-11`.",
+        );
+        let label: String = table.required(at, parse::label);
+        let helps = [
+            "The secret itself. Exactly one of `value`, `value_file` and `value_env`.",
+            "File with the secret, less one trailing newline. Read again when it changes.",
+            "Environment variable with the secret.",
+        ];
+        let (key, source, secret) = table.source("value", helps, read::redacted)?;
+        if secret.expose().len() < SHORT_SECRET {
+            table
+                .reader
+                .warn(&key, format_args!("the secret is shorter than {SHORT_SECRET} bytes"));
+        }
+        if table.reader.in_file(&key) && matches!(source, SecretSource::Inline(_)) {
+            table.reader.warn(
+                &key,
+                "a secret in the configuration file; value_file and value_env keep it out",
+            );
+        }
+        let named = (scheme?, label.clone());
+        if !label.is_empty() && taken.contains(&named) {
+            let what = format!("another {} secret of this instance has it too", named.0);
+            table.fault("label", what);
+        }
+        taken.push(named);
+        Some((scheme?, label, source))
+    })
+}
+
+/// `[instance.signature_headers]`: the header of each scheme that a secret uses, no two the same.
+fn read_signature_headers(
+    table: &mut Table<'_, '_>,
+    secrets: &[(Scheme, String, SecretSource)],
+) -> BTreeMap<Scheme, String> {
+    table.table("signature_headers", |table| {
+        let mut headers: BTreeMap<Scheme, String> = BTreeMap::new();
+        for scheme in Scheme::ALL {
+            let name = scheme.to_string();
+            let help = format!("Header of the signatures of scheme `{name}`.");
+            let header = table.value(At::new(&name, &help), scheme.default_header(), parse::header);
+            if secrets.iter().all(|(used, _, _)| *used != scheme) {
+                continue;
+            }
+            if let Some((other, _)) = headers.iter().find(|(_, other)| **other == header) {
+                let other = table.reader.describe(&format!("{}.{other}", table.key));
+                table.fault(&name, format_args!("the header of another scheme too, {other}"));
+            }
+            headers.insert(scheme, header);
+        }
+        headers
+    })
+}

@@ -1,0 +1,1326 @@
+//! Every setting: type, default, help, and how settings must fit together.
+//!
+//! Settings come from one TOML file and from environment variables, which win: `FLINKS_BRIDGE__KAFKA__LINGER` is
+//! `linger` in `[kafka]`, `FLINKS_BRIDGE__INSTANCE__0__NAME` the name of the first instance. They are read once, at
+//! start, before a webhook's journey begins, and parsed into their final types, so that nothing on that journey has to
+//! check them again. Every fault is reported at once. Only secrets are read anew while the bridge runs, by
+//! [`Instance::load_secrets`].
+//!
+//! This module is the only reader of the environment, and of settings and secret files. It deliberately never opens
+//! certificates (`tls` does), never connects to anything, and never shows a secret: not in a fault, not in `Debug`,
+//! not in print.
+
+mod instance;
+mod parse;
+mod read;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
+pub use instance::{Authentication, Instance, NotJson, SecretSource};
+use parse::{bytes, choice, deadline, duration, number};
+use read::{At, Bound, Reader, Setting, Table, settings};
+
+/// How long librdkafka waits for a topic that it does not know to appear (`topic.metadata.propagation.max.ms`) before
+/// it says that there is none. Fixed, because every publish deadline must be longer: else a missing topic looks like a
+/// timeout.
+pub const METADATA_PROPAGATION: Duration = Duration::from_secs(5);
+
+/// librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
+const LARGEST_BODY: usize = 900_000_000;
+
+/// The event type of what has no known type; settings of topics call it `quarantine`, after its topic.
+const UNKNOWN: &str = "unknown";
+const QUARANTINE: &str = "quarantine";
+
+/// All settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Log output.
+    pub log: Log,
+    /// Kafka.
+    pub kafka: Kafka,
+    /// The webhook endpoint.
+    pub ingress: Ingress,
+    /// Flinks environments, one a path.
+    pub instances: Vec<Instance>,
+    /// The event types with their topics, the `unknown` last.
+    pub event_types: EventTypes,
+    /// The admin port.
+    pub admin: Admin,
+    /// Shutdown.
+    pub shutdown: Shutdown,
+}
+
+/// Settings without a fault, with what else is to be said of them.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// What works but should not stay as it is, one text each; never a secret.
+    pub warnings: Vec<String>,
+    settings: Vec<Setting>,
+}
+
+impl Loaded {
+    /// The resolved settings in TOML, secrets redacted, paths of instances shortened; behind each that is not from the
+    /// file stands `default` or its environment variable.
+    pub fn print(&self) -> String {
+        read::print(&self.settings)
+    }
+}
+
+/// Everything that is wrong with the settings; `Display` has one fault a line. Never empty, never a secret in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faults(Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+impl Config {
+    /// Reads the settings from `file`, if there is one, and the environment, as [`variables`] has it.
+    ///
+    /// # Errors
+    /// All faults at once: of the file as a whole, of single settings, and of settings that do not fit together.
+    pub fn load(file: Option<&Path>, environment: &[(String, String)]) -> Result<Loaded, Faults> {
+        let Some(file) = file else {
+            return Config::parse("", Path::new(""), environment);
+        };
+        match std::fs::read_to_string(file) {
+            Ok(text) => Config::parse(&text, file, environment),
+            Err(error) => Err(Faults(vec![format!("{}: cannot be read: {error}", file.display())])),
+        }
+    }
+
+    /// As [`Config::load`], with the content of the file given. `file` names it in faults, and its directory is what
+    /// relative file names are relative to.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, file: &Path, environment: &[(String, String)]) -> Result<Loaded, Faults> {
+        let (config, mut reader) = Reader::read(text, file, environment, |root| {
+            let config = Config::read(root);
+            config.check(root.reader);
+            config
+        });
+        match config {
+            Some(config) if !reader.has_faults() => Ok(Loaded {
+                config,
+                warnings: std::mem::take(&mut reader.warnings),
+                settings: std::mem::take(&mut reader.settings),
+            }),
+            _ => Err(Faults(reader.into_faults())),
+        }
+    }
+
+    fn read(root: &mut Table<'_, '_>) -> Config {
+        let log = root.table("log", Log::read);
+        let kafka = root.table("kafka", Kafka::read);
+        let ingress = root.table("ingress", Ingress::read);
+        let event_types = read_event_types(root);
+        let instances = instance::read_all(root, &event_types);
+        let admin = root.table("admin", Admin::read);
+        let shutdown = root.table("shutdown", Shutdown::read);
+        Config {
+            log,
+            kafka,
+            ingress,
+            instances,
+            event_types,
+            admin,
+            shutdown,
+        }
+    }
+
+    /// How settings must fit together. Each deadline that holds another must be longer, so that the inner one ends
+    /// first and says why; each budget that holds another must be larger, so that what is allowed can be admitted.
+    fn check(&self, reader: &mut Reader<'_>) {
+        let (ingress, shutdown) = (&self.ingress, &self.shutdown);
+        let lanes = [("kafka.small", &self.kafka.small), ("kafka.large", &self.kafka.large)];
+        for (table, lane) in lanes {
+            let key = |name: &str| format!("{table}.{name}");
+            let (publish, socket) = (key("publish_deadline"), key("socket_timeout"));
+            let request = [(&*key("request_timeout"), lane.request_timeout)];
+            reader.nest(
+                &request,
+                Bound::Below(&socket, lane.socket_timeout),
+                parse::show_duration,
+            );
+            let held = [(&*socket, lane.socket_timeout)];
+            reader.nest(
+                &held,
+                Bound::Below(&publish, lane.publish_deadline),
+                parse::show_duration,
+            );
+            if lane.publish_deadline <= METADATA_PROPAGATION {
+                let limit = parse::show_duration(METADATA_PROPAGATION);
+                reader.fault(
+                    &publish,
+                    format_args!("must be more than {limit}, else a missing topic looks like a timeout"),
+                );
+            }
+        }
+        let [small, large] = lanes;
+        let (table, slower) = if small.1.publish_deadline > large.1.publish_deadline {
+            small
+        } else {
+            large
+        };
+        reader.nest(
+            &[
+                ("ingress.admission_wait", ingress.admission_wait),
+                ("ingress.body_timeout", ingress.body_timeout),
+                (&format!("{table}.publish_deadline"), slower.publish_deadline),
+            ],
+            Bound::Below("ingress.request_timeout", ingress.request_timeout),
+            parse::show_duration,
+        );
+        reader.nest(
+            &[
+                ("shutdown.drain_lag", shutdown.drain_lag),
+                ("ingress.request_timeout", ingress.request_timeout),
+            ],
+            Bound::Below("shutdown.grace_period", shutdown.grace_period),
+            parse::show_duration,
+        );
+        let small_body = [("ingress.small_body", ingress.small_body)];
+        reader.nest(
+            &small_body,
+            Bound::AtMost("ingress.body_limit", ingress.body_limit),
+            parse::show_bytes,
+        );
+        reader.nest(
+            &small_body,
+            Bound::AtMost("ingress.small_reserve", ingress.small_reserve),
+            parse::show_bytes,
+        );
+        reader.nest(
+            &[
+                ("ingress.body_limit", ingress.body_limit),
+                ("ingress.small_reserve", ingress.small_reserve),
+            ],
+            Bound::AtMost("ingress.bytes_in_flight", ingress.bytes_in_flight),
+            parse::show_bytes,
+        );
+
+        if ingress.listen.is_empty() && !reader.is_faulty("ingress.listen") {
+            reader.fault("ingress.listen", "at least one address is required");
+        }
+        let listeners: Vec<(&str, &SocketAddr)> = (ingress.listen.iter().map(|a| ("ingress.listen", a)))
+            .chain(ingress.plain_listen.iter().map(|a| ("ingress.plain_listen", a)))
+            .chain([("admin.listen", &self.admin.listen)])
+            .collect();
+        for (n, (key, address)) in listeners.iter().enumerate() {
+            if let Some((other, _)) = listeners[..n].iter().find(|(_, other)| collide(address, other)) {
+                let other = reader.describe(other);
+                reader.fault(key, format_args!("{address} is taken by {other}"));
+            }
+        }
+    }
+}
+
+/// The settings as the README has them: a Markdown table of key, default and meaning.
+pub fn reference() -> String {
+    read::reference(Config::read)
+}
+
+/// The process' environment, for [`Config::load`]. What is not UTF-8 is not there, but a setting of ours then has the
+/// replacement character in it and is found at fault.
+#[allow(clippy::disallowed_methods, reason = "the one place where the environment is read")]
+pub fn variables() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        })
+        .collect()
+}
+
+/// One variable of the process' environment, for [`Instance::load_secrets`].
+#[allow(clippy::disallowed_methods, reason = "the one place where the environment is read")]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+settings! {
+    /// `[log]`
+    #[derive(Debug, Clone)]
+    pub struct Log {
+        /// How log lines are written: `json` or `human`.
+        pub format: LogFormat = value("json", choice(&[("json", LogFormat::Json), ("human", LogFormat::Human)])),
+        /// What is logged: a level such as `info`, or levels by module such as `info,flinks_bridge=debug`.
+        pub level: String = value("info", parse::log_filter),
+    }
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a terminal.
+    Human,
+}
+
+settings! {
+    /// `[kafka]`
+    #[derive(Clone)]
+    pub struct Kafka {
+        /// Brokers to ask first, `host:port`, several separated by commas.
+        pub bootstrap_servers: String = required(parse::servers),
+        /// Further librdkafka properties, such as `"security.protocol"`, values of `property_files` merged in.
+        pub properties: BTreeMap<String, String> = with(kafka_properties),
+        /// How long a record waits for others to share its request (`linger.ms`), up to 1s.
+        pub linger: Duration = value("0ms", duration(Duration::ZERO..=Duration::from_secs(1))),
+        /// How records are compressed (`compression.type`): `none`, `lz4`, `zstd`, `snappy` or `gzip`.
+        pub compression: String = value("lz4", choice(&COMPRESSIONS.map(|name| (name, name.to_owned())))),
+        /// The producer for bodies up to `ingress.small_body`.
+        pub small: Lane = table(|lane| Lane::read(lane, "20s", "6s", "5s", "5")),
+        /// The producer for larger bodies.
+        pub large: Lane = table(|lane| Lane::read(lane, "30s", "15s", "12s", "2")),
+        /// How long no topic's leader may be reachable, or every publish fail, before the bridge says that it is not
+        /// ready.
+        pub unready_after: Duration = value("15s", deadline),
+    }
+}
+
+const COMPRESSIONS: [&str; 5] = ["none", "lz4", "zstd", "snappy", "gzip"];
+
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |(name, value): (&String, &String)| {
+            (
+                name.clone(),
+                if is_secret_property(name) {
+                    read::redacted(value)
+                } else {
+                    value.clone()
+                },
+            )
+        };
+        f.debug_struct("Kafka")
+            .field("bootstrap_servers", &self.bootstrap_servers)
+            .field(
+                "properties",
+                &self.properties.iter().map(show).collect::<BTreeMap<_, _>>(),
+            )
+            .field("linger", &self.linger)
+            .field("compression", &self.compression)
+            .field("small", &self.small)
+            .field("large", &self.large)
+            .field("unready_after", &self.unready_after)
+            .finish()
+    }
+}
+
+settings! {
+    /// `[kafka.small]`, `[kafka.large]`
+    #[derive(Debug, Clone)]
+    pub struct Lane[publish_deadline, socket_timeout, request_timeout, max_in_flight] {
+        /// How long a publish may take before it has failed (`message.timeout.ms`); more than 5s.
+        pub publish_deadline: Duration = value(publish_deadline, deadline),
+        /// How long a broker may leave a request unanswered before the connection is given up (`socket.timeout.ms`).
+        /// With the largest record it sets the least bandwidth.
+        pub socket_timeout: Duration =
+            value(socket_timeout, duration(Duration::from_millis(10)..=Duration::from_secs(300))),
+        /// How long the broker itself may wait for its replicas (`request.timeout.ms`).
+        pub request_timeout: Duration =
+            value(request_timeout, duration(Duration::from_millis(1)..=Duration::from_secs(900))),
+        /// Requests under way at once on a connection (`max.in.flight`), 1 to 5: above that the order is not kept.
+        pub max_in_flight: u32 = value(max_in_flight, number(1..=5)),
+    }
+}
+
+/// librdkafka properties that are not taken, and why. The promise rests on the first group; the second has settings
+/// here, so that each is checked, printed and explained at one place.
+const REFUSED: &[(&str, &str)] = &[
+    ("acks", ACKS),
+    ("request.required.acks", ACKS),
+    (
+        "enable.idempotence",
+        "the bridge always publishes with enable.idempotence=true",
+    ),
+    ("delivery.report.only.error", "only a delivery report makes a 200"),
+    ("transactional.id", "the bridge does not publish in transactions"),
+    (
+        "allow.auto.create.topics",
+        "a missing topic is a fault, never made with the broker's defaults",
+    ),
+    (
+        "topic.metadata.propagation.max.ms",
+        "fixed to 5s, below every publish deadline",
+    ),
+    ("message.timeout.ms", DEADLINE),
+    ("delivery.timeout.ms", DEADLINE),
+    ("max.in.flight", IN_FLIGHT),
+    ("max.in.flight.requests.per.connection", IN_FLIGHT),
+    ("bootstrap.servers", SERVERS),
+    ("metadata.broker.list", SERVERS),
+    ("linger.ms", LINGER),
+    ("queue.buffering.max.ms", LINGER),
+    ("compression.type", COMPRESSION),
+    ("compression.codec", COMPRESSION),
+    (
+        "socket.timeout.ms",
+        "use kafka.small.socket_timeout and kafka.large.socket_timeout",
+    ),
+    (
+        "request.timeout.ms",
+        "use kafka.small.request_timeout and kafka.large.request_timeout",
+    ),
+    ("message.max.bytes", "follows from ingress.body_limit"),
+    ("queue.buffering.max.kbytes", "follows from ingress.bytes_in_flight"),
+    ("queue.buffering.max.messages", "follows from ingress.bytes_in_flight"),
+];
+const ACKS: &str = "the bridge always publishes with acks=all";
+const DEADLINE: &str = "use kafka.small.publish_deadline and kafka.large.publish_deadline";
+const IN_FLIGHT: &str = "use kafka.small.max_in_flight and kafka.large.max_in_flight";
+const SERVERS: &str = "use kafka.bootstrap_servers";
+const LINGER: &str = "use kafka.linger";
+const COMPRESSION: &str = "use kafka.compression";
+
+/// Whether the value of this librdkafka property may never be shown.
+pub fn is_secret_property(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    [
+        "password",
+        "secret",
+        "token",
+        "ssl.key",
+        "private",
+        "sasl.oauthbearer",
+        "sasl.jaas",
+    ]
+    .iter()
+    .any(|part| name.contains(part))
+}
+
+settings! {
+    /// `[ingress]`
+    #[derive(Debug, Clone)]
+    pub struct Ingress {
+        /// Addresses to serve, with TLS if `ingress.tls` is given, else plain.
+        pub listen: Vec<SocketAddr> = list("0.0.0.0:8443", parse::address),
+        /// Addresses to serve without TLS although `ingress.tls` is given.
+        pub plain_listen: Vec<SocketAddr> = list("", parse::address),
+        /// Certificate and key.
+        pub tls: Option<TlsFiles> = optional_table(TlsFiles::read),
+        /// Proxies whose `X-Forwarded-For` is believed: addresses or networks.
+        pub trusted_proxies: Vec<IpNet> = list("", parse::network),
+        /// Largest body.
+        pub body_limit: usize = value("32MiB", bytes(1..=LARGEST_BODY)),
+        /// Bodies in the process at once, all together.
+        pub bytes_in_flight: usize = value("256MiB", bytes(1..=1 << 40)),
+        /// Part of `ingress.bytes_in_flight` that only small bodies may use.
+        pub small_reserve: usize = value("32MiB", bytes(1..=1 << 40)),
+        /// Largest body that is small: it has the producer `kafka.small`.
+        pub small_body: usize = value("64KiB", bytes(1..=LARGEST_BODY)),
+        /// Connections at once; each may hold 16 KiB of headers.
+        pub max_connections: usize = value("10000", number(1..=1_000_000)),
+        /// From accept to the end of the TLS handshake.
+        pub handshake_timeout: Duration = value("10s", deadline),
+        /// From a request's first byte to the end of its headers.
+        pub header_timeout: Duration = value("10s", deadline),
+        /// How long a connection may be idle between requests.
+        pub idle_timeout: Duration = value("150s", deadline),
+        /// How long a request may wait for its share of `ingress.bytes_in_flight`.
+        pub admission_wait: Duration = value("5s", deadline),
+        /// How long no byte of a body may come.
+        pub body_idle_timeout: Duration = value("10s", deadline),
+        /// How long a whole body may take.
+        pub body_timeout: Duration = value("20s", deadline),
+        /// Bytes a second that a body must keep up, counted from its third second.
+        pub body_rate: usize = value("256KiB", bytes(0..=LARGEST_BODY)),
+        /// How long a peer may leave an answer's bytes untaken.
+        pub write_timeout: Duration = value("10s", deadline),
+        /// From the end of a request's headers to its answer.
+        pub request_timeout: Duration = value("60s", deadline),
+        /// `Retry-After` of a 503, in whole seconds.
+        pub retry_after: Duration = value("30s", parse::seconds),
+        /// How often certificate and secret files are looked at for changes.
+        pub reload_interval: Duration = value("10s", deadline),
+    }
+}
+
+settings! {
+    /// `[ingress.tls]`
+    #[derive(Debug, Clone)]
+    pub struct TlsFiles {
+        /// PEM file with the certificate chain, leaf first.
+        pub certificate: PathBuf = file(),
+        /// PEM file with its private key.
+        pub private_key: PathBuf = file(),
+    }
+}
+
+settings! {
+    /// `[admin]`
+    #[derive(Debug, Clone)]
+    pub struct Admin {
+        /// Address of `/metrics`, `/livez` and `/readyz`, plain HTTP.
+        pub listen: SocketAddr = value("127.0.0.1:9464", parse::address),
+    }
+}
+
+settings! {
+    /// `[shutdown]`
+    #[derive(Debug, Clone)]
+    pub struct Shutdown {
+        /// How long requests are served as always after the signal, while load balancers notice.
+        pub drain_lag: Duration = value("5s", duration(Duration::ZERO..=Duration::from_secs(3600))),
+        /// Everything must have ended this long after the signal. Keep it below the pod's
+        /// `terminationGracePeriodSeconds`.
+        pub grace_period: Duration = value("70s", deadline),
+    }
+}
+
+/// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]`.
+fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> BTreeMap<String, String> {
+    let mut properties = table.names(at, is_secret_property);
+    let help = "A file with the value of this property, less one trailing newline.";
+    let files = table.names(At::new("property_files", help), |_| false);
+    for (kind, name) in properties
+        .keys()
+        .map(|n| ("properties", n))
+        .chain(files.keys().map(|n| ("property_files", n)))
+    {
+        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused.eq_ignore_ascii_case(name)) {
+            table.fault(&format!("{kind}.{name}"), format_args!("not allowed: {why}"));
+        }
+    }
+    for name in properties.keys().filter(|name| is_secret_property(name)) {
+        let key = format!("kafka.properties.{name}");
+        if table.reader.in_file(&key) {
+            table.reader.warn(
+                &key,
+                "a secret in the configuration file; kafka.property_files keeps it out",
+            );
+        }
+    }
+    for (name, file) in files {
+        let key = format!("property_files.{name}");
+        let content = SecretSource::File(table.resolve(&file)).read(&|_| None);
+        match content.and_then(|c| String::from_utf8(c.expose().into()).map_err(|_| "is not UTF-8".to_owned())) {
+            Ok(_) if properties.contains_key(&name) => table.fault(&key, "is in kafka.properties too"),
+            Ok(value) => drop(properties.insert(name, value)),
+            Err(what) => table.fault(&key, what),
+        }
+    }
+    properties
+}
+
+/// `[topics]` and `[[event_type]]`: the built-in event types and what configuration adds.
+fn read_event_types(root: &mut Table<'_, '_>) -> EventTypes {
+    let mut event_types = EventTypes::builtin();
+    root.table("topics", |table| {
+        for event_type in &mut event_types.types {
+            let name = topic_key(&event_type.name);
+            let help = match name {
+                QUARANTINE => "Topic of what has no known event type or is not JSON.".to_owned(),
+                name => format!("Topic of event type `{name}`."),
+            };
+            event_type.topic = table
+                .value(At::new(name, &help), &event_type.topic, parse::topic)
+                .into();
+        }
+    });
+    root.tables("event_type", |table| {
+        let at = At::new(
+            "name",
+            "A further event type: its name in metrics, logs and topic settings.",
+        );
+        let name: String = table.required(at, parse::event_type);
+        let at = At::new(
+            "response_type",
+            "The `ResponseType` that selects it. Either this or `members`.",
+        );
+        let response_type = table.optional(at, parse::text);
+        let at = At::new(
+            "members",
+            "Members whose presence at the top of a body selects it. Or `response_type`.",
+        );
+        let members = table.list(at, "", parse::text);
+        let topic: String = table.required(At::new("topic", "Topic of its records."), parse::topic);
+        let ce_type = format!("com.flinks.{}", if name.is_empty() { "<name>" } else { &name });
+        let ce_type = table.value(
+            At::new("ce_type", "`ce_type` of its records."),
+            &ce_type,
+            parse::ce_type,
+        );
+        let at = At::new(
+            "key",
+            "What is the key of its records: `login-id`, `session-id` or `request-id`.",
+        );
+        let key = table.value(at, "login-id", choice(&KEY_SOURCES));
+
+        let discriminator = match (response_type, members) {
+            (Some(value), members) if members.is_empty() => Discriminator::ResponseType(value),
+            (None, members) if !members.is_empty() => Discriminator::Members(members),
+            _ => {
+                return table.fault("", "exactly one of response_type and members is required");
+            }
+        };
+        let added = EventType {
+            name: name.as_str().into(),
+            topic: topic.into(),
+            ce_type: ce_type.into(),
+        };
+        if name == QUARANTINE {
+            table.fault("name", "the name of what has no event type");
+        } else if !name.is_empty()
+            && let Err(what) = event_types.add(added, discriminator, key)
+        {
+            table.fault("name", what);
+        }
+    });
+    event_types
+}
+
+const KEY_SOURCES: [(&str, KeySource); 3] = [
+    ("login-id", KeySource::LoginId),
+    ("session-id", KeySource::SessionId),
+    ("request-id", KeySource::RequestId),
+];
+
+/// The name of an event type where settings name topics.
+fn topic_key(event_type: &str) -> &str {
+    if event_type == UNKNOWN { QUARANTINE } else { event_type }
+}
+
+/// Whether two addresses cannot both be listened on. Port 0 is whatever is free.
+fn collide(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let overlap =
+        |a: &SocketAddr, b: &SocketAddr| a.ip() == b.ip() || (a.ip().is_unspecified() && a.is_ipv4() == b.is_ipv4());
+    one.port() != 0 && one.port() == other.port() && (overlap(one, other) || overlap(other, one))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::signature::Scheme;
+
+    /// Settings without a fault, so that each case shows its own alone. Cases stand before it.
+    const BASE: &str = r#"
+        [[instance]]
+        name = "toolbox"
+        path = "/flinks/toolbox"
+        [[instance.secret]]
+        scheme = "flinks-authenticity-key"
+        label = "2026-11"
+        value_env = "HMAC"
+    "#;
+
+    /// The environment of a case, with what [`BASE`] needs.
+    fn with_base(given: &[(&str, &str)]) -> Vec<(String, String)> {
+        let base = [
+            ("HMAC", "0123456789abcdef"),
+            ("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9092"),
+        ];
+        let base = base
+            .iter()
+            .filter(|(name, _)| given.iter().all(|(other, _)| other != name));
+        base.chain(given)
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, Faults> {
+        Config::parse(text, Path::new("bridge.toml"), &with_base(environment))
+    }
+
+    fn loaded(text: &str, environment: &[(&str, &str)]) -> Loaded {
+        parse(text, environment).unwrap_or_else(|faults| panic!("{faults}\nin\n{text}"))
+    }
+
+    #[test]
+    fn the_example_loads_as_it_stands() {
+        let example = r#"
+[kafka]
+bootstrap_servers = "127.0.0.1:9092"
+[kafka.properties]                      # any librdkafka property that the promise does not rest on
+"security.protocol" = "PLAINTEXT"
+
+[ingress]
+listen = "127.0.0.1:8443"
+[ingress.tls]                           # leave out for plain HTTP
+certificate = "tls.crt"
+private_key = "tls.key"
+
+[[instance]]
+name = "toolbox"
+path = "/flinks/toolbox"
+[[instance.secret]]
+scheme = "flinks-authenticity-key"      # or "x-flinks-signature", "x-webhook-signature"
+label = "2026-11"
+value_file = "secret.txt"               # or value_env, or value
+
+[admin]
+listen = "127.0.0.1:9464"
+"#;
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("flinks-bridge.toml");
+        fs::write(&file, example).expect("written");
+        fs::write(directory.path().join("secret.txt"), "0123456789abcdef\n").expect("written");
+        let loaded = Config::load(Some(&file), &[]).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(loaded.warnings, Vec::<String>::new());
+        let config = loaded.config;
+        assert_eq!(config.kafka.bootstrap_servers, "127.0.0.1:9092");
+        assert_eq!(
+            config.kafka.properties,
+            BTreeMap::from([("security.protocol".into(), "PLAINTEXT".into())])
+        );
+        assert_eq!(config.ingress.listen, ["127.0.0.1:8443".parse().expect("an address")]);
+        assert_eq!(
+            config.ingress.tls.expect("given").certificate,
+            directory.path().join("tls.crt")
+        );
+        let instance = &config.instances[0];
+        assert_eq!(
+            (&*instance.name, instance.path.expose()),
+            ("toolbox", "/flinks/toolbox".as_bytes())
+        );
+        let header = "flinks-authenticity-key".to_owned();
+        assert_eq!(
+            instance.signature_headers,
+            BTreeMap::from([(Scheme::FlinksAuthenticityKey, header)])
+        );
+        let secrets = instance.load_secrets(&|_| None).expect("readable");
+        assert_eq!(
+            (&*secrets[0].label, secrets[0].secret.expose()),
+            ("2026-11", "0123456789abcdef".as_bytes())
+        );
+
+        fs::write(directory.path().join("secret.txt"), "\n").expect("written");
+        let file = directory.path().join("secret.txt");
+        let fault = format!(
+            "instance toolbox, flinks-authenticity-key 2026-11: file {} is empty",
+            file.display()
+        );
+        assert_eq!(instance.load_secrets(&|_| None), Err(vec![fault]));
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let Config {
+            log,
+            kafka,
+            ingress,
+            instances,
+            event_types,
+            admin,
+            shutdown,
+        } = loaded(BASE, &[]).config;
+        let seconds = Duration::from_secs;
+        assert_eq!((log.format, &*log.level), (LogFormat::Json, "info"));
+        assert_eq!(
+            (kafka.linger, &*kafka.compression, kafka.unready_after),
+            (seconds(0), "lz4", seconds(15))
+        );
+        let lane = |l: Lane| (l.publish_deadline, l.socket_timeout, l.request_timeout, l.max_in_flight);
+        assert_eq!(lane(kafka.small), (seconds(20), seconds(6), seconds(5), 5));
+        assert_eq!(lane(kafka.large), (seconds(30), seconds(15), seconds(12), 2));
+        assert_eq!(ingress.listen, ["0.0.0.0:8443".parse().expect("an address")]);
+        assert!(ingress.plain_listen.is_empty() && ingress.tls.is_none() && ingress.trusted_proxies.is_empty());
+        let sizes = (
+            ingress.body_limit,
+            ingress.bytes_in_flight,
+            ingress.small_reserve,
+            ingress.small_body,
+        );
+        assert_eq!(sizes, (32 << 20, 256 << 20, 32 << 20, 64 << 10));
+        assert_eq!((ingress.max_connections, ingress.body_rate), (10_000, 256 << 10));
+        assert_eq!(
+            (ingress.handshake_timeout, ingress.header_timeout),
+            (seconds(10), seconds(10))
+        );
+        assert_eq!(
+            (ingress.idle_timeout, ingress.admission_wait),
+            (seconds(150), seconds(5))
+        );
+        assert_eq!(
+            (ingress.body_idle_timeout, ingress.body_timeout),
+            (seconds(10), seconds(20))
+        );
+        assert_eq!(
+            (ingress.write_timeout, ingress.request_timeout),
+            (seconds(10), seconds(60))
+        );
+        assert_eq!(
+            (ingress.retry_after, ingress.reload_interval),
+            (seconds(30), seconds(10))
+        );
+        assert_eq!(instances[0].authentication, Authentication::Signature);
+        assert_eq!(instances[0].not_json, NotJson::Quarantine);
+        assert!(instances[0].allow.is_empty() && instances[0].topics.is_empty());
+        assert_eq!(event_types, EventTypes::builtin());
+        assert_eq!(admin.listen, "127.0.0.1:9464".parse().expect("an address"));
+        assert_eq!((shutdown.drain_lag, shutdown.grace_period), (seconds(5), seconds(70)));
+    }
+
+    /// Cases with a blank line between them: TOML that stands before [`BASE`], `$` variables, `!` each fault.
+    const FAULTS: &str = r#"
+[ingress]
+body_limit = "lots"
+! ingress.body_limit = "lots" (bridge.toml:3): expected a size from 1B to 900MB, such as 32MiB, 256KiB or 65536
+
+ingress.body_limit = 0x7fffffffffffffff
+! ingress.body_limit = "9223372036854775807" (bridge.toml:2):
+  expected a size from 1B to 900MB, such as 32MiB, 256KiB or 65536
+
+$ FLINKS_BRIDGE__INGRESS__BODY_LIMIT=1.5 MiB
+! ingress.body_limit = "1.5 MiB" (FLINKS_BRIDGE__INGRESS__BODY_LIMIT):
+  expected a size from 1B to 900MB, such as 32MiB, 256KiB or 65536
+
+ingress.body_limit = [1, 2]
+! ingress.body_limit (bridge.toml:2): expected one value, not a list
+
+ingress.body_limit = { a = 1 }
+! ingress.body_limit (bridge.toml:2): expected one value, not a table
+
+ingress.body_timeout = 20
+! ingress.body_timeout = "20" (bridge.toml:2): expected a duration from 1ms to 1day, such as 20s or 500ms
+
+ingress.body_timeout = "0s"
+! ingress.body_timeout = "0s" (bridge.toml:2): expected a duration from 1ms to 1day, such as 20s or 500ms
+
+kafka.unready_after = "0s"
+! kafka.unready_after = "0s" (bridge.toml:2): expected a duration from 1ms to 1day, such as 20s or 500ms
+
+kafka.linger = "1001ms"
+! kafka.linger = "1001ms" (bridge.toml:2): expected a duration from 0s to 1s, such as 20s or 500ms
+
+kafka.small.max_in_flight = 6
+! kafka.small.max_in_flight = "6" (bridge.toml:2): expected a number from 1 to 5
+
+kafka.compression = "rar"
+! kafka.compression = "rar" (bridge.toml:2): expected none or lz4 or zstd or snappy or gzip
+
+log.format = "xml"
+! log.format = "xml" (bridge.toml:2): expected json or human
+
+log.level = "info,="
+! log.level = "info,=" (bridge.toml:2):
+  expected a level such as info, or levels by module such as info,flinks_bridge=debug
+
+ingress.retry_after = "1500ms"
+! ingress.retry_after = "1500ms" (bridge.toml:2): expected whole seconds, such as 30s
+
+admin.listen = "9464"
+! admin.listen = "9464" (bridge.toml:2): expected an address and port, such as 0.0.0.0:8443 or [::]:8443
+
+ingress.trusted_proxies = ["10.0.0.0/8", "lb"]
+! ingress.trusted_proxies = ["10.0.0.0/8","lb"] (bridge.toml:2): "lb":
+  expected an address or network, such as 10.0.0.0/8 or 2001:db8::1
+
+ingress.trusted_proxies = { a = 1 }
+! ingress.trusted_proxies (bridge.toml:2): expected a list, not a table
+
+ingress.listen = "localhost:8443"
+! ingress.listen = ["localhost:8443"] (bridge.toml:2): "localhost:8443":
+  expected an address and port, such as 0.0.0.0:8443 or [::]:8443
+
+ingress.listen = []
+! ingress.listen = [] (bridge.toml:2): at least one address is required
+
+topics.kyc = ".."
+! topics.kyc = ".." (bridge.toml:2): expected 1 to 249 of a-z, A-Z, 0-9, ., _ and -, other than . and ..
+
+[ingress]
+body_limt = 1
+! ingress.body_limt (bridge.toml:3): no such setting, did you mean body_limit?
+
+colour = "red"
+! colour (bridge.toml:2): no such setting
+
+topics.kyk = "a"
+! topics.kyk (bridge.toml:2): no such setting, did you mean kyc?
+
+ingress = 5
+! ingress (bridge.toml:2): expected a table, [ingress]
+
+event_type = 5
+! event_type (bridge.toml:2): expected [[event_type]] tables
+
+$ FLINKS_BRIDGE__INGRES__BODY_LIMIT=1
+! FLINKS_BRIDGE__INGRES__BODY_LIMIT: names no setting, did you mean FLINKS_BRIDGE__INGRESS__BODY_LIMIT?
+
+$ FLINKS_BRIDGE__INSTANCE__7__NAME=x
+! FLINKS_BRIDGE__INSTANCE__7__NAME: names no setting, did you mean FLINKS_BRIDGE__INSTANCE__0__NAME?
+
+$ FLINKS_BRIDGE__LOG__LEVEL=info
+$ flinks_bridge__log__level=warn
+! FLINKS_BRIDGE__LOG__LEVEL, flinks_bridge__log__level: both name the same setting
+
+$ FLINKS_BRIDGE__KAFKA__PROPERTIES__CLIENT_ID=�
+! FLINKS_BRIDGE__KAFKA__PROPERTIES__CLIENT_ID: not UTF-8
+
+ingress.tls.certificate = "a"
+! ingress.tls.private_key: required, expected a text that is not empty
+
+$ FLINKS_BRIDGE__INGRESS__TLS__PRIVATE_KEY=a
+! ingress.tls.certificate: required, expected a text that is not empty
+
+$ FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS=kafka
+! kafka.bootstrap_servers = "kafka" (FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS):
+  expected host:port, several separated by commas
+
+kafka.properties.acks = 1
+! kafka.properties.acks = "1" (bridge.toml:2): not allowed: the bridge always publishes with acks=all
+
+kafka.properties."linger.ms" = 5
+! kafka.properties.linger.ms = "5" (bridge.toml:2): not allowed: use kafka.linger
+
+kafka.properties.max.in.flight = 5
+! kafka.properties.max.in.flight = "5" (bridge.toml:2):
+  not allowed: use kafka.small.max_in_flight and kafka.large.max_in_flight
+
+$ FLINKS_BRIDGE__KAFKA__PROPERTIES__MESSAGE_TIMEOUT_MS=1
+! kafka.properties.message.timeout.ms = "1" (FLINKS_BRIDGE__KAFKA__PROPERTIES__MESSAGE_TIMEOUT_MS):
+  not allowed: use kafka.small.publish_deadline and kafka.large.publish_deadline
+
+kafka.property_files."acks" = "/etc/hostname"
+! kafka.property_files.acks = "/etc/hostname" (bridge.toml:2):
+  not allowed: the bridge always publishes with acks=all
+
+kafka.property_files."sasl.password" = "/nowhere"
+! kafka.property_files.sasl.password = "/nowhere" (bridge.toml:2):
+  cannot be read: No such file or directory (os error 2)
+
+kafka.property_files."sasl.password" = "/dev/null"
+! kafka.property_files.sasl.password = "/dev/null" (bridge.toml:2): is empty
+
+kafka.property_files."sasl.password" = "/dev/zero"
+! kafka.property_files.sasl.password = "/dev/zero" (bridge.toml:2): is larger than 64 KiB
+
+$ FLINKS_BRIDGE__INSTANCE__0__NAME=Tool Box
+! instance.0.name = "Tool Box" (FLINKS_BRIDGE__INSTANCE__0__NAME): expected 1 to 64 of a-z, 0-9, -, _ and .
+
+$ FLINKS_BRIDGE__INSTANCE__0__PATH=flinks?a=b
+! instance.0.path = "flin… (10 characters)" (FLINKS_BRIDGE__INSTANCE__0__PATH):
+  expected a path that starts with / and has no query, fragment or space in it
+
+$ FLINKS_BRIDGE__INSTANCE__0__PATH_ENV=P
+! instance.0: only one of path, path_file, path_env may be given
+
+$ FLINKS_BRIDGE__INSTANCE__0__AUTHENTICATION=none
+! instance.0.authentication = "none" (FLINKS_BRIDGE__INSTANCE__0__AUTHENTICATION):
+  there are secrets, which would never be asked for
+
+$ FLINKS_BRIDGE__INSTANCE__0__NOT_JSON=drop
+! instance.0.not_json = "drop" (FLINKS_BRIDGE__INSTANCE__0__NOT_JSON): expected quarantine or reject
+
+$ FLINKS_BRIDGE__INSTANCE__0__ALLOW=10.0.0.0/33
+! instance.0.allow = ["10.0.0.0/33"] (FLINKS_BRIDGE__INSTANCE__0__ALLOW): "10.0.0.0/33":
+  expected an address or network, such as 10.0.0.0/8 or 2001:db8::1
+
+$ FLINKS_BRIDGE__INSTANCE__0__TOPICS__KYC=
+! instance.0.topics.kyc = "" (FLINKS_BRIDGE__INSTANCE__0__TOPICS__KYC):
+  expected 1 to 249 of a-z, A-Z, 0-9, ., _ and -, other than . and ..
+
+$ FLINKS_BRIDGE__INSTANCE__0__SIGNATURE_HEADERS__X_FLINKS_SIGNATURE=a b
+! instance.0.signature_headers.x-flinks-signature = "a b"
+  (FLINKS_BRIDGE__INSTANCE__0__SIGNATURE_HEADERS__X_FLINKS_SIGNATURE): expected the name of a header
+
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__0__VALUE_ENV=NO
+! instance.0.secret.0.value_env = "NO" (FLINKS_BRIDGE__INSTANCE__0__SECRET__0__VALUE_ENV):
+  is not set in the environment
+
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__0__VALUE=x
+! instance.0.secret.0: only one of value, value_file, value_env may be given
+
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__0__SCHEME=hmac
+! instance.0.secret.0.scheme = "hmac" (FLINKS_BRIDGE__INSTANCE__0__SECRET__0__SCHEME):
+  expected flinks-authenticity-key or x-flinks-signature or x-webhook-signature
+
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__SCHEME=flinks-authenticity-key
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__LABEL=2026-11
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__VALUE=
+! instance.0.secret.1.value = "[redacted]" (FLINKS_BRIDGE__INSTANCE__0__SECRET__1__VALUE): is empty
+
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__SCHEME=flinks-authenticity-key
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__LABEL=2026-11
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__VALUE_ENV=HMAC
+! instance.0.secret.1.label = "2026-11" (FLINKS_BRIDGE__INSTANCE__0__SECRET__1__LABEL):
+  another flinks-authenticity-key secret of this instance has it too
+
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__SCHEME=x-flinks-signature
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__LABEL=2026-11
+$ FLINKS_BRIDGE__INSTANCE__0__SECRET__1__VALUE_ENV=HMAC
+$ FLINKS_BRIDGE__INSTANCE__0__SIGNATURE_HEADERS__X_FLINKS_SIGNATURE=Flinks-Authenticity-Key
+! instance.0.signature_headers.x-flinks-signature = "Flinks-Authenticity-Key"
+  (FLINKS_BRIDGE__INSTANCE__0__SIGNATURE_HEADERS__X_FLINKS_SIGNATURE): the header of another scheme too,
+  instance.0.signature_headers.flinks-authenticity-key = "flinks-authenticity-key" (default)
+
+$ FLINKS_BRIDGE__INSTANCE__1__NAME=toolbox
+$ FLINKS_BRIDGE__INSTANCE__1__PATH=/flinks/toolbox
+$ FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION=none
+! instance.1.name = "toolbox" (FLINKS_BRIDGE__INSTANCE__1__NAME): the name of instance.0 too
+! instance.1.path = "/fli… (15 characters)" (FLINKS_BRIDGE__INSTANCE__1__PATH): the path of instance.0 too
+
+$ FLINKS_BRIDGE__INSTANCE__1__NAME=capital
+! instance.1: one of path, path_file, path_env is required
+! instance.1: no [[instance.secret]] is given: the bridge refuses to start without, unless authentication = "none"
+
+$ FLINKS_BRIDGE__INSTANCE__1__NAME=capital
+$ FLINKS_BRIDGE__INSTANCE__1__PATH=/capital
+$ FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION=no
+! instance.1.authentication = "no" (FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION): expected signature or none
+
+[[event_type]]
+name = "a"
+topic = "t"
+! event_type.0: exactly one of response_type and members is required
+
+[[event_type]]
+name = "quarantine"
+topic = "t"
+response_type = "A"
+! event_type.0.name = "quarantine" (bridge.toml:3): the name of what has no event type
+
+[[event_type]]
+name = "kyc"
+topic = "t"
+members = "A"
+! event_type.0.name = "kyc" (bridge.toml:3): event type `kyc` exists already
+
+[[event_type]]
+name = "a"
+topic = "t"
+response_type = "KYC"
+! event_type.0.name = "a" (bridge.toml:3): discriminator already selects event type `kyc`
+
+ingress.body_timeout = "25s"
+! ingress.admission_wait = "5s" (default) + ingress.body_timeout = "25s" (bridge.toml:2)
+  + kafka.large.publish_deadline = "30s" (default) = 1m: must be less than ingress.request_timeout = "60s" (default)
+
+shutdown.grace_period = "65s"
+! shutdown.drain_lag = "5s" (default) + ingress.request_timeout = "60s" (default) = 1m 5s:
+  must be less than shutdown.grace_period = "65s" (bridge.toml:2)
+
+kafka.small.socket_timeout = "20s"
+! kafka.small.socket_timeout = "20s" (bridge.toml:2): must be less than kafka.small.publish_deadline = "20s" (default)
+
+kafka.large.request_timeout = "15s"
+! kafka.large.request_timeout = "15s" (bridge.toml:2): must be less than kafka.large.socket_timeout = "15s" (default)
+
+kafka.small = { publish_deadline = "5s", socket_timeout = "2s", request_timeout = "1s" }
+! kafka.small.publish_deadline = "5s" (bridge.toml:2): must be more than 5s, else a missing topic looks like a timeout
+
+ingress = { body_limit = "2KiB", small_body = "4KiB" }
+! ingress.small_body = "4KiB" (bridge.toml:2): must be at most ingress.body_limit = "2KiB" (bridge.toml:2)
+
+ingress.small_reserve = "1KiB"
+! ingress.small_body = "64KiB" (default): must be at most ingress.small_reserve = "1KiB" (bridge.toml:2)
+
+ingress.bytes_in_flight = "63MiB"
+! ingress.body_limit = "32MiB" (default) + ingress.small_reserve = "32MiB" (default) = 64MiB:
+  must be at most ingress.bytes_in_flight = "63MiB" (bridge.toml:2)
+
+ingress.plain_listen = "127.0.0.1:8443"
+! ingress.plain_listen = ["127.0.0.1:8443"] (bridge.toml:2):
+  127.0.0.1:8443 is taken by ingress.listen = ["0.0.0.0:8443"] (default)
+
+admin.listen = "0.0.0.0:8443"
+! admin.listen = "0.0.0.0:8443" (bridge.toml:2):
+  0.0.0.0:8443 is taken by ingress.listen = ["0.0.0.0:8443"] (default)
+
+ingress = { body_timeout = "soon", body_limt = 5, retry_after = "1ms" }
+kafka.small.request_timeout = "7s"
+$ FLINKS_BRIDGE__NO=1
+! ingress.body_timeout = "soon" (bridge.toml:2): expected a duration from 1ms to 1day, such as 20s or 500ms
+! ingress.retry_after = "1ms" (bridge.toml:2): expected a duration from 1s to 1day, such as 20s or 500ms
+! ingress.body_limt (bridge.toml:2): no such setting, did you mean body_limit?
+! kafka.small.request_timeout = "7s" (bridge.toml:3): must be less than kafka.small.socket_timeout = "6s" (default)
+! FLINKS_BRIDGE__NO: names no setting
+"#;
+
+    #[test]
+    fn every_fault_names_key_value_place_and_what_is_allowed() {
+        for case in FAULTS.trim().split("\n\n") {
+            let mut toml = String::from("# Settings\n");
+            let mut environment = Vec::new();
+            let mut expected: Vec<String> = Vec::new();
+            for line in case.lines() {
+                if let Some(fault) = line.strip_prefix("! ") {
+                    expected.push(fault.to_owned());
+                } else if let Some(more) = line.strip_prefix("  ") {
+                    *expected.last_mut().expect("a fault to go on") += &format!(" {more}");
+                } else if let Some(variable) = line.strip_prefix("$ ") {
+                    environment.push(variable.split_once('=').expect("name=value"));
+                } else {
+                    toml += &format!("{line}\n");
+                }
+            }
+            let faults = parse(&(toml + BASE), &environment)
+                .err()
+                .map(|faults| faults.to_string());
+            assert_eq!(faults.unwrap_or_default(), expected.join("\n"), "in\n{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_altogether_is_said() {
+        let faults = Config::parse("", Path::new(""), &[])
+            .expect_err("nothing given")
+            .to_string();
+        let servers = "kafka.bootstrap_servers: required, expected host:port, several separated by commas";
+        assert_eq!(
+            faults,
+            format!("{servers}\ninstance: at least one [[instance]] is required")
+        );
+
+        let faults = Config::load(Some(Path::new("/nowhere/b.toml")), &[])
+            .expect_err("no file")
+            .to_string();
+        assert_eq!(
+            faults,
+            "/nowhere/b.toml: cannot be read: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn faults_of_syntax_name_the_line_and_quote_nothing() {
+        let text = "[kafka]\nbootstrap_servers = hunter2\n\nx = \"hunter2\n[a]\n[a]\n";
+        let faults = parse(text, &[]).expect_err("not TOML").to_string();
+        let places: Vec<&str> = faults
+            .lines()
+            .map(|line| line.split(' ').next().expect("a place"))
+            .collect();
+        assert_eq!(
+            places,
+            ["bridge.toml:2:", "bridge.toml:4:", "bridge.toml:6:"],
+            "{faults}"
+        );
+        assert!(!faults.contains("hunter2"), "{faults}");
+    }
+
+    #[test]
+    fn the_environment_wins_and_adds() {
+        let text = "log.level = \"debug\"\ningress.listen = [\"127.0.0.1:1\", \"[::1]:1\"]\n".to_owned() + BASE;
+        let Loaded { config, warnings, .. } = loaded(
+            &text,
+            &[
+                ("FLINKS_BRIDGE__LOG__LEVEL", "warn"),
+                ("flinks_bridge__ingress__listen", "127.0.0.1:2, [::1]:2"),
+                ("FLINKS_BRIDGE__KAFKA__SMALL__MAX_IN_FLIGHT", "1"),
+                ("FLINKS_BRIDGE__KAFKA__PROPERTIES__SASL_PASSWORD", "hunter2"),
+                ("FLINKS_BRIDGE__TOPICS__ACCOUNTS_DETAIL", "accounts"),
+                ("FLINKS_BRIDGE__INSTANCE__0__NAME", "renamed"),
+                ("FLINKS_BRIDGE__INSTANCE__0__TOPICS__QUARANTINE", "aside"),
+                ("FLINKS_BRIDGE__INSTANCE__1__NAME", "second"),
+                ("FLINKS_BRIDGE__INSTANCE__1__PATH_ENV", "SECOND_PATH"),
+                ("SECOND_PATH", "/second"),
+                ("FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION", "none"),
+                ("FLINKS_BRIDGE__EVENT_TYPE__0__NAME", "attributes"),
+                ("FLINKS_BRIDGE__EVENT_TYPE__0__MEMBERS", "A,B"),
+                ("FLINKS_BRIDGE__EVENT_TYPE__0__TOPIC", "a"),
+                ("FLINKS_BRIDGE_SERVICE_HOST", "what Kubernetes sets is none of ours"),
+            ],
+        );
+        let unsigned = "(FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION): webhooks of this instance need no signature";
+        assert_eq!(warnings, [format!("instance.1.authentication = \"none\" {unsigned}")]);
+        assert_eq!(config.log.level, "warn");
+        let listen: Vec<String> = config.ingress.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(listen, ["127.0.0.1:2", "[::1]:2"]);
+        assert_eq!(config.kafka.small.max_in_flight, 1);
+        assert_eq!(config.kafka.properties["sasl.password"], "hunter2");
+        let [first, second] = &config.instances[..] else {
+            panic!("{:?}", config.instances)
+        };
+        assert_eq!(
+            (&*first.name, &*second.name, second.path.expose()),
+            ("renamed", "second", "/second".as_bytes())
+        );
+        assert_eq!(
+            first.topics,
+            BTreeMap::from([("unknown".to_owned(), "aside".to_owned())])
+        );
+        let types: Vec<(&str, &str)> = config.event_types.types.iter().map(|t| (&*t.name, &*t.topic)).collect();
+        assert!(
+            types.contains(&("accounts-detail", "accounts")) && types.contains(&("attributes", "a")),
+            "{types:?}"
+        );
+        assert_eq!(types.last().map(|t| t.0), Some("unknown"));
+    }
+
+    #[test]
+    fn values_may_be_written_in_several_ways() {
+        let text = r#"
+            [ingress]
+            body_limit = 0x100_0000
+            bytes_in_flight = "1 GiB"
+            small_body = "60kb"
+            trusted_proxies = ["10.1.2.3/8", "192.0.2.1", "2001:db8::1"]
+            idle_timeout = "2m 30s"
+            [kafka.properties]
+            security.protocol = "SSL"
+            "client.id" = 5
+            enable.ssl.certificate.verification = true
+        "#;
+        let Config { kafka, ingress, .. } = loaded(&(text.to_owned() + BASE), &[]).config;
+        let sizes = (ingress.body_limit, ingress.bytes_in_flight, ingress.small_body);
+        assert_eq!(sizes, (16 << 20, 1 << 30, 60_000));
+        let proxies: Vec<String> = ingress.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(proxies, ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::1/128"]);
+        assert_eq!(ingress.idle_timeout, Duration::from_secs(150));
+        let property = |name: &str| kafka.properties[name].as_str();
+        assert_eq!((property("security.protocol"), property("client.id")), ("SSL", "5"));
+        assert_eq!(property("enable.ssl.certificate.verification"), "true");
+    }
+
+    /// Plants a secret wherever one may stand and looks for it in all that can be written out.
+    #[test]
+    fn secrets_are_never_shown() {
+        const PLANTED: &str = "hunter2hunter2";
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("secret"), format!("{PLANTED}\n")).expect("written");
+        let text = r#"
+            [kafka.properties]
+            "sasl.password" = "hunter2hunter2"
+            "sasl.oauthbearer.config" = "hunter2hunter2"
+            ssl.key.pem = "hunter2hunter2"
+            [kafka.property_files]
+            "ssl.keystore.password" = "secret"
+            [[instance]]
+            name = "inline"
+            path = "/a/hunter2hunter2"
+            [[instance.secret]]
+            scheme = "flinks-authenticity-key"
+            label = "a"
+            value = "hunter2hunter2"
+            [[instance.secret]]
+            scheme = "x-webhook-signature"
+            label = "b"
+            value_file = "secret"
+            [[instance]]
+            name = "environment"
+            path_env = "SECRET_PATH"
+            [[instance.secret]]
+            scheme = "x-flinks-signature"
+            label = "c"
+            value_env = "SECRET"
+        "#;
+        let secret_path = format!("/{PLANTED}");
+        let environment = with_base(&[
+            ("SECRET_PATH", &secret_path),
+            ("SECRET", PLANTED),
+            ("FLINKS_BRIDGE__KAFKA__PROPERTIES__SSL_KEY_PASSWORD", PLANTED),
+        ]);
+        let file = directory.path().join("bridge.toml");
+        let loaded = Config::parse(text, &file, &environment).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(loaded.config.kafka.properties["ssl.keystore.password"], PLANTED);
+        let warnings = loaded.warnings.join("\n");
+        let shown = [
+            loaded.print(),
+            format!("{loaded:?}"),
+            format!("{:?}", loaded.config),
+            warnings.clone(),
+        ];
+        for shown in &shown {
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        let place = |line: usize| format!("\"[redacted]\" ({}:{line})", file.display());
+        let kept_out = |by: &str| format!("a secret in the configuration file; {by} out");
+        let [property, secret] = ["kafka.property_files keeps it", "value_file and value_env keep it"].map(kept_out);
+        let short = "the secret is shorter than 16 bytes";
+        let expected = [
+            format!("kafka.properties.sasl.oauthbearer.config = {}: {property}", place(4)),
+            format!("kafka.properties.sasl.password = {}: {property}", place(3)),
+            format!("kafka.properties.ssl.key.pem = {}: {property}", place(5)),
+            format!("instance.0.secret.0.value = {}: {short}", place(14)),
+            format!("instance.0.secret.0.value = {}: {secret}", place(14)),
+            format!(
+                "instance.0.secret.1.value_file = {}: {short}",
+                place(18).replace("[redacted]", "secret")
+            ),
+            format!(
+                "instance.1.secret.0.value_env = {}: {short}",
+                place(25).replace("[redacted]", "SECRET")
+            ),
+        ];
+        assert_eq!(loaded.warnings, expected);
+
+        // The same with a fault in every setting that can have one, and names misspelt.
+        let faulty = text
+            .replace("path = \"/", "path = \"?")
+            .replace("label = ", "lable = ")
+            .replace("value = ", "values = ")
+            .replace(
+                "\"sasl.password\" = \"hunter2hunter2\"",
+                "\"sasl.password\" = [\"hunter2hunter2\"]",
+            )
+            + "[instances]\nx = \"hunter2hunter2\"";
+        let faults = Config::parse(&faulty, &file, &environment).expect_err("faulty");
+        let faults = format!("{faults} {faults:?}");
+        for key in ["sasl.password", ".values", "instances"] {
+            assert!(faults.contains(key), "{key} is not in {faults}");
+        }
+        assert!(!faults.contains("hunter2"), "{faults}");
+    }
+
+    #[test]
+    fn print_is_toml_that_loads_to_the_same() {
+        let text = "kafka.properties.security.protocol = \"SSL\"\n".to_owned()
+            + "[[event_type]]\nname = \"a\"\ntopic = \"t\"\nmembers = [\"A\", \"B\"]\n"
+            + BASE;
+        let first = loaded(&text, &[("FLINKS_BRIDGE__LOG__LEVEL", "warn")]);
+        let print = first.print();
+        for line in [
+            "[log]",
+            "level = \"warn\"  # FLINKS_BRIDGE__LOG__LEVEL",
+            "linger = \"0ms\"  # default",
+            "[kafka.properties]",
+            "\"security.protocol\" = \"SSL\"",
+            "members = [\"A\",\"B\"]",
+            "[[instance]]",
+            "name = \"toolbox\"",
+            "path = \"/fli… (15 characters)\"",
+            "[[instance.secret]]",
+            "value_env = \"HMAC\"",
+        ] {
+            assert!(print.lines().any(|l| l == line), "{line} is not in\n{print}");
+        }
+        let again = loaded(&print.replace("/fli… (15 characters)", "/flinks/toolbox"), &[]);
+        assert_eq!(format!("{:?}", again.config), format!("{:?}", first.config));
+    }
+
+    #[test]
+    fn the_reference_has_each_setting_once() {
+        let reference = reference();
+        for row in [
+            "| setting | default | meaning |",
+            "| `kafka.bootstrap_servers` | required | Brokers to ask first, `host:port`, several",
+            "| `kafka.small.publish_deadline` | `20s` |",
+            "| `kafka.large.publish_deadline` | `30s` |",
+            "| `kafka.properties.*` | none |",
+            "| `ingress.tls.certificate` | required |",
+            "| `ingress.plain_listen` | none |",
+            "| `topics.quarantine` | `flinks.quarantine` |",
+            "| `event_type.N.ce_type` | `com.flinks.<name>` |",
+            "| `instance.N.secret.N.value_file` | none |",
+            "| `instance.N.topics.kyc` | none |",
+        ] {
+            assert_eq!(reference.matches(row).count(), 1, "{row} in\n{reference}");
+        }
+        let mut keys: Vec<&str> = reference.lines().filter_map(|row| row.split(" | ").next()).collect();
+        let rows = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), rows);
+    }
+}

@@ -1,0 +1,222 @@
+//! Role `dev`: the ingress on an embedded broker, with a certificate it makes itself, for whoever wants to see a
+//! webhook become a record. It prints how to post one and each record as it arrives on its topic.
+//!
+//! Nothing is kept: the embedded broker holds about 5 MiB a partition in memory. The ingress itself is the very one
+//! that runs in production; only what stands around it is made up here.
+
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use crate::BoxError;
+use crate::config::{Config, Faults, Loaded};
+use crate::kafka::embedded::Embedded;
+use crate::kafka::reader::{self, ReadRecord};
+use crate::kafka::topics_of;
+use crate::signature::{ContentHash, Scheme, Secret, sign};
+use crate::tls::{self, Identity, SelfMade};
+
+/// Options of role `dev`.
+#[derive(Debug, Clone, Args)]
+pub struct Dev {
+    /// Address of the HTTPS endpoint.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    pub https: SocketAddr,
+    /// Address of the same endpoint over plain HTTP.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub http: SocketAddr,
+    /// Address of /metrics, /livez and /readyz.
+    #[arg(long, default_value = "127.0.0.1:9464")]
+    pub admin: SocketAddr,
+    /// Log filter; records are printed whatever it says.
+    #[arg(long, default_value = "warn")]
+    pub log: String,
+}
+
+/// Path that the instance of role `dev` listens on.
+const PATH: &str = "/flinks/dev";
+/// The secret is no secret: it is printed, so that a newcomer can sign.
+const SECRET: &str = "not-a-secret-only-for-dev";
+/// What a newcomer can post without a file.
+const SAMPLE: &str = r#"{"ResponseType":"KYC","HttpStatusCode":200,"Login":{"Id":"7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1"},"Tag":"app-2026-000417"}"#;
+const SAMPLE_PAY: &str = r#"{"eventType":"SessionSetupStatusChanged","sessionId":"aadd08f2-83ce-456d-84ed-c68cfed4ee7b","status":"Completed","statusDetails":"EFT0301"}"#;
+
+/// The settings of role `dev`: as if they had been read from a file.
+///
+/// # Errors
+/// The faults of the options, as those of any settings.
+pub fn settings(options: &Dev) -> Result<Loaded, Faults> {
+    let Dev {
+        https,
+        http,
+        admin,
+        log,
+    } = options;
+    let text = format!(
+        r#"
+        [log]
+        format = "human"
+        level = "{log}"
+        [kafka]
+        bootstrap_servers = "127.0.0.1:1"   # the embedded broker's, once it is up
+        [ingress]
+        listen = "{https}"
+        plain_listen = "{http}"
+        [admin]
+        listen = "{admin}"
+        [shutdown]
+        drain_lag = "0s"                    # no balancer stands before this
+        [[instance]]
+        name = "dev"
+        path = "{PATH}"
+        "#
+    );
+    let secrets = Scheme::ALL
+        .map(|scheme| format!("[[instance.secret]]\nscheme = \"{scheme}\"\nlabel = \"dev\"\nvalue = \"{SECRET}\"\n"));
+    let mut loaded = Config::parse(&format!("{text}{}", secrets.concat()), Path::new("dev"), &[])?;
+    // They speak of the made-up secrets.
+    loaded.warnings.clear();
+    Ok(loaded)
+}
+
+/// What stands around the ingress in role `dev`.
+pub struct Company {
+    identity: Arc<Identity>,
+    ca_file: PathBuf,
+    /// Held for as long as it is to run.
+    _broker: Embedded,
+}
+
+impl Company {
+    /// Starts the embedded broker with all topics, points the settings to it, and makes a certificate.
+    ///
+    /// # Errors
+    /// When the broker cannot start or the certificate's authority cannot be written for curl to read.
+    pub fn gather(config: &mut Config) -> Result<Company, BoxError> {
+        let broker = Embedded::start(&topics_of(config))?;
+        config.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
+        let SelfMade {
+            ca_pem,
+            certificate_pem,
+            private_key_pem,
+        } = tls::self_made(tls::LOCAL_NAMES)?;
+        let identity = Identity::from_pem(&certificate_pem, &private_key_pem)?;
+        let ca_file = std::env::temp_dir().join(format!("flinks-bridge-dev-{}.pem", std::process::id()));
+        std::fs::write(&ca_file, ca_pem).map_err(|error| format!("cannot write {}: {error}", ca_file.display()))?;
+        Ok(Company {
+            identity,
+            ca_file,
+            _broker: broker,
+        })
+    }
+
+    /// The certificate that the ingress serves.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.identity.clone()
+    }
+
+    /// Tells the newcomer what runs and how to use it, and from then on prints each record that arrives, on a thread
+    /// of its own, until the shutdown.
+    pub fn introduce(&self, addresses: &[SocketAddr], config: &Config, shutdown: CancellationToken) {
+        print!("{}", self.introduction(addresses, config));
+        let kafka = config.kafka.clone();
+        let topics = topics_of(config);
+        let follow = move || {
+            let print = |record: Option<ReadRecord<'_>>| {
+                if let Some(record) = record {
+                    println!("{}", summary(&record));
+                }
+                if shutdown.is_cancelled() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            if let Err(error) = reader::follow(&kafka, &topics, print) {
+                tracing::error!(%error, "the topics cannot be read, so records are not printed");
+            }
+        };
+        std::thread::spawn(follow);
+    }
+
+    fn introduction(&self, addresses: &[SocketAddr], config: &Config) -> String {
+        let [https, http] = [addresses[0], addresses[1]];
+        let (ca, broker, admin) = (
+            self.ca_file.display(),
+            &config.kafka.bootstrap_servers,
+            config.admin.listen,
+        );
+        let topics = topics_of(config).join("\n             ");
+        let secret = Secret::new(SECRET);
+        let signed = |scheme: Scheme, body: &str| {
+            format!(
+                "-H '{}: {}' --data-binary '{body}'",
+                scheme.default_header(),
+                sign(scheme, &secret, body.as_bytes())
+            )
+        };
+        let kyc = signed(Scheme::FlinksAuthenticityKey, SAMPLE);
+        let pay = signed(Scheme::XWebhookSignature, SAMPLE_PAY);
+        let port = https.port();
+        let header = Scheme::FlinksAuthenticityKey.default_header();
+        format!(
+            r#"
+flinks-bridge dev: webhooks in, records out. NOTHING IS KEPT: the embedded broker holds about 5 MiB a partition in
+memory, drops the oldest records beyond that (a larger record drops all before it), and forgets everything at the end.
+
+  webhooks   https://localhost:{port}{PATH}   (authority: {ca})
+             http://{http}{PATH}
+  kafka      {broker}   (PLAINTEXT; try: kcat -b {broker} -t flinks.kyc -C)
+  topics     {topics}
+  metrics    http://{admin}/metrics   /readyz   /livez
+
+Post a webhook; its record is printed below as it arrives on its topic:
+
+  curl -i --cacert {ca} https://localhost:{port}{PATH} {kyc}
+
+  curl -i http://{http}{PATH} {pay}
+
+Post a file of your own:
+
+  FILE=tests/payloads/accounts_detail.json
+  curl -i --cacert {ca} https://localhost:{port}{PATH} \
+    -H "{header}: $(openssl dgst -sha256 -hmac '{SECRET}' -binary "$FILE" | base64)" \
+    -H 'Content-Type: application/json' --data-binary @"$FILE"
+
+Ctrl-C ends it.
+
+"#
+        )
+    }
+}
+
+impl Drop for Company {
+    fn drop(&mut self) {
+        // It is in the directory for temporary files: a left-over does no harm.
+        let _ = std::fs::remove_file(&self.ca_file);
+    }
+}
+
+/// A record in one line, and its headers in more; of the body only how long it is and what it hashes to.
+fn summary(record: &ReadRecord<'_>) -> String {
+    let key = record.key.map_or("(none)".into(), String::from_utf8_lossy);
+    let headers = record
+        .headers
+        .iter()
+        .map(|(name, value)| format!("\n    {name}: {}", String::from_utf8_lossy(value)));
+    let mut hash = ContentHash::new();
+    hash.update(record.payload);
+    let hash = hash.finish().map(|byte| format!("{byte:02x}")).concat();
+    format!(
+        "{} [{}] offset {}  key {key}  {} bytes  sha256 {hash}{}",
+        record.topic,
+        record.partition,
+        record.offset,
+        record.payload.len(),
+        headers.collect::<String>()
+    )
+}

@@ -1,0 +1,263 @@
+//! The byte stream below hyper: its deadlines while no request is being answered, and an end that loses no answer.
+//!
+//! hyper has one timer for a request's headers, and it runs on an idle connection as well. A connection may be idle
+//! for minutes (a sender that keeps it open must not meet our close), headers may not dribble for minutes. So the
+//! stream itself keeps both times: it knows when a request's first byte came, and the handler tells it when a request
+//! has been understood as one and when it has been answered.
+//!
+//! It never looks into the bytes. One consequence: of a pipelined request whose first bytes came together with the
+//! request before it, the time is counted from its next byte; until then the connection counts as idle.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::server::TlsStream;
+
+use crate::config;
+
+/// How long, and for how many bytes, a sender that is still sending is listened to after an early answer, so that the
+/// answer is not overtaken by the reset that closing an unread connection sends.
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 1024 * 1024);
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Between requests, or before the first.
+    Idle,
+    /// Some bytes of a request's headers have come.
+    Headers,
+    /// A request is being answered; its deadlines are the handler's.
+    Request,
+}
+
+/// Why the stream itself ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// No request came for the idle timeout.
+    Idle,
+    /// A request's headers did not end in time.
+    Headers,
+    /// The peer did not take the bytes of an answer.
+    Write,
+}
+
+/// What the stream and the handler tell each other about one connection.
+#[derive(Debug)]
+pub struct Progress {
+    phase: Mutex<(Phase, Instant)>,
+    expired: Mutex<Option<Expired>>,
+    peer_closed: AtomicBool,
+    unread_body: AtomicBool,
+    closing: AtomicBool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress {
+            phase: Mutex::new((Phase::Idle, Instant::now())),
+            expired: Mutex::new(None),
+            peer_closed: AtomicBool::new(false),
+            unread_body: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// hyper has handed a request to the handler. When its first byte came.
+    pub fn request_begun(&self) -> Instant {
+        let before = std::mem::replace(&mut *self.lock(), (Phase::Request, Instant::now()));
+        before.1
+    }
+
+    /// The handler has answered it, `unread` without having read all of its body.
+    pub fn request_answered(&self, unread: bool) {
+        self.unread_body.fetch_or(unread, Ordering::Relaxed);
+        *self.lock() = (Phase::Idle, Instant::now());
+    }
+
+    /// From now on the connection ends once it is idle. Takes effect when it is polled next.
+    pub fn close_when_idle(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer has closed the connection or its sending half; these look alike from here.
+    pub fn peer_closed(&self) -> bool {
+        self.peer_closed.load(Ordering::Relaxed)
+    }
+
+    /// Why the stream ended the connection, if it did.
+    pub fn expired(&self) -> Option<Expired> {
+        *self.expired.lock().expect("no panic while held")
+    }
+
+    fn bytes_came(&self) {
+        let mut phase = self.lock();
+        if phase.0 == Phase::Idle {
+            *phase = (Phase::Headers, Instant::now());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.phase.lock().expect("no panic while held")
+    }
+
+    fn expire(&self, expired: Expired) -> io::Error {
+        *self.expired.lock().expect("no panic while held") = Some(expired);
+        io::ErrorKind::TimedOut.into()
+    }
+}
+
+/// The bytes of a connection: plain, or through TLS.
+pub enum Transport {
+    /// As they come.
+    Plain(TcpStream),
+    /// Decrypted. Boxed: a TLS session is some kilobytes, and a plain connection should not pay for them.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// An accepted connection with its deadlines.
+pub struct Connection {
+    transport: Transport,
+    progress: Arc<Progress>,
+    idle_timeout: Duration,
+    header_timeout: Duration,
+    write_timeout: Duration,
+    read_timer: Pin<Box<Sleep>>,
+    write_timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    /// Wraps a transport that is ready for its first request.
+    pub fn new(transport: Transport, limits: &config::Ingress) -> Connection {
+        Connection {
+            transport,
+            progress: Arc::new(Progress::new()),
+            idle_timeout: limits.idle_timeout,
+            header_timeout: limits.header_timeout,
+            write_timeout: limits.write_timeout,
+            read_timer: Box::pin(tokio::time::sleep(limits.idle_timeout)),
+            write_timer: None,
+        }
+    }
+
+    /// What the connection is doing, to share with the handler.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Ends the connection once hyper is done with it. Where an answer was given before its request had been read
+    /// whole, the peer may still be sending, so what it sends is read for a while and dropped.
+    pub async fn close(mut self, answered_early: bool) {
+        let closed = tokio::time::timeout(self.write_timeout, self.transport_mut().shutdown()).await;
+        let unread = answered_early || self.progress.unread_body.load(Ordering::Relaxed);
+        if closed.is_ok_and(|closed| closed.is_ok()) && unread && !self.progress.peer_closed() {
+            let mut scratch = [0; 8 * 1024];
+            let mut left = LINGER.1;
+            let discard = async {
+                while left > 0 {
+                    match self.transport_mut().read(&mut scratch).await {
+                        Ok(0) | Err(_) => break,
+                        Ok(read) => left = left.saturating_sub(read),
+                    }
+                }
+            };
+            // Whether it stops sending in time is its affair.
+            let _ = tokio::time::timeout(LINGER.0, discard).await;
+        }
+    }
+
+    fn transport_mut(&mut self) -> Pin<&mut (dyn Stream + Send)> {
+        match &mut self.transport {
+            Transport::Plain(stream) => Pin::new(stream),
+            Transport::Tls(stream) => Pin::new(&mut **stream),
+        }
+    }
+}
+
+impl Connection {
+    /// Whether bytes have arrived that were not read yet. Asks the socket itself: the runtime's own view of it may be
+    /// older than a request that came in the last moment.
+    fn bytes_wait(&self) -> bool {
+        let stream = match &self.transport {
+            Transport::Plain(stream) => stream,
+            Transport::Tls(stream) => stream.get_ref().0,
+        };
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        SockRef::from(stream).peek(&mut byte).is_ok_and(|waiting| waiting > 0)
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
+        if let Poll::Ready(read) = self.transport_mut().poll_read(cx, buf) {
+            if read.is_err() || buf.filled().len() == filled {
+                self.progress.peer_closed.store(true, Ordering::Relaxed);
+            } else {
+                self.progress.bytes_came();
+            }
+            return Poll::Ready(read);
+        }
+        let (phase, since) = *self.progress.lock();
+        if phase == Phase::Idle && self.progress.closing.load(Ordering::Relaxed) {
+            if !self.bytes_wait() {
+                // As if the peer had closed: hyper ends an idle connection without a word.
+                return Poll::Ready(Ok(()));
+            }
+            self.progress.bytes_came();
+        }
+        let (deadline, expired) = match phase {
+            Phase::Idle => (since + self.idle_timeout, Expired::Idle),
+            Phase::Headers => (since + self.header_timeout, Expired::Headers),
+            Phase::Request => return Poll::Pending,
+        };
+        if self.read_timer.deadline() != deadline {
+            self.read_timer.as_mut().reset(deadline);
+        }
+        ready!(self.read_timer.as_mut().poll(cx));
+        Poll::Ready(Err(self.progress.expire(expired)))
+    }
+}
+
+impl Connection {
+    /// Passes a write's progress on; one that makes none for the write timeout ends the connection.
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_timer = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let timer = self
+            .write_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(self.progress.expire(Expired::Write)))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = self.transport_mut().poll_write(cx, buf);
+        self.bounded(cx, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.transport_mut().poll_flush(cx);
+        self.bounded(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut_down = self.transport_mut().poll_shutdown(cx);
+        self.bounded(cx, shut_down)
+    }
+}

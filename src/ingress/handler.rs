@@ -1,0 +1,722 @@
+//! One request to one answer, decided in the order that README's table of answers has.
+//!
+//! The outcome of a request starts as a failure. Only a [`Receipt`] makes it a 200, and a `Receipt` comes from a
+//! delivery report alone. A sender that hangs up does not cancel its publish: the record's outcome is then counted and
+//! logged where the delivery report comes in.
+//!
+//! Each request ends in one count and one log line. No body, secret or account holder's data goes anywhere but into
+//! the record: what a log line says of a webhook is its instance, event type, key, `ce_id` and size.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::admission::{Admission, NoBudget, Permit};
+use super::connection::Progress;
+use crate::config::{self, Authentication, NotJson};
+use crate::kafka::{Publish, PublishError, Receipt};
+use crate::metrics::{Lane, Metrics, Outcome, PublishCause, Reload};
+use crate::record::{ce_id, is_traceparent};
+use crate::signature::{ContentHash, Keyring, LabelledSecret, Scheme, Signature, Verifier};
+use crate::webhook::{EventTypes, Reception, Webhook};
+
+/// A body's rate is not looked at before this much time: the first round trips of a connection are slow.
+const RATE_GRACE: Duration = Duration::from_secs(2);
+
+/// Answers requests. One value serves all connections.
+pub struct Handler {
+    instances: Vec<Instance>,
+    by_path: HashMap<Vec<u8>, usize>,
+    event_types: EventTypes,
+    admission: Arc<Admission>,
+    publisher: Arc<dyn Publish>,
+    metrics: Metrics,
+    limits: config::Ingress,
+    retry_after: HeaderValue,
+    /// From the signal on, each answer ends its connection.
+    draining: AtomicBool,
+    /// The end of the drain lag: a request of which no byte came before is not begun.
+    closed_at: OnceLock<Instant>,
+    next_request: AtomicU64,
+}
+
+impl Handler {
+    /// A handler with the instances' secrets read and the whole budget free.
+    ///
+    /// # Errors
+    /// Every fault of the secrets, each naming its instance.
+    pub fn new(config: &config::Config, publisher: Arc<dyn Publish>, metrics: Metrics) -> Result<Handler, Vec<String>> {
+        let mut faults = Vec::new();
+        let mut instances = Vec::new();
+        for settings in &config.instances {
+            match Instance::new(settings, &config.event_types) {
+                Ok(instance) => instances.push(instance),
+                Err(instance_faults) => faults.extend(instance_faults),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let paths = instances.iter().enumerate();
+        Ok(Handler {
+            by_path: paths
+                .map(|(index, instance)| (instance.settings.path.expose().to_vec(), index))
+                .collect(),
+            instances,
+            event_types: config.event_types.clone(),
+            admission: Arc::new(Admission::new(&config.ingress, metrics.clone())),
+            publisher,
+            metrics,
+            limits: config.ingress.clone(),
+            retry_after: HeaderValue::from(config.ingress.retry_after.as_secs()),
+            draining: AtomicBool::new(false),
+            closed_at: OnceLock::new(),
+            next_request: AtomicU64::new(1),
+        })
+    }
+
+    /// From now on each answer carries `Connection: close`.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on no request is begun; those of which a byte has come are answered as always. The time of that.
+    pub fn close(&self) -> Instant {
+        *self.closed_at.get_or_init(Instant::now)
+    }
+
+    /// Re-reads the secrets of all instances; one whose secrets cannot be read keeps those it has.
+    pub fn reload_secrets(&self) {
+        for (index, instance) in self.instances.iter().enumerate() {
+            instance.reload(index, &self.metrics);
+        }
+    }
+
+    /// Answers a request, whatever happens: a panic is a bug and answered with 500.
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        progress: &Progress,
+    ) -> Response<Full<Bytes>> {
+        let first_byte = progress.request_begun();
+        let _in_flight = self.metrics.request_started();
+        let (parts, mut body) = request.into_parts();
+        let mut account = Account {
+            metrics: &self.metrics,
+            id: self.next_request.fetch_add(1, Ordering::Relaxed),
+            begun: Instant::now(),
+            peer,
+            instance: None,
+            name: None,
+            webhook: None,
+            lane: None,
+            ended: false,
+            handed_over: false,
+        };
+        let deadline = account.begun + self.limits.request_timeout;
+        let decision = AssertUnwindSafe(self.decide(&parts, &mut body, first_byte, &mut account)).catch_unwind();
+        let end = match tokio::time::timeout_at(deadline, decision).await {
+            Ok(Ok(Ok(receipt))) => Err(receipt),
+            Ok(Ok(Err(end))) => Ok(end),
+            Ok(Err(_panic)) => Ok(Outcome::Internal.into()),
+            Err(_elapsed) => Ok(Outcome::RequestDeadline.into()),
+        };
+        if progress.peer_closed() && account.handed_over {
+            self.metrics.sender_gone(end.is_err());
+        }
+        let unread = !body.is_end_stream();
+        let answer = match end {
+            Err(receipt) => {
+                account.acked(receipt);
+                self.respond(Outcome::Acked, unread)
+            }
+            Ok(end) => {
+                account.failed(&end);
+                self.respond(end.outcome, unread)
+            }
+        };
+        progress.request_answered(unread);
+        answer
+    }
+
+    async fn decide(
+        &self,
+        parts: &Parts,
+        body: &mut Incoming,
+        first_byte: Instant,
+        account: &mut Account<'_>,
+    ) -> Result<Receipt, End> {
+        let received_at = SystemTime::now();
+        // hyper lets a list that ends in `chunked` pass. What stands before it is an encoding that nobody undoes here.
+        let mut transfer_encodings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+        if transfer_encodings
+            .next()
+            .is_some_and(|first| !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            || transfer_encodings.next().is_some()
+        {
+            return Err(Outcome::TransferEncoding.into());
+        }
+        let index = *self
+            .by_path
+            .get(parts.uri.path().as_bytes())
+            .ok_or(Outcome::PathNotFound)?;
+        let instance = &self.instances[index];
+        account.instance = Some(index);
+        account.name = Some(instance.name.clone());
+        if parts.method != Method::POST {
+            return Err(Outcome::MethodNotAllowed.into());
+        }
+        instance.allows(account.peer.ip(), &parts.headers, &self.limits)?;
+        let mut encodings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
+        if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(Outcome::ContentEncoding.into());
+        }
+        let declared = body
+            .size_hint()
+            .exact()
+            .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        if let Some(bytes) = declared
+            && bytes > self.limits.body_limit
+        {
+            return Err(End {
+                outcome: Outcome::BodyTooLarge,
+                detail: format!("{bytes} bytes declared"),
+            });
+        }
+        let signatures = instance.signatures(&parts.headers)?;
+        if self.closed_at.get().is_some_and(|closed_at| first_byte > *closed_at) {
+            return Err(Outcome::Draining.into());
+        }
+
+        let mut permit = self.admission.admit(declared).await?;
+        let keyring = instance.keyring.load_full();
+        let mut verifier = Verifier::new(
+            &keyring.keys,
+            signatures.iter().map(|(_, _, signature)| signature.clone()).collect(),
+        );
+        let mut content_hash = ContentHash::new();
+        let payload = self
+            .read_body(body, declared, &mut permit, |chunk| {
+                verifier.update(chunk);
+                content_hash.update(chunk);
+                self.metrics.body_received(index, chunk.len());
+            })
+            .await?;
+        let lane = self.admission.lane(payload.len());
+        account.lane = Some(lane);
+        if instance.settings.authentication == Authentication::Signature {
+            let verified = verifier.finish().map_err(|mismatch| End {
+                outcome: Outcome::SignatureMismatch,
+                detail: mismatch.to_string(),
+            })?;
+            for (scheme, label) in keyring
+                .keys
+                .labels()
+                .enumerate()
+                .filter_map(|(at, key)| verified.contains(&at).then_some(key))
+            {
+                self.metrics.signature_verified(index, scheme, label);
+            }
+        }
+
+        let content_hash = content_hash.finish();
+        let webhook = match Webhook::parse(&payload, &self.event_types) {
+            Ok(webhook) => webhook,
+            Err(error) => {
+                let not_json = Webhook::not_json(&self.event_types);
+                account.webhook = Some(Arc::new(Known::new(
+                    instance,
+                    &not_json,
+                    &self.event_types,
+                    &content_hash,
+                    payload.len(),
+                )));
+                let refuse = instance.settings.authentication == Authentication::None
+                    || instance.settings.not_json == NotJson::Reject;
+                if refuse {
+                    return Err(End {
+                        outcome: Outcome::NotJson,
+                        detail: error.to_string(),
+                    });
+                }
+                not_json
+            }
+        };
+        let event_type = webhook.event_type();
+        let known = Arc::new(Known::new(
+            instance,
+            &webhook,
+            &self.event_types,
+            &content_hash,
+            payload.len(),
+        ));
+        account.webhook = Some(known.clone());
+        let reception = Reception {
+            instance: instance.name.clone(),
+            received_at,
+            content_hash,
+            content_type: parts.headers.get(header::CONTENT_TYPE).map(bytes_of),
+            signatures: signatures
+                .into_iter()
+                .map(|(name, value, _)| (name.as_str().to_owned().into(), value))
+                .collect(),
+            traceparent: traceparent(&parts.headers),
+        };
+        let topic = instance.topics[event_type].as_ref();
+        let record = webhook.into_record(&reception, &self.event_types, topic, payload.into());
+
+        let (reply, outcome) = oneshot::channel();
+        let metrics = self.metrics.clone();
+        let on_outcome = Box::new(move |outcome: Result<Receipt, PublishError>| {
+            // The bytes have left the process, or are given up.
+            drop(permit);
+            // Nobody waits any more: the sender hung up. Its record's outcome is worth as much as any other.
+            if let Err(outcome) = reply.send(outcome) {
+                metrics.sender_gone(outcome.is_ok());
+                known.sender_gone(&outcome);
+            }
+        });
+        account.handed_over = true;
+        self.publisher.publish(lane, record, on_outcome);
+        // From here on nothing but the delivery report decides; its own deadline is the lane's.
+        match outcome.await {
+            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Err(error)) => Err(End {
+                outcome: outcome_of(error.cause),
+                detail: error.to_string(),
+            }),
+            Err(_) => Err(End {
+                outcome: Outcome::Internal,
+                detail: "the publish ended without an outcome".to_owned(),
+            }),
+        }
+    }
+
+    /// Reads a body into one buffer, of the right size from the start where that is declared, within its deadlines.
+    async fn read_body(
+        &self,
+        body: &mut Incoming,
+        declared: Option<usize>,
+        permit: &mut Permit,
+        mut on_chunk: impl FnMut(&[u8]),
+    ) -> Result<Vec<u8>, End> {
+        let begun = Instant::now();
+        let mut newest_byte = begun;
+        let mut buffer = Vec::with_capacity(declared.unwrap_or(0));
+        loop {
+            let rate_kept_until =
+                RATE_GRACE + Duration::from_secs_f64(buffer.len() as f64 / self.limits.body_rate as f64);
+            let too_slow_at = begun + rate_kept_until.min(self.limits.body_timeout);
+            let stalled_at = newest_byte + self.limits.body_idle_timeout;
+            let frame = match tokio::time::timeout_at(too_slow_at.min(stalled_at), body.frame()).await {
+                Ok(None) => return Ok(buffer),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => return Err(broken_body(&error)),
+                Err(_elapsed) => {
+                    let outcome = if stalled_at <= too_slow_at {
+                        Outcome::BodyStalled
+                    } else {
+                        Outcome::BodyTooSlow
+                    };
+                    return Err(End {
+                        outcome,
+                        detail: format!("{} bytes had come", buffer.len()),
+                    });
+                }
+            };
+            // Trailers carry nothing that a record has a place for.
+            let Some(chunk) = frame.data_ref() else { continue };
+            let size = buffer.len() + chunk.len();
+            if size > self.limits.body_limit {
+                return Err(End {
+                    outcome: Outcome::BodyTooLarge,
+                    detail: format!("over {} bytes", buffer.len()),
+                });
+            }
+            if size > permit.bytes() {
+                permit.grow(size)?;
+            }
+            if size > buffer.capacity() {
+                buffer.reserve_exact(permit.bytes() - buffer.len());
+            }
+            buffer.extend_from_slice(chunk);
+            on_chunk(chunk);
+            newest_byte = Instant::now();
+        }
+    }
+
+    fn respond(&self, outcome: Outcome, unread: bool) -> Response<Full<Bytes>> {
+        // Nobody is left to be answered where there is no status; hyper drops what it is given.
+        let status = outcome.status().unwrap_or(400);
+        let status = StatusCode::from_u16(status).expect("the statuses in `Outcome` are valid");
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if unread || self.draining.load(Ordering::Relaxed) || status == StatusCode::REQUEST_TIMEOUT {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        match status {
+            StatusCode::OK => return response,
+            StatusCode::METHOD_NOT_ALLOWED => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+            }
+            StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, self.retry_after.clone());
+            }
+            _ => {}
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        *response.body_mut() = Full::from(format!("{{\"error\":\"{}\"}}\n", outcome.as_str()));
+        response
+    }
+}
+
+/// How a request ended other than with an ack, and what its log line says of the cause.
+struct End {
+    outcome: Outcome,
+    detail: String,
+}
+
+impl From<Outcome> for End {
+    fn from(outcome: Outcome) -> End {
+        End {
+            outcome,
+            detail: String::new(),
+        }
+    }
+}
+
+impl From<NoBudget> for End {
+    fn from(NoBudget: NoBudget) -> End {
+        Outcome::NoBudget.into()
+    }
+}
+
+fn outcome_of(cause: PublishCause) -> Outcome {
+    match cause {
+        PublishCause::QueueFull => Outcome::QueueFull,
+        PublishCause::Deadline => Outcome::PublishDeadline,
+        PublishCause::TooLarge
+        | PublishCause::Topic
+        | PublishCause::Permission
+        | PublishCause::Fatal
+        | PublishCause::Purged
+        | PublishCause::Other => Outcome::KafkaRefused,
+    }
+}
+
+/// hyper's errors of a body: the framing is broken, or the connection is.
+fn broken_body(error: &hyper::Error) -> End {
+    let outcome = if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        Outcome::BodyIncomplete
+    } else if std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .is_some_and(|io| {
+            matches!(
+                io.kind(),
+                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData
+            )
+        })
+    {
+        Outcome::BodyMalformed
+    } else {
+        Outcome::BodyIncomplete
+    };
+    End {
+        outcome,
+        detail: error.to_string(),
+    }
+}
+
+fn traceparent(headers: &HeaderMap) -> Option<Bytes> {
+    let mut values = headers.get_all("traceparent").iter();
+    let only = values.next().filter(|value| is_traceparent(value.as_bytes()))?;
+    values.next().is_none().then(|| bytes_of(only))
+}
+
+fn bytes_of(value: &HeaderValue) -> Bytes {
+    Bytes::copy_from_slice(value.as_bytes())
+}
+
+/// A configured instance with what is derived from its settings.
+struct Instance {
+    settings: config::Instance,
+    name: Arc<str>,
+    /// The header of each scheme that a secret is configured for.
+    signature_headers: Vec<(Scheme, HeaderName)>,
+    keyring: ArcSwap<Loaded>,
+    /// Topics that this instance puts in the place of the event types' own, by event type.
+    topics: Vec<Option<Arc<str>>>,
+}
+
+/// Secrets as read last, with the keys made from them.
+struct Loaded {
+    secrets: Vec<LabelledSecret>,
+    keys: Keyring,
+}
+
+impl Loaded {
+    fn new(secrets: Vec<LabelledSecret>) -> Loaded {
+        Loaded {
+            keys: Keyring::new(&secrets),
+            secrets,
+        }
+    }
+}
+
+impl Instance {
+    fn new(settings: &config::Instance, event_types: &EventTypes) -> Result<Instance, Vec<String>> {
+        let secrets = settings.load_secrets(&config::variable)?;
+        let header_of = |(scheme, name): (&Scheme, &String)| {
+            let name = HeaderName::try_from(name.as_str())
+                .map_err(|_| vec![format!("instance {}: {name:?} is no header name", settings.name)])?;
+            Ok((*scheme, name))
+        };
+        Ok(Instance {
+            name: settings.name.as_str().into(),
+            signature_headers: settings
+                .signature_headers
+                .iter()
+                .map(header_of)
+                .collect::<Result<_, Vec<String>>>()?,
+            keyring: ArcSwap::from_pointee(Loaded::new(secrets)),
+            topics: event_types
+                .types
+                .iter()
+                .map(|event_type| {
+                    settings
+                        .topics
+                        .get(&*event_type.name)
+                        .map(|topic| topic.as_str().into())
+                })
+                .collect(),
+            settings: settings.clone(),
+        })
+    }
+
+    fn reload(&self, index: usize, metrics: &Metrics) {
+        match self.settings.load_secrets(&config::variable) {
+            Ok(secrets) if secrets == self.keyring.load().secrets => {}
+            Ok(secrets) => {
+                let loaded = Loaded::new(secrets);
+                for (scheme, label) in loaded.keys.labels() {
+                    metrics.secret_added(index, scheme, label);
+                }
+                self.keyring.store(Arc::new(loaded));
+                metrics.secrets_reloaded(Reload::Replaced);
+                tracing::info!(instance = &*self.name, "secrets replaced");
+            }
+            Err(faults) => {
+                metrics.secrets_reloaded(Reload::Refused);
+                tracing::error!(
+                    instance = &*self.name,
+                    faults = faults.join("; "),
+                    "secrets cannot be read again, those read before stay in use"
+                );
+            }
+        }
+    }
+
+    /// Whether the request's source address is on the instance's list, if it has one.
+    fn allows(&self, peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Result<(), End> {
+        if self.settings.allow.is_empty() {
+            return Ok(());
+        }
+        match client_address(peer, headers, limits) {
+            Some(client) if self.settings.allow.iter().any(|range| range.contains(&client)) => Ok(()),
+            _ => Err(Outcome::AddressNotAllowed.into()),
+        }
+    }
+
+    /// The signature headers of a request: each that the instance has secrets for must be there at most once and be
+    /// well-formed, and at least one must be there.
+    fn signatures(&self, headers: &HeaderMap) -> Result<Vec<(HeaderName, Bytes, Signature)>, End> {
+        if self.settings.authentication == Authentication::None {
+            return Ok(Vec::new());
+        }
+        let mut signatures = Vec::with_capacity(1);
+        for (scheme, name) in &self.signature_headers {
+            let mut values = headers.get_all(name).iter();
+            let Some(value) = values.next() else { continue };
+            if values.next().is_some() {
+                return Err(End {
+                    outcome: Outcome::SignatureRepeated,
+                    detail: name.to_string(),
+                });
+            }
+            let signature = Signature::parse(*scheme, value.as_bytes()).map_err(|_| End {
+                outcome: Outcome::SignatureMalformed,
+                detail: name.to_string(),
+            })?;
+            signatures.push((name.clone(), bytes_of(value), signature));
+        }
+        if signatures.is_empty() {
+            Err(Outcome::SignatureMissing.into())
+        } else {
+            Ok(signatures)
+        }
+    }
+}
+
+/// The address that a request comes from: the peer's, or, where that is a trusted proxy, the newest address in
+/// `X-Forwarded-For` that is none. `None` where that header cannot be read as far as needed.
+fn client_address(peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Option<IpAddr> {
+    let trusted = |address: &IpAddr| limits.trusted_proxies.iter().any(|range| range.contains(address));
+    let mut client = peer.to_canonical();
+    let lines: Vec<&HeaderValue> = headers.get_all("x-forwarded-for").iter().collect();
+    let mut newest_first = lines
+        .into_iter()
+        .rev()
+        .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    while trusted(&client) {
+        let Some(entry) = newest_first.next() else { break };
+        let entry = std::str::from_utf8(entry).ok()?.trim();
+        let address = entry
+            .parse::<IpAddr>()
+            .or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
+        client = address.ok()?.to_canonical();
+    }
+    Some(client)
+}
+
+/// What is known of an authenticated webhook, as its log line has it.
+struct Known {
+    instance: Arc<str>,
+    event_type: usize,
+    event_type_name: Arc<str>,
+    key: Option<String>,
+    ce_id: String,
+    bytes: usize,
+}
+
+impl Known {
+    fn new(instance: &Instance, webhook: &Webhook, types: &EventTypes, content_hash: &[u8; 32], bytes: usize) -> Known {
+        Known {
+            instance: instance.name.clone(),
+            event_type: webhook.event_type(),
+            event_type_name: types.types[webhook.event_type()].name.clone(),
+            key: webhook.key().map(str::to_owned),
+            ce_id: ce_id(&instance.name, content_hash),
+            bytes,
+        }
+    }
+
+    fn sender_gone(&self, outcome: &Result<Receipt, PublishError>) {
+        let (instance, event_type, key) = (&*self.instance, &*self.event_type_name, self.key.as_deref());
+        let (ce_id, bytes) = (self.ce_id.as_str(), self.bytes);
+        match outcome {
+            Ok(_) => tracing::info!(
+                instance,
+                event_type,
+                key,
+                ce_id,
+                bytes,
+                "published, but the sender has hung up"
+            ),
+            Err(error) => {
+                tracing::warn!(instance, event_type, key, ce_id, bytes, cause = %error, "webhook not published, and the sender has hung up");
+            }
+        }
+    }
+}
+
+/// Keeps account of one request: every request ends in exactly one count, also when hyper drops it because its
+/// connection broke.
+struct Account<'a> {
+    metrics: &'a Metrics,
+    id: u64,
+    begun: Instant,
+    peer: SocketAddr,
+    instance: Option<usize>,
+    name: Option<Arc<str>>,
+    webhook: Option<Arc<Known>>,
+    lane: Option<Lane>,
+    handed_over: bool,
+    ended: bool,
+}
+
+impl Account<'_> {
+    fn acked(&mut self, receipt: Receipt) {
+        self.count(Outcome::Acked);
+        let Some(known) = &self.webhook else { return };
+        tracing::debug!(
+            request = self.id,
+            instance = &*known.instance,
+            event_type = &*known.event_type_name,
+            key = known.key.as_deref(),
+            ce_id = known.ce_id,
+            bytes = known.bytes,
+            partition = receipt.partition,
+            offset = receipt.offset,
+            milliseconds = self.begun.elapsed().as_millis() as u64,
+            "webhook stored"
+        );
+    }
+
+    fn failed(&mut self, end: &End) {
+        self.count(end.outcome);
+        let cause = end.outcome.as_str();
+        let detail = (!end.detail.is_empty()).then_some(end.detail.as_str());
+        let (request, status) = (self.id, end.outcome.status());
+        match &self.webhook {
+            // Authenticated, and not stored: the sender tries again in half an hour, or never.
+            Some(known) => tracing::warn!(
+                request,
+                instance = &*known.instance,
+                event_type = &*known.event_type_name,
+                key = known.key.as_deref(),
+                ce_id = known.ce_id,
+                bytes = known.bytes,
+                status,
+                cause,
+                detail,
+                "webhook not stored"
+            ),
+            None => {
+                let instance = self.name.as_deref();
+                tracing::info!(request, instance, peer = %self.peer.ip(), status, cause, detail, "request refused");
+            }
+        }
+        if end.outcome == Outcome::Internal {
+            tracing::error!(request, detail, "a bug ended a request; the process goes on");
+        }
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        self.ended = true;
+        let event_type = self.webhook.as_ref().map(|known| known.event_type);
+        self.metrics
+            .request_ended(self.instance, event_type, self.lane, outcome, self.begun.elapsed());
+    }
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // hyper dropped the request because its connection broke. Where the record was handed over, what becomes
+            // of it is counted and logged with its delivery report.
+            let outcome = if self.handed_over {
+                Outcome::SenderGone
+            } else {
+                Outcome::BodyIncomplete
+            };
+            self.failed(&outcome.into());
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Role `ingress`: the webhook endpoint. Accepts connections and hands each request to [`handler`].
+//!
+//! A connection is accepted only under a permit, so that their number is bounded before anything is allocated for
+//! them. TLS handshakes run in the connection's own task, so one slow peer delays nobody.
+//!
+//! Shutdown, in order: from the signal on each answer ends its connection, and for the drain lag all goes on, since
+//! balancers notice late. Then what waits in the listeners' queues is taken, the listeners are closed, and idle
+//! connections; a request of which a byte has come is answered. [`run`] returns when the last connection has ended.
+
+mod admission;
+mod connection;
+mod handler;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::connection::{Connection, Expired, Transport};
+use self::handler::Handler;
+use crate::config::Config;
+use crate::kafka::Publish;
+use crate::metrics::{ConnectionError, Held, Metrics};
+use crate::tls::{self, Identity};
+
+/// The largest head of a request in bytes, and all that is read of a connection ahead of what is asked for.
+const HEAD_LIMIT: usize = 16 * 1024;
+/// How long to wait after the system refused to hand over a connection, as when file descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Addresses bound and ready to accept, with or without TLS.
+pub struct Listeners {
+    bound: Vec<(TcpListener, Option<TlsAcceptor>)>,
+    identity: Option<Arc<Identity>>,
+}
+
+impl Listeners {
+    /// Binds the configured addresses and reads certificate and key.
+    ///
+    /// # Errors
+    /// Names the address, or the file, and what is wrong with it.
+    pub fn bind(config: &Config) -> Result<Listeners, Box<dyn std::error::Error + Send + Sync>> {
+        let identity = match &config.ingress.tls {
+            Some(files) => Some(Identity::load(&files.certificate, &files.private_key)?),
+            None => None,
+        };
+        Listeners::bind_with(config, identity)
+    }
+
+    /// The same with an identity made elsewhere, where `ingress.listen` is to be served with TLS.
+    ///
+    /// # Errors
+    /// As [`Listeners::bind`].
+    pub fn bind_with(
+        config: &Config,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Listeners, Box<dyn std::error::Error + Send + Sync>> {
+        let acceptor = match &identity {
+            Some(identity) => Some(TlsAcceptor::from(tls::server_config(identity.clone())?)),
+            None => None,
+        };
+        let secured = config.ingress.listen.iter().map(|address| (address, acceptor.clone()));
+        let plain = config.ingress.plain_listen.iter().map(|address| (address, None));
+        let mut bound = Vec::new();
+        for (address, acceptor) in secured.chain(plain) {
+            let listener = listen(*address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+            bound.push((listener, acceptor));
+        }
+        Ok(Listeners { bound, identity })
+    }
+
+    /// The addresses, in the order of `ingress.listen` and then `ingress.plain_listen`, with real port numbers.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let local = |(listener, _): &(TcpListener, _)| listener.local_addr().expect("a bound listener has an address");
+        self.bound.iter().map(local).collect()
+    }
+}
+
+/// An IPv6 wildcard takes IPv4 as well, whatever the system's default is.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // A restarted pod must not wait for its predecessor's closed connections.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    // Bursts of new connections wait here; the kernel cuts this to its own limit.
+    socket.listen(4096)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Serves webhooks until `shutdown` is cancelled and all that had begun by then has ended.
+///
+/// # Errors
+/// The faults of the instances' secrets, before anything is served.
+pub async fn run(
+    config: Arc<Config>,
+    listeners: Listeners,
+    publisher: Arc<dyn Publish>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> Result<(), Vec<String>> {
+    let server = Arc::new(Server {
+        handler: Handler::new(&config, publisher, metrics.clone())?,
+        connections: Arc::new(Semaphore::new(config.ingress.max_connections)),
+        tasks: TaskTracker::new(),
+        closing: CancellationToken::new(),
+        config,
+        metrics,
+    });
+    if let Some(identity) = &listeners.identity {
+        server.metrics.certificate_expires(identity.not_after());
+    }
+    let reload = tokio::spawn(server.clone().reload(listeners.identity.clone()));
+    for (listener, acceptor) in listeners.bound {
+        server.tasks.spawn(server.clone().accept(listener, acceptor));
+    }
+    shutdown.cancelled().await;
+    server.handler.drain();
+    tokio::time::sleep(server.config.shutdown.drain_lag).await;
+    server.handler.close();
+    server.closing.cancel();
+    server.tasks.close();
+    server.tasks.wait().await;
+    reload.abort();
+    Ok(())
+}
+
+struct Server {
+    handler: Handler,
+    connections: Arc<Semaphore>,
+    /// Accept loops and connections.
+    tasks: TaskTracker,
+    /// Cancelled at the end of the drain lag.
+    closing: CancellationToken,
+    config: Arc<Config>,
+    metrics: Metrics,
+}
+
+impl Server {
+    /// Looks at certificate and secret files now and then: they are replaced while we run, and a file in a mounted
+    /// Kubernetes secret changes by the swap of a link, which file events tell badly.
+    async fn reload(self: Arc<Self>, identity: Option<Arc<Identity>>) {
+        loop {
+            tokio::time::sleep(self.config.ingress.reload_interval).await;
+            let (server, identity) = (self.clone(), identity.clone());
+            let look = move || {
+                server.handler.reload_secrets();
+                if let Some(identity) = identity {
+                    server.reload_certificate(&identity);
+                }
+            };
+            if tokio::task::spawn_blocking(look).await.is_err() {
+                tracing::error!("a bug ended a look at certificate and secret files");
+            }
+        }
+    }
+
+    fn reload_certificate(&self, identity: &Identity) {
+        match identity.reload() {
+            Ok(tls::Reload::Unchanged) => {}
+            Ok(tls::Reload::Replaced { not_after }) => {
+                self.metrics.certificate_expires(not_after);
+                self.metrics.certificate_reloaded(crate::metrics::Reload::Replaced);
+                tracing::info!(not_after, "certificate replaced");
+            }
+            Err(error) => {
+                self.metrics.certificate_reloaded(crate::metrics::Reload::Refused);
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(error, "certificate not replaced, the one before stays in use");
+            }
+        }
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
+        let take = |permit, (stream, peer): (TcpStream, SocketAddr)| {
+            let held = (permit, self.metrics.connection_accepted());
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+            self.tasks
+                .spawn(self.clone().connection(stream, peer, acceptor.clone(), held));
+        };
+        let closing = self.closing.cancelled();
+        tokio::pin!(closing);
+        loop {
+            let permit = tokio::select! {
+                () = &mut closing => break,
+                permit = self.connections.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+            };
+            let accepted = tokio::select! {
+                () = &mut closing => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(accepted) => take(permit, accepted),
+                Err(error) => {
+                    self.metrics.connection_failed(ConnectionError::Accept);
+                    tracing::warn!(%error, "connection not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // What waits in the listener's queue may have sent its request already. The system is asked directly, since
+        // the runtime hears of new connections a moment later.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok(permit) = self.connections.clone().try_acquire_owned()
+            && let Ok((stream, peer)) = listener.accept()
+        {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                take(permit, (stream, peer));
+            }
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        _held: (tokio::sync::OwnedSemaphorePermit, Held),
+    ) {
+        // Answers are small and awaited: they are not to wait for more to be sent along.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, peer = %peer.ip(), "no-delay not set");
+        }
+        let transport = match acceptor {
+            None => Transport::Plain(stream),
+            Some(acceptor) => {
+                match tokio::time::timeout(self.config.ingress.handshake_timeout, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
+                    Ok(Err(error)) => {
+                        self.metrics.connection_failed(ConnectionError::Handshake);
+                        tracing::debug!(%error, peer = %peer.ip(), "TLS handshake failed");
+                        return;
+                    }
+                    Err(_elapsed) => {
+                        self.metrics.connection_failed(ConnectionError::HandshakeTimeout);
+                        tracing::debug!(peer = %peer.ip(), "TLS handshake took too long");
+                        return;
+                    }
+                }
+            }
+        };
+        self.serve(Connection::new(transport, &self.config.ingress), peer).await;
+    }
+
+    async fn serve(&self, connection: Connection, peer: SocketAddr) {
+        let progress = connection.progress();
+        let service = service_fn(|request| {
+            let answer = self.handler.answer(request, peer, &progress);
+            async { Ok::<_, std::convert::Infallible>(answer.await) }
+        });
+        let mut http = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // The connection's own times are exact; this one, which runs while idle as well, only stands behind them.
+            .header_read_timeout(self.config.ingress.idle_timeout + self.config.ingress.header_timeout)
+            .max_buf_size(HEAD_LIMIT)
+            .max_header_size(HEAD_LIMIT)
+            // A sender may close its half after the request and still wait for the answer.
+            .half_close(true)
+            .serve_connection(TokioIo::new(connection), service);
+        let mut closing = std::pin::pin!(self.closing.cancelled());
+        let mut told = false;
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = &mut http => break ended,
+                () = &mut closing, if !told => {
+                    told = true;
+                    progress.close_when_idle();
+                }
+            }
+        };
+        let malformed = ended.as_ref().is_err_and(|error| error.is_parse());
+        match (ended, progress.expired()) {
+            (_, Some(Expired::Idle)) => self.metrics.connection_closed_idle(),
+            (_, Some(Expired::Headers)) => self.connection_failed(ConnectionError::HeaderTimeout, peer, None),
+            (_, Some(Expired::Write)) => self.connection_failed(ConnectionError::WriteStalled, peer, None),
+            (Ok(()), None) => {}
+            (Err(error), None) => self.connection_failed(cause_of(&error), peer, Some(&error)),
+        }
+        http.into_parts().io.into_inner().close(malformed).await;
+    }
+
+    fn connection_failed(&self, cause: ConnectionError, peer: SocketAddr, error: Option<&hyper::Error>) {
+        self.metrics.connection_failed(cause);
+        let error = error.map(tracing::field::display);
+        tracing::info!(cause = cause.as_str(), error, peer = %peer.ip(), "connection ended");
+    }
+}
+
+fn cause_of(error: &hyper::Error) -> ConnectionError {
+    if error.is_parse_too_large() {
+        ConnectionError::HeadersTooLarge
+    } else if error.is_parse() {
+        ConnectionError::MalformedRequest
+    } else if error.is_timeout() {
+        ConnectionError::HeaderTimeout
+    } else {
+        ConnectionError::Io
+    }
+}

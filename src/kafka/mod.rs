@@ -1,0 +1,171 @@
+//! Everything that speaks Kafka; no other module touches rdkafka.
+//!
+//! The ack rule, on which the product rests: a [`Receipt`] exists only if a delivery report without an error said that
+//! the record is persisted, with `acks=all`. Nothing else makes one: not the hand-over to librdkafka, not the end of a
+//! wait, not a flush. Each record is handed to librdkafka once; librdkafka retries it idempotently until the lane's
+//! publish deadline, and exactly one outcome comes back.
+//!
+//! The seam to the layers above is [`Publish`]. It says nothing of HTTP, and nothing of rdkafka's types leaves here.
+
+pub mod embedded;
+mod producer;
+pub mod reader;
+mod readiness;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+
+use crate::config;
+use crate::metrics::{Lane, PublishCause};
+use crate::record::Record;
+
+pub use producer::Producers;
+pub use readiness::Readiness;
+
+/// The broker's word that a record is safe: acknowledged by all in-sync replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Partition that took the record.
+    pub partition: i32,
+    /// Its offset there.
+    pub offset: i64,
+}
+
+/// Why a record has no [`Receipt`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishError {
+    /// The group that librdkafka's code belongs to: what a caller decides on.
+    pub cause: PublishCause,
+    /// Whether the record may be in the topic all the same, as librdkafka's message status says.
+    pub possibly_persisted: bool,
+    /// librdkafka's own name of the error, for logs.
+    pub detail: String,
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.cause.as_str(), self.detail)?;
+        if self.possibly_persisted {
+            f.write_str(", possibly persisted")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl std::error::Error for PublishError {}
+
+/// What is done with a record's outcome. It is called exactly once, on a thread that must not be blocked, and it owns
+/// whatever must live until then, such as the record's share of the memory budget.
+pub type OnOutcome = Box<dyn FnOnce(Result<Receipt, PublishError>) + Send + Sync>;
+
+/// Publishes records. The ingress knows Kafka by this alone, and its tests put a fake in its place.
+pub trait Publish: Send + Sync {
+    /// Hands a record over without blocking; `on_outcome` is called once, now (a full queue) or when the delivery
+    /// report comes, at the latest shortly after the lane's publish deadline. It is called also when nobody waits any
+    /// more: a publish cannot be cancelled.
+    fn publish(&self, lane: Lane, record: Record, on_outcome: OnOutcome);
+}
+
+/// librdkafka properties that both producers, the readiness probe and the reader share.
+fn client_config(kafka: &config::Kafka, client_id: &str) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &kafka.bootstrap_servers);
+    client.set("client.id", client_id);
+    for (name, value) in &kafka.properties {
+        client.set(name, value);
+    }
+    client
+}
+
+/// How much larger than the body a record may be: its key and headers. What a sender can put there is bounded by the
+/// 16 KiB of request headers and by the limits in `webhook`.
+const RECORD_OVERHEAD: usize = 64 * 1024;
+
+/// The properties of one lane's producer. What the promise rests on is stated here, with its reason; configuration
+/// refuses to override it.
+fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) -> ClientConfig {
+    let own = match lane {
+        Lane::Small => &kafka.small,
+        Lane::Large => &kafka.large,
+    };
+    let mut client = ClientConfig::new();
+    // Every in-sync replica has the record before the report comes: what a 200 promises.
+    client.set("acks", "all");
+    // librdkafka's retries neither double nor reorder records.
+    client.set("enable.idempotence", "true");
+    // Bounds the whole stay in librdkafka, queueing and retries included: a report comes by then.
+    client.set("message.timeout.ms", millis(own.publish_deadline));
+    // A missing topic would be made with the broker's defaults, and its records acknowledged with them.
+    client.set("allow.auto.create.topics", "false");
+    // Below the publish deadline, else a missing topic is reported as a timeout.
+    client.set(
+        "topic.metadata.propagation.max.ms",
+        millis(config::METADATA_PROPAGATION),
+    );
+    // Reports carry success as well as failure.
+    client.set("delivery.report.only.error", "false");
+    // These two bound one produce request, so that a leader that hangs costs one of them and not the deadline.
+    client.set("socket.timeout.ms", millis(own.socket_timeout));
+    client.set("request.timeout.ms", millis(own.request_timeout));
+    client.set("socket.connection.setup.timeout.ms", millis(own.socket_timeout));
+    client.set("max.in.flight", own.max_in_flight.to_string());
+    client.set("linger.ms", millis(kafka.linger));
+    client.set("compression.type", &kafka.compression);
+    client.set("message.max.bytes", (limits.body_limit + RECORD_OVERHEAD).to_string());
+    // Admission bounds the memory; librdkafka's own queue limits must never bind first.
+    let queue_kbytes = (limits.bytes_in_flight / 1024)
+        .saturating_mul(2)
+        .clamp(1024 * 1024, 2_097_151);
+    client.set("queue.buffering.max.kbytes", queue_kbytes.to_string());
+    client.set("queue.buffering.max.messages", "1000000");
+    // Brokers come back at any moment of a deadline: be there soon.
+    client.set("reconnect.backoff.ms", "50");
+    client.set("reconnect.backoff.max.ms", "1000");
+    client.set("socket.keepalive.enable", "true");
+    client.set("socket.nagle.disable", "true");
+    // What Java's producer does, so that these topics and others keyed by LoginId can be joined by partition.
+    client.set("partitioner", "murmur2_random");
+    client.set("statistics.interval.ms", "2000");
+    for (name, value) in client_config(kafka, &format!("flinks-bridge-{}", lane.as_str())).config_map() {
+        client.set(name, value);
+    }
+    client
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// The topics that records may go to: of each event type, and what instances put in their place.
+pub fn topics_of(config: &config::Config) -> Vec<Arc<str>> {
+    let own = config
+        .event_types
+        .types
+        .iter()
+        .map(|event_type| event_type.topic.clone());
+    let replaced = config
+        .instances
+        .iter()
+        .flat_map(|instance| instance.topics.values().map(|name| name.as_str().into()));
+    let mut topics: Vec<Arc<str>> = own.chain(replaced).collect();
+    topics.sort();
+    topics.dedup();
+    topics
+}
+
+/// librdkafka's own log lines, in our log. They name brokers and topics, never a record's content.
+fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+    use rdkafka::config::RDKafkaLogLevel as Level;
+    match level {
+        Level::Emerg | Level::Alert | Level::Critical | Level::Error => {
+            tracing::error!(target: "librdkafka", facility, "{message}");
+        }
+        Level::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
+        Level::Notice | Level::Info => tracing::info!(target: "librdkafka", facility, "{message}"),
+        Level::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}

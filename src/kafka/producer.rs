@@ -1,0 +1,446 @@
+//! Publishes records and says what became of each.
+//!
+//! Two producers, one a lane, because a broker answers one request per connection at a time: on a shared connection a
+//! 30 MB record makes every 300-byte record behind it wait. A thread of its own serves each lane's events, so
+//! librdkafka never calls back on a thread that serves requests.
+//!
+//! A fatal error (idempotence lost, or the cluster refuses idempotent producers) ends a librdkafka client for good. The
+//! lane's thread then builds a new one, with backoff, and keeps serving the old one until its last report has come.
+//! It never hands a record over a second time: whether to try again is the sender's decision, who has seen a 503.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::statistics::{Statistics, Window};
+
+use super::readiness::Readiness;
+use super::{OnOutcome, Publish, PublishError, Receipt, producer_config};
+use crate::config;
+use crate::metrics::{BrokerStatistics, Lane, Metrics, ProducerStatistics, PublishCause, Quantiles};
+use crate::record::Record;
+
+/// How long one turn of a lane's thread waits for events; also how soon a fatal error is noticed.
+const TURN: Duration = Duration::from_millis(100);
+/// Bounds of the wait before a new producer is built, doubled from one fatal error to the next.
+const REBUILD_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// A producer that lived this long was a good one: the next fatal error is waited for from the lower bound again.
+const REBUILD_BACKOFF_RESET: Duration = Duration::from_secs(60);
+
+/// The producers of both lanes.
+pub struct Producers {
+    small: Arc<LaneProducer>,
+    large: Arc<LaneProducer>,
+}
+
+impl Producers {
+    /// Builds both producers and the readiness probe, which share what they see of the cluster.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property. That Kafka cannot be reached is no error: it is waited for.
+    pub fn new(config: &config::Config, metrics: &Metrics) -> Result<Producers, KafkaSettingError> {
+        let readiness = Arc::new(Readiness::new(config, metrics.clone()));
+        let small = LaneProducer::start(config, Lane::Small, metrics, &readiness)?;
+        let large = LaneProducer::start(config, Lane::Large, metrics, &readiness)?;
+        let probe = small.clone();
+        readiness
+            .start_probe(move |topic, timeout| probe.current.load_full().client().fetch_metadata(Some(topic), timeout));
+        Ok(Producers { small, large })
+    }
+
+    /// What the producers know of the cluster, for `/readyz`.
+    pub fn readiness(&self) -> Arc<Readiness> {
+        self.small.context.readiness.clone()
+    }
+
+    /// Waits until every record that was handed over has its outcome, or `limit` has passed. True if none is left.
+    pub async fn flush(&self, limit: Duration) -> bool {
+        // The lanes' threads serve the reports; here it is only watched that none is left.
+        let deadline = tokio::time::Instant::now() + limit;
+        while self.small.unreported() + self.large.unreported() > 0 {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    /// Makes librdkafka raise a fatal error in a lane's producer, as the loss of idempotence does: its own test hook,
+    /// for tests and rehearsals of what follows.
+    pub fn provoke_fatal_error(&self, lane: Lane) {
+        let producer = self.lane(lane).current.load_full();
+        // SAFETY: the client lives as long as `producer`; the reason is a NUL-terminated constant that librdkafka
+        // copies. rust-rdkafka does not wrap this hook.
+        #[allow(unsafe_code)]
+        unsafe {
+            rdkafka_sys::bindings::rd_kafka_test_fatal_error(
+                producer.client().native_ptr(),
+                rdkafka_sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+                c"provoked".as_ptr(),
+            );
+        }
+    }
+
+    fn lane(&self, lane: Lane) -> &Arc<LaneProducer> {
+        match lane {
+            Lane::Small => &self.small,
+            Lane::Large => &self.large,
+        }
+    }
+}
+
+impl Publish for Producers {
+    fn publish(&self, lane: Lane, record: Record, on_outcome: OnOutcome) {
+        self.lane(lane).publish(record, on_outcome);
+    }
+}
+
+impl Drop for Producers {
+    /// Ends both threads, which drop their librdkafka clients; records without an outcome by then get none.
+    fn drop(&mut self) {
+        self.readiness().stop_probe();
+        for lane in [&self.small, &self.large] {
+            lane.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A property that librdkafka refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("kafka.properties: librdkafka refuses the settings of the {lane} producer")]
+pub struct KafkaSettingError {
+    lane: &'static str,
+    source: KafkaError,
+}
+
+/// A librdkafka client and its generation's events.
+type Native = BaseProducer<Context>;
+
+struct LaneProducer {
+    lane: Lane,
+    client_config: ClientConfig,
+    /// The producer that takes new records. Replaced after a fatal error.
+    current: ArcSwap<Native>,
+    /// Producers that met a fatal error and still owe reports.
+    retired: Mutex<Vec<Arc<Native>>>,
+    stop: AtomicBool,
+    context: Context,
+}
+
+impl LaneProducer {
+    fn start(
+        config: &config::Config,
+        lane: Lane,
+        metrics: &Metrics,
+        readiness: &Arc<Readiness>,
+    ) -> Result<Arc<LaneProducer>, KafkaSettingError> {
+        let client_config = producer_config(&config.kafka, &config.ingress, lane);
+        let context = Context {
+            lane,
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+        };
+        let refused = |source| KafkaSettingError {
+            lane: lane.as_str(),
+            source,
+        };
+        let native = Native::from_config_and_context(&client_config, context.clone()).map_err(refused)?;
+        let producer = Arc::new(LaneProducer {
+            lane,
+            client_config,
+            current: ArcSwap::from_pointee(native),
+            retired: Mutex::default(),
+            stop: AtomicBool::new(false),
+            context,
+        });
+        let serving = producer.clone();
+        thread::Builder::new()
+            .name(format!("kafka-{}", lane.as_str()))
+            .spawn(move || serving.serve_events())
+            .expect("a thread can be started while the process starts");
+        Ok(producer)
+    }
+
+    fn publish(&self, record: Record, on_outcome: OnOutcome) {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (name, value) in &record.headers {
+            headers = headers.insert(Header {
+                key: name,
+                value: Some(value.as_ref()),
+            });
+        }
+        let handed_over = Instant::now();
+        let outstanding = Box::new(Outstanding {
+            handed_over,
+            on_outcome,
+        });
+        let mut base = BaseRecord::with_opaque_to(&record.topic, outstanding)
+            .headers(headers)
+            .payload(record.payload.as_ref());
+        if let Some(key) = &record.key {
+            base = base.key(key.as_bytes());
+        }
+        // librdkafka copies key and payload; ours go when this function ends.
+        if let Err((error, refused)) = self.current.load().send(base) {
+            let error = sort(error.rdkafka_error_code(), false);
+            self.context.failed(&error, &record.topic);
+            (refused.delivery_opaque.on_outcome)(Err(error));
+        }
+    }
+
+    fn unreported(&self) -> i32 {
+        let retired = self.retired.lock().expect("no panic while held");
+        retired.iter().map(|old| old.in_flight_count()).sum::<i32>() + self.current.load().in_flight_count()
+    }
+
+    /// The lane's thread: serves reports, statistics and errors, and replaces a producer that met a fatal error.
+    fn serve_events(&self) {
+        let mut backoff = REBUILD_BACKOFF.0;
+        let mut born = Instant::now();
+        let mut rebuild_at = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            let current = self.current.load_full();
+            current.poll(TURN);
+            self.serve_retired();
+            match rebuild_at {
+                None => {
+                    let Some((code, reason)) = current.client().fatal_error() else {
+                        continue;
+                    };
+                    if born.elapsed() > REBUILD_BACKOFF_RESET {
+                        backoff = REBUILD_BACKOFF.0;
+                    }
+                    tracing::error!(
+                        lane = self.lane.as_str(), code = ?code, reason, backoff_seconds = backoff.as_secs(),
+                        "fatal producer error, building a new producer"
+                    );
+                    self.context
+                        .readiness
+                        .producer_fatal(self.lane, format!("{code:?}: {reason}"));
+                    rebuild_at = Some(Instant::now() + backoff);
+                }
+                Some(at) if Instant::now() >= at => {
+                    backoff = (backoff * 2).min(REBUILD_BACKOFF.1);
+                    rebuild_at = self.replace(current).is_err().then(|| Instant::now() + backoff);
+                    born = Instant::now();
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn replace(&self, old: Arc<Native>) -> Result<(), KafkaError> {
+        match Native::from_config_and_context(&self.client_config, self.context.clone()) {
+            Ok(new) => {
+                // Listed as retired first, so that a flush at this moment misses neither.
+                self.retired.lock().expect("no panic while held").push(old);
+                self.current.store(Arc::new(new));
+                self.context.metrics.producer_rebuilt(self.lane);
+                tracing::warn!(lane = self.lane.as_str(), "producer rebuilt after a fatal error");
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(lane = self.lane.as_str(), error = %error, "a new producer could not be built");
+                Err(error)
+            }
+        }
+    }
+
+    /// Serves what retired producers still owe, and drops, here and not on a thread that serves requests (it can take
+    /// half a second), those that owe nothing and that no request holds any more.
+    fn serve_retired(&self) {
+        let retired = self.retired.lock().expect("no panic while held").clone();
+        for old in retired {
+            old.poll(Duration::ZERO);
+            let done = old.in_flight_count() == 0;
+            let mut list = self.retired.lock().expect("no panic while held");
+            // Two: the list's own and the one in hand.
+            if done && Arc::strong_count(&old) == 2 {
+                list.retain(|other| !Arc::ptr_eq(other, &old));
+            }
+        }
+    }
+}
+
+/// What waits, inside librdkafka, for a record's delivery report.
+struct Outstanding {
+    handed_over: Instant,
+    on_outcome: OnOutcome,
+}
+
+/// Receives a client's events on its lane's thread.
+#[derive(Clone)]
+struct Context {
+    lane: Lane,
+    metrics: Metrics,
+    readiness: Arc<Readiness>,
+}
+
+impl Context {
+    fn failed(&self, error: &PublishError, topic: &str) {
+        self.metrics.publish_failed(self.lane, error.cause);
+        if error.possibly_persisted {
+            self.metrics.possibly_persisted(self.lane);
+        }
+        self.readiness.publish_failed(topic, error);
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<Outstanding>;
+
+    fn delivery(&self, report: &DeliveryResult<'_>, outstanding: Box<Outstanding>) {
+        let outcome = match report {
+            Ok(message) if persistence(message) == Persistence::Yes => {
+                self.metrics.record_acked(self.lane, outstanding.handed_over.elapsed());
+                self.readiness.acked();
+                Ok(Receipt {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                })
+            }
+            // No error, and yet not persisted: cannot be with acks=all, and is not taken for an ack if it ever is.
+            Ok(message) => Err((sort(None, persistence(message) != Persistence::No), message)),
+            Err((error, message)) => Err((
+                sort(error.rdkafka_error_code(), persistence(message) != Persistence::No),
+                message,
+            )),
+        };
+        let outcome = outcome.map_err(|(error, message)| {
+            self.failed(&error, message.topic());
+            error
+        });
+        (outstanding.on_outcome)(outcome);
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        super::log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if let Some(eos) = &statistics.eos
+            && eos.idemp_state == "Assigned"
+        {
+            self.readiness.producer_ready(self.lane);
+        }
+        self.readiness.brokers_seen(self.lane, &statistics);
+        self.metrics
+            .producer_statistics(self.lane, &producer_statistics(&statistics));
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Transient by librdkafka's own account (it goes on trying); fatal errors are told by the lane's thread.
+        tracing::warn!(lane = self.lane.as_str(), error = %error, reason, "librdkafka reports an error");
+    }
+}
+
+fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {
+    let quantiles = |window: &Option<Window>| {
+        let micros = |micros: i64| Duration::from_micros(micros.max(0).unsigned_abs());
+        window.as_ref().map_or_else(Quantiles::default, |window| Quantiles {
+            p50: micros(window.p50),
+            p99: micros(window.p99),
+            max: micros(window.max),
+        })
+    };
+    // Entries without a node id are bootstrap addresses, each of which a known broker stands for as well.
+    let brokers = statistics.brokers.values().filter(|broker| broker.nodeid >= 0);
+    let brokers = brokers.map(|broker| BrokerStatistics {
+        node_id: broker.nodeid,
+        up: broker.state == "UP",
+        rtt: quantiles(&broker.rtt),
+        internal_latency: quantiles(&broker.int_latency),
+        outbuf_latency: quantiles(&broker.outbuf_latency),
+    });
+    ProducerStatistics {
+        records: statistics.msg_cnt,
+        bytes: statistics.msg_size,
+        brokers: brokers.collect(),
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Persistence {
+    No,
+    Possibly,
+    Yes,
+}
+
+fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
+    use rdkafka_sys::bindings::rd_kafka_msg_status_t as Status;
+    // SAFETY: the message is alive for as long as it is borrowed, and the function only reads a field of it.
+    // rust-rdkafka 0.39 does not wrap it, and no other call tells whether a failed record may be in the topic.
+    #[allow(unsafe_code)]
+    let status = unsafe { rdkafka_sys::bindings::rd_kafka_message_status(message.ptr()) };
+    match status {
+        Status::RD_KAFKA_MSG_STATUS_NOT_PERSISTED => Persistence::No,
+        Status::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Persistence::Possibly,
+        Status::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
+    }
+}
+
+/// Sorts librdkafka's errors, once, into what a caller decides on.
+fn sort(code: Option<RDKafkaErrorCode>, possibly_persisted: bool) -> PublishError {
+    use RDKafkaErrorCode as Code;
+    let cause = match code {
+        // Ours: the queue's limits are above the byte budget, so this is a bug or a very large `queue` of hung-up senders.
+        Some(Code::QueueFull) => PublishCause::QueueFull,
+        // The lane's publish deadline, or the broker's own wait for replicas at its end.
+        Some(Code::MessageTimedOut | Code::TimedOutQueue | Code::RequestTimedOut | Code::OperationTimedOut) => {
+            PublishCause::Deadline
+        }
+        // The topic's or broker's limit is below ours: a person has to raise it.
+        Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize) => {
+            PublishCause::TooLarge
+        }
+        // The topic is not there, or not as it was: a person has to create it.
+        Some(
+            Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::UnknownTopicId
+            | Code::InvalidTopic
+            | Code::PolicyViolation,
+        ) => PublishCause::Topic,
+        // The cluster refuses us: a person has to grant it.
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::SaslAuthenticationFailed
+            | Code::Authentication,
+        ) => PublishCause::Permission,
+        // The idempotent producer is lost; a new one is built.
+        Some(
+            Code::Fatal
+            | Code::OutOfOrderSequenceNumber
+            | Code::InvalidProducerEpoch
+            | Code::InvalidProducerIdMapping
+            | Code::UnknownProducerId
+            | Code::ProducerFenced
+            | Code::GaplessGuarantee
+            | Code::Inconsistent,
+        ) => PublishCause::Fatal,
+        // Dropped from queue or flight when the producer was given up; the message status tells which it was.
+        Some(Code::PurgeQueue | Code::PurgeInflight) => PublishCause::Purged,
+        // Whatever else a broker says after librdkafka has used up its retries.
+        Some(_) | None => PublishCause::Other,
+    };
+    let detail = code.map_or_else(|| "no error code".to_owned(), |code| format!("{code:?}"));
+    PublishError {
+        cause,
+        possibly_persisted,
+        detail,
+    }
+}

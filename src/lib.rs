@@ -1,0 +1,43 @@
+//! A webhook-to-Kafka bridge for Flinks: it answers a webhook with 200 only after Kafka has acknowledged its record.
+//!
+//! # One webhook's journey, with what can go wrong
+//!
+//! 1. [`ingress`] accepts a connection under a permit and finishes the TLS handshake in the connection's own task.
+//!    *At the connection limit nothing is accepted; a handshake, headers or a peer that stall are closed.*
+//! 2. It finds the instance by path, looks at method, address, encoding and declared size, and asks that every
+//!    signature header be there once and well-formed. *404, 405, 403, 415, 413, 401: nothing was spent on a body yet.*
+//! 3. It waits for a share of the byte budget and reads the body, while [`signature`] and the content hash see each
+//!    chunk. *503 without a share in time, 408 when the body stalls or dribbles, 413 over the limit, 401 when the
+//!    signature is another.*
+//! 4. [`webhook`] says which event type the body is, and makes the [`record`]: the topic of the type, the key, the
+//!    headers, and the body byte for byte. *A type that is not known, or not JSON: the quarantine topic, with the
+//!    reason. Never an answer that loses the body.*
+//! 5. [`kafka`] hands the record to librdkafka, once, and waits for its delivery report. *Deadline, missing topic, no
+//!    permission, a fatal producer error: 503 with `Retry-After`, and whether the record may be there all the same is
+//!    counted.*
+//! 6. The report says that all in-sync replicas have it: 200, empty. *The sender has hung up: it is counted, and its
+//!    retry will carry the same `ce_id`.*
+//!
+//! # The modules, from the bottom
+//!
+//! [`signature`], [`record`] and [`webhook`] are values: no I/O, no async. [`config`], [`metrics`] and [`tls`] are what
+//! all roles share. [`kafka`] and [`admin`] are the edges. [`ingress`] is a role; roles never import each other. [`dev`]
+//! and the binary put all of it together. `tests/it/layers.rs` keeps it so.
+
+pub mod record;
+pub mod signature;
+pub mod webhook;
+
+pub mod config;
+pub mod metrics;
+pub mod tls;
+
+pub mod admin;
+pub mod kafka;
+
+pub mod ingress;
+
+pub mod dev;
+
+/// What start-up reports: an error with its story told, whatever its type.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,336 @@
+//! The command line: settings, log, shutdown, one role, exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat};
+use flinks_bridge::dev::{self, Company, Dev};
+use flinks_bridge::ingress::{self, Listeners};
+use flinks_bridge::kafka::{self, Producers};
+use flinks_bridge::metrics::{Metrics, Names};
+use flinks_bridge::{BoxError, admin};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The command line, the settings or the secrets are at fault (EX_USAGE of sysexits.h).
+const USAGE: u8 = 64;
+/// The role could not start or could not go on.
+const FAILED: u8 = 1;
+/// The grace period ended before everything that was accepted had (EX_TEMPFAIL).
+const UNFINISHED: u8 = 75;
+
+/// Webhook-to-Kafka bridge for Flinks: answers 200 only after Kafka has acknowledged the record.
+#[derive(Parser)]
+#[command(version, about)]
+struct CommandLine {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Everything in one process on an embedded broker: to try it out. Nothing is kept.
+    Dev(Dev),
+    /// The webhook endpoint.
+    Ingress(Settings),
+    /// Checks the settings and prints them, secrets redacted, or explains them all.
+    Config {
+        #[command(flatten)]
+        settings: Settings,
+        /// Print the resolved settings. Without it, only faults and warnings are told.
+        #[arg(long)]
+        print: bool,
+        /// Print a table of all settings instead, with defaults and meaning.
+        #[arg(long)]
+        reference: bool,
+    },
+}
+
+#[derive(Args)]
+struct Settings {
+    /// Configuration file. Variables such as FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS override it, and can replace it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Settings {
+    fn load(&self) -> Result<Loaded, config::Faults> {
+        Config::load(self.config.as_deref(), &config::variables())
+    }
+}
+
+fn main() -> ExitCode {
+    let role = match CommandLine::try_parse() {
+        Ok(CommandLine { role }) => role,
+        Err(error) => {
+            // Also how `--help` and `--version` come out, which are no faults.
+            let fault = error.use_stderr();
+            // Nobody can be told that the terminal is gone.
+            let _ = error.print();
+            return if fault {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match role {
+        Role::Dev(options) => run(dev::settings(&options), true),
+        Role::Ingress(settings) => run(settings.load(), false),
+        Role::Config { reference: true, .. } => {
+            print!("{}", config::reference());
+            ExitCode::SUCCESS
+        }
+        Role::Config { settings, print, .. } => match settings.load() {
+            Err(faults) => faulty(&faults),
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    eprintln!("warning: {warning}");
+                }
+                if print {
+                    print!("{}", loaded.print());
+                }
+                ExitCode::SUCCESS
+            }
+        },
+    }
+}
+
+fn faulty(faults: &config::Faults) -> ExitCode {
+    eprintln!("the settings are not usable:\n{faults}");
+    ExitCode::from(USAGE)
+}
+
+/// Runs the ingress, in role `dev` with its company.
+fn run(loaded: Result<Loaded, config::Faults>, dev: bool) -> ExitCode {
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(faults) => return faulty(&faults),
+    };
+    log_to_stdout(&loaded.config.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the runtime cannot be started");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let code = runtime.block_on(supervise(loaded, dev));
+    // Threads that still wait for something do not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+fn log_to_stdout(log: &Log) {
+    let filter = EnvFilter::try_new(&log.level).expect("checked when the settings were read");
+    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    match log.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Human => builder.with_target(false).init(),
+    }
+}
+
+/// Lets the role run until a signal, and ends the process within the grace period or at a second signal.
+async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
+    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "signals cannot be awaited");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let mut next_signal = async || {
+        tokio::select! {
+            _ = terminate.recv() => ("SIGTERM", 128 + 15),
+            _ = interrupt.recv() => ("SIGINT", 128 + 2),
+        }
+    };
+    let grace_period = loaded.config.shutdown.grace_period;
+    let shutdown = CancellationToken::new();
+    let mut role = tokio::spawn(serve(loaded, dev, shutdown.clone()));
+    let mut deadline = None;
+    loop {
+        let out_of_time = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = &mut role => {
+                return match ended {
+                    Ok(Ok(())) => ExitCode::SUCCESS,
+                    Ok(Err(Failure { error, code })) => {
+                        tracing::error!(error = %error, "the role has ended");
+                        ExitCode::from(code)
+                    }
+                    Err(_panic) => ExitCode::from(FAILED),
+                };
+            }
+            () = out_of_time => {
+                tracing::error!(grace_period_seconds = grace_period.as_secs(), "the grace period ended before the work");
+                return ExitCode::from(UNFINISHED);
+            }
+            (name, code) = next_signal() => {
+                if shutdown.is_cancelled() {
+                    tracing::warn!(signal = name, "second signal, ending at once");
+                    return ExitCode::from(code);
+                }
+                tracing::info!(signal = name, "shutting down");
+                shutdown.cancel();
+                deadline = Some(tokio::time::Instant::now() + grace_period);
+            }
+        }
+    }
+}
+
+struct Failure {
+    error: BoxError,
+    code: u8,
+}
+
+impl<E: Into<BoxError>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure {
+            error: error.into(),
+            code: FAILED,
+        }
+    }
+}
+
+/// Puts the ingress together with Kafka and the admin port, and takes it apart in the order that loses nothing.
+async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result<(), Failure> {
+    let Loaded { config, .. } = &loaded;
+    let mut config = config.clone();
+    // The embedded broker's address is known only now.
+    let company = if dev { Some(Company::gather(&mut config)?) } else { None };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        settings = loaded.print(),
+        "starting"
+    );
+    let config = Arc::new(config);
+    raise_file_limit(config.ingress.max_connections);
+
+    let registry = Registry::new();
+    let topics = kafka::topics_of(&config);
+    let metrics = Metrics::new(&registry, &names(&config, &topics))?;
+    let producers = Arc::new(Producers::new(&config, &metrics).map_err(|error| Failure {
+        error: error.into(),
+        code: USAGE,
+    })?);
+    let listeners = match &company {
+        None => Listeners::bind(&config)?,
+        Some(company) => Listeners::bind_with(&config, Some(company.identity()))?,
+    };
+    let admin_listener = TcpListener::bind(config.admin.listen)
+        .await
+        .map_err(|error| format!("cannot listen on admin.listen {}: {error}", config.admin.listen))?;
+    tracing::info!(addresses = ?listeners.addresses(), admin = %admin_listener.local_addr()?, "listening");
+    if let Some(company) = &company {
+        company.introduce(&listeners.addresses(), &config, shutdown.clone());
+    }
+
+    let readiness = producers.readiness();
+    let draining = shutdown.clone();
+    let was_ready = AtomicBool::new(false);
+    let check = {
+        let metrics = metrics.clone();
+        move || {
+            let verdict = if draining.is_cancelled() {
+                Err(vec!["shutting down".to_owned()])
+            } else {
+                readiness.check()
+            };
+            metrics.ready(verdict.is_ok());
+            match &verdict {
+                Ok(()) if !was_ready.swap(true, Ordering::Relaxed) => tracing::info!("ready"),
+                Err(reasons) if was_ready.swap(false, Ordering::Relaxed) => {
+                    tracing::warn!(reasons = reasons.join("; "), "not ready");
+                }
+                _ => {}
+            }
+            verdict
+        }
+    };
+    let check: admin::Ready = Arc::new(check);
+    let admin_end = CancellationToken::new();
+    let admin = tokio::spawn(admin::run(admin_listener, registry, check.clone(), admin_end.clone()));
+    let watch = tokio::spawn(async move {
+        loop {
+            // The state's changes are told even where nobody asks the admin port.
+            let _ = check();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+
+    let drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown).await;
+    // Everything that was answered has its report; what is left belongs to senders that hung up.
+    let flushed = producers
+        .flush(config.kafka.large.publish_deadline + Duration::from_secs(5))
+        .await;
+    if !flushed {
+        tracing::error!("records without a delivery report are given up");
+    }
+    watch.abort();
+    admin_end.cancel();
+    // It ends by itself, and whether it does changes nothing any more.
+    let _ = admin.await;
+    drained.map_err(|faults| Failure {
+        error: faults.join("\n").into(),
+        code: USAGE,
+    })?;
+    tracing::info!("shutdown complete");
+    Ok(())
+}
+
+fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
+    let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
+        instance
+            .secrets
+            .iter()
+            .map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
+    });
+    Names {
+        instances: config.instances.iter().map(|instance| instance.name.as_str()).collect(),
+        event_types: config
+            .event_types
+            .types
+            .iter()
+            .map(|event_type| &*event_type.name)
+            .collect(),
+        topics: topics.iter().map(|topic| &**topic).collect(),
+        secrets: secrets.collect(),
+    }
+}
+
+/// Each connection is an open file; the system's usual soft limit of 1,024 is far below the connection limit.
+fn raise_file_limit(connections: usize) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let needed = connections as u64 + 200;
+    let mut limit = getrlimit(Resource::Nofile);
+    let possible = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+    if limit.current.is_some_and(|current| current < possible) {
+        limit.current = Some(possible);
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+    if possible < needed {
+        tracing::warn!(
+            open_files = possible,
+            needed,
+            "fewer open files are allowed than ingress.max_connections needs"
+        );
+    }
+}

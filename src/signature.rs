@@ -1,0 +1,602 @@
+//! Signature schemes over raw bytes: sign, and verify while the body is still arriving.
+//!
+//! First thing that happens to a webhook's bytes: the ingress parses each signature header into a [`Signature`] before it
+//! grants a byte of memory, then feeds every chunk of the body to a [`Verifier`] (and to a [`ContentHash`], which becomes
+//! the `ce_id`). This module never reads a header or a file itself, never sees a decoded or re-serialised body, and never
+//! prints a secret. Which header carries which scheme is a setting; whether a header must be there at all, and that it is
+//! there only once, is for the ingress to decide.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use aws_lc_rs::{constant_time, digest, hmac};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use thiserror::Error;
+
+/// A secret's bytes; prints as redacted.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<[u8]>);
+
+impl Secret {
+    /// Takes the bytes as they are, less one trailing newline (`\n` or `\r\n`), which editors and `echo` add to files.
+    pub fn new(bytes: impl AsRef<[u8]>) -> Secret {
+        let bytes = bytes.as_ref();
+        let bytes = bytes
+            .strip_suffix(b"\n")
+            .map_or(bytes, |b| b.strip_suffix(b"\r").unwrap_or(b));
+        Secret(bytes.into())
+    }
+
+    /// The bytes, for keying an HMAC.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// How a sender signs: which header by default, and how the HMAC-SHA256 of the raw body is written in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scheme {
+    /// `flinks-authenticity-key`: Base64 (docs.flinks.com reference/hmac).
+    FlinksAuthenticityKey,
+    /// `X-Flinks-Signature`: Base64 (docs.flinks.com guides/webhooks/hmac-validation).
+    XFlinksSignature,
+    /// `X-Webhook-Signature`: `sha256=` and hex (docs.flinks.com guides/pay/geft/webhooks/client-setup).
+    XWebhookSignature,
+}
+
+impl Scheme {
+    /// Every scheme, in the order of the documentation.
+    pub const ALL: [Scheme; 3] = [
+        Scheme::FlinksAuthenticityKey,
+        Scheme::XFlinksSignature,
+        Scheme::XWebhookSignature,
+    ];
+
+    /// The name in settings, metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Scheme::FlinksAuthenticityKey => "flinks-authenticity-key",
+            Scheme::XFlinksSignature => "x-flinks-signature",
+            Scheme::XWebhookSignature => "x-webhook-signature",
+        }
+    }
+
+    /// The header that carries the signature unless configured otherwise, in lower case. Each scheme is named after it.
+    pub const fn default_header(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = UnknownScheme;
+
+    fn from_str(name: &str) -> Result<Scheme, UnknownScheme> {
+        Scheme::ALL
+            .into_iter()
+            .find(|scheme| scheme.name() == name)
+            .ok_or_else(|| UnknownScheme(name.to_owned()))
+    }
+}
+
+/// No scheme has this name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown scheme `{0}`, expected flinks-authenticity-key, x-flinks-signature or x-webhook-signature")]
+pub struct UnknownScheme(pub String);
+
+/// A secret of one scheme with the label that metrics and logs show for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelledSecret {
+    /// The scheme it is for.
+    pub scheme: Scheme,
+    /// Shown in metrics, so that an operator sees which secret is still in use.
+    pub label: String,
+    /// The key of the HMAC.
+    pub secret: Secret,
+}
+
+/// Length of an HMAC-SHA256, in bytes.
+const TAG_LEN: usize = 32;
+
+/// What stands before the hex digits of `X-Webhook-Signature`.
+const HEX_PREFIX: &[u8] = b"sha256=";
+
+/// A well-formed signature, as a header claimed it. It says nothing until a [`Verifier`] has seen the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    scheme: Scheme,
+    tag: [u8; TAG_LEN],
+}
+
+impl Signature {
+    /// Reads a header's value, so that a malformed one is refused before any of the body is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] unless the value is standard Base64 with padding of exactly 32 bytes or, for
+    /// [`Scheme::XWebhookSignature`], `sha256=` and 64 hex digits in either case.
+    pub fn parse(scheme: Scheme, header_value: &[u8]) -> Result<Signature, Malformed> {
+        let tag = match scheme {
+            Scheme::FlinksAuthenticityKey | Scheme::XFlinksSignature => base64_tag(header_value),
+            Scheme::XWebhookSignature => header_value.strip_prefix(HEX_PREFIX).and_then(hex_tag),
+        };
+        tag.map(|tag| Signature { scheme, tag }).ok_or(Malformed { scheme })
+    }
+
+    /// The scheme whose header it was read from.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+}
+
+/// A signature header's value has the wrong shape. The value itself is not kept: it may be a secret put there by mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("malformed {scheme} signature")]
+pub struct Malformed {
+    /// The scheme whose header it was.
+    pub scheme: Scheme,
+}
+
+/// An instance's secrets, made into HMAC keys once, so that a request only copies their state. Share it behind an
+/// [`Arc`]; a reload builds a new one.
+pub struct Keyring {
+    keys: Vec<LabelledKey>,
+}
+
+struct LabelledKey {
+    scheme: Scheme,
+    label: String,
+    key: hmac::Key,
+}
+
+impl Keyring {
+    /// Keys for these secrets, in their order: the indexes [`Verifier::finish`] returns point into it.
+    pub fn new(secrets: &[LabelledSecret]) -> Keyring {
+        let key = |secret: &LabelledSecret| LabelledKey {
+            scheme: secret.scheme,
+            label: secret.label.clone(),
+            key: hmac_key(&secret.secret),
+        };
+        Keyring {
+            keys: secrets.iter().map(key).collect(),
+        }
+    }
+
+    /// Whether there is no secret at all.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Scheme and label of every secret, in order.
+    pub fn labels(&self) -> impl ExactSizeIterator<Item = (Scheme, &str)> {
+        self.keys.iter().map(|key| (key.scheme, key.label.as_str()))
+    }
+
+    /// The label of the secret at an index that [`Verifier::finish`] returned; `None` beyond the last.
+    pub fn label(&self, index: usize) -> Option<&str> {
+        self.keys.get(index).map(|key| key.label.as_str())
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.labels()).finish()
+    }
+}
+
+/// Checks signatures against a body as it arrives.
+///
+/// Every signature must verify with some secret of its own scheme. Without any signature nothing verifies, unless the
+/// keyring is empty too (an instance with `authentication = "none"`): forgetting the headers must not open the door.
+pub struct Verifier {
+    signatures: Vec<Signature>,
+    /// One running HMAC for each secret whose scheme has a signature.
+    running: Vec<Running>,
+    /// The outcome if there is no signature to check.
+    unsigned: Result<(), Mismatch>,
+}
+
+struct Running {
+    index: usize,
+    scheme: Scheme,
+    hmac: hmac::Context,
+}
+
+impl Verifier {
+    /// Starts verifying. Costs one HMAC over the body for each secret of the schemes that `signatures` has.
+    pub fn new(keyring: &Keyring, signatures: Vec<Signature>) -> Verifier {
+        let unsigned = keyring
+            .keys
+            .first()
+            .map_or(Ok(()), |key| Err(Mismatch { scheme: key.scheme }));
+        let claimed = |key: &LabelledKey| signatures.iter().any(|signature| signature.scheme == key.scheme);
+        let keys = keyring.keys.iter().enumerate().filter(|(_, key)| claimed(key));
+        let running = keys
+            .map(|(index, key)| Running {
+                index,
+                scheme: key.scheme,
+                hmac: hmac::Context::with_key(&key.key),
+            })
+            .collect();
+        Verifier {
+            signatures,
+            running,
+            unsigned,
+        }
+    }
+
+    /// Takes the body's next bytes. How the body is cut into chunks does not matter.
+    pub fn update(&mut self, chunk: &[u8]) {
+        for running in &mut self.running {
+            running.hmac.update(chunk);
+        }
+    }
+
+    /// Says which secrets verified, as indexes into the secrets the keyring was made of, ascending.
+    ///
+    /// # Errors
+    ///
+    /// [`Mismatch`] names the scheme of the first signature that no secret of its scheme verifies.
+    pub fn finish(self) -> Result<Vec<usize>, Mismatch> {
+        if self.signatures.is_empty() {
+            return self.unsigned.map(|()| Vec::new());
+        }
+        let tags: Vec<_> = self
+            .running
+            .into_iter()
+            .map(|r| (r.index, r.scheme, r.hmac.sign()))
+            .collect();
+        let mut verified = Vec::new();
+        for signature in &self.signatures {
+            // Every secret of the scheme is compared, found or not, so that timing does not tell which one matched.
+            let before = verified.len();
+            for (index, scheme, tag) in &tags {
+                let equal = constant_time::verify_slices_are_equal(tag.as_ref(), &signature.tag).is_ok();
+                if *scheme == signature.scheme && equal {
+                    verified.push(*index);
+                }
+            }
+            if verified.len() == before {
+                return Err(Mismatch {
+                    scheme: signature.scheme,
+                });
+            }
+        }
+        verified.sort_unstable();
+        verified.dedup();
+        Ok(verified)
+    }
+}
+
+/// A signature that no secret of its scheme verifies, or none given although there are secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no secret verifies the {scheme} signature")]
+pub struct Mismatch {
+    /// The scheme of the signature; if none was given, that of the first secret.
+    pub scheme: Scheme,
+}
+
+/// The value of the header that signs `body`, written as Flinks writes it: the hex digits of `X-Webhook-Signature` are
+/// upper case.
+pub fn sign(scheme: Scheme, secret: &Secret, body: &[u8]) -> String {
+    let tag = hmac::sign(&hmac_key(secret), body);
+    match scheme {
+        Scheme::FlinksAuthenticityKey | Scheme::XFlinksSignature => BASE64.encode(tag.as_ref()),
+        Scheme::XWebhookSignature => {
+            let digits = tag.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 0xF]);
+            let hex = digits.map(|digit| char::from(b"0123456789ABCDEF"[usize::from(digit)]));
+            "sha256=".chars().chain(hex).collect()
+        }
+    }
+}
+
+/// SHA-256 of a body as it arrives: the part of the `ce_id` that is the same for the same bytes.
+#[derive(Clone)]
+pub struct ContentHash(digest::Context);
+
+impl ContentHash {
+    /// Starts with no bytes.
+    pub fn new() -> ContentHash {
+        ContentHash(digest::Context::new(&digest::SHA256))
+    }
+
+    /// Takes the body's next bytes.
+    pub fn update(&mut self, chunk: &[u8]) {
+        self.0.update(chunk);
+    }
+
+    /// The hash of all bytes taken.
+    pub fn finish(self) -> [u8; 32] {
+        self.0.finish().as_ref().try_into().expect("SHA-256 is 32 bytes long")
+    }
+
+    /// The hash of a body that is already whole.
+    pub fn of(body: &[u8]) -> [u8; 32] {
+        let mut hash = ContentHash::new();
+        hash.update(body);
+        hash.finish()
+    }
+}
+
+impl Default for ContentHash {
+    fn default() -> ContentHash {
+        ContentHash::new()
+    }
+}
+
+fn hmac_key(secret: &Secret) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, secret.expose())
+}
+
+fn base64_tag(value: &[u8]) -> Option<[u8; TAG_LEN]> {
+    // One byte more than fits, so that 33 bytes do not pass for 32.
+    let mut decoded = [0; TAG_LEN + 1];
+    let length = BASE64.decode_slice(value, &mut decoded).ok()?;
+    decoded[..length].try_into().ok()
+}
+
+fn hex_tag(digits: &[u8]) -> Option<[u8; TAG_LEN]> {
+    if digits.len() != 2 * TAG_LEN {
+        return None;
+    }
+    let mut tag = [0; TAG_LEN];
+    for (byte, pair) in tag.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
+    }
+    Some(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AUTHENTICITY: Scheme = Scheme::FlinksAuthenticityKey;
+    const FLINKS: Scheme = Scheme::XFlinksSignature;
+    const WEBHOOK: Scheme = Scheme::XWebhookSignature;
+
+    fn secret(scheme: Scheme, label: &str, secret: &str) -> LabelledSecret {
+        LabelledSecret {
+            scheme,
+            label: label.to_owned(),
+            secret: Secret::new(secret),
+        }
+    }
+
+    /// The labels of the secrets that verify `headers` over `body`, or the scheme that did not.
+    #[track_caller]
+    fn check(secrets: &[LabelledSecret], headers: &[(Scheme, String)], body: &[u8], expected: Result<&[&str], Scheme>) {
+        let keyring = Keyring::new(secrets);
+        let signatures = headers
+            .iter()
+            .map(|(scheme, value)| Signature::parse(*scheme, value.as_bytes()).unwrap());
+        let mut verifier = Verifier::new(&keyring, signatures.collect());
+        verifier.update(body);
+        let verified = verifier.finish();
+        let labels = verified
+            .as_ref()
+            .map(|v| v.iter().map(|i| keyring.label(*i).unwrap()).collect::<Vec<_>>());
+        assert_eq!(
+            labels.map_err(|mismatch| mismatch.scheme),
+            expected.map(<[&str]>::to_vec)
+        );
+    }
+
+    #[test]
+    fn vectors_of_the_payloads() {
+        let vectors: [(&[u8], &str, &str); 3] = [
+            (
+                include_bytes!("../tests/payloads/kyc.json"),
+                "o+TdVv9ujLPsANhu6akaB+gC7F9gKASStQ1cTHev37I=",
+                "sha256=A3E4DD56FF6E8CB3EC00D86EE9A91A07E802EC5F60280492B50D5C4C77AFDFB2",
+            ),
+            (
+                include_bytes!("../tests/payloads/accounts_detail.json"),
+                "bib6JEae7NLimPEh8trbhgTkwyzD7DXprKMVSFtFlVI=",
+                "sha256=6E26FA24469EECD2E298F121F2DADB8604E4C32CC3EC35E9ACA315485B459552",
+            ),
+            (
+                include_bytes!("../tests/payloads/pay_session_status_completed.json"),
+                "c3n+606mJI3tAksOTnProsonNOd7nCU2awwcymN/Rkw=",
+                "sha256=7379FEEB4EA6248DED024B0E4E73EBA2CA2734E77B9C25366B0C1CCA637F464C",
+            ),
+        ];
+        for (body, base64, hex) in vectors {
+            for (scheme, value) in [(AUTHENTICITY, base64), (FLINKS, base64), (WEBHOOK, hex)] {
+                assert_eq!(sign(scheme, &Secret::new("test-secret"), body), value);
+                check(
+                    &[secret(scheme, "a", "test-secret\n")],
+                    &[(scheme, value.into())],
+                    body,
+                    Ok(&["a"]),
+                );
+                check(
+                    &[secret(scheme, "a", "other")],
+                    &[(scheme, value.into())],
+                    body,
+                    Err(scheme),
+                );
+                check(
+                    &[secret(scheme, "a", "test-secret")],
+                    &[(scheme, value.into())],
+                    &body[1..],
+                    Err(scheme),
+                );
+            }
+            let lower_case = hex.to_ascii_lowercase();
+            check(
+                &[secret(WEBHOOK, "a", "test-secret")],
+                &[(WEBHOOK, lower_case)],
+                body,
+                Ok(&["a"]),
+            );
+        }
+    }
+
+    #[test]
+    fn rotation_and_several_headers() {
+        let body = b"{}";
+        let signed = |scheme, with: &str| (scheme, sign(scheme, &Secret::new(with), body));
+        let secrets = [
+            secret(FLINKS, "old", "one"),
+            secret(FLINKS, "new", "two"),
+            secret(WEBHOOK, "pay", "three"),
+        ];
+        check(&secrets, &[signed(FLINKS, "one")], body, Ok(&["old"]));
+        check(&secrets, &[signed(FLINKS, "two")], body, Ok(&["new"]));
+        check(
+            &secrets,
+            &[signed(WEBHOOK, "three"), signed(FLINKS, "two")],
+            body,
+            Ok(&["new", "pay"]),
+        );
+        // Every header present must verify, and only with a secret of its own scheme.
+        check(
+            &secrets,
+            &[signed(FLINKS, "two"), signed(WEBHOOK, "wrong")],
+            body,
+            Err(WEBHOOK),
+        );
+        check(
+            &secrets,
+            &[signed(FLINKS, "wrong"), signed(WEBHOOK, "three")],
+            body,
+            Err(FLINKS),
+        );
+        check(&secrets, &[signed(FLINKS, "three")], body, Err(FLINKS));
+        check(
+            &secrets,
+            &[signed(FLINKS, "two"), signed(AUTHENTICITY, "two")],
+            body,
+            Err(AUTHENTICITY),
+        );
+        // The same secret under two labels verifies twice.
+        check(
+            &[secret(FLINKS, "a", "x"), secret(FLINKS, "b", "x")],
+            &[signed(FLINKS, "x")],
+            body,
+            Ok(&["a", "b"]),
+        );
+        // No header verifies nothing, unless there is nothing to verify with.
+        check(&secrets, &[], body, Err(FLINKS));
+        check(&[], &[], body, Ok(&[]));
+        check(&[], &[signed(FLINKS, "one")], body, Err(FLINKS));
+    }
+
+    #[test]
+    fn malformed_values() {
+        let check = |scheme, value: &[u8], well_formed| {
+            let parsed = Signature::parse(scheme, value);
+            assert_eq!(parsed.is_ok(), well_formed, "{}", value.escape_ascii());
+            assert!(parsed.is_ok() || parsed == Err(Malformed { scheme }));
+        };
+        let zeros = "A".repeat(43);
+        for scheme in [AUTHENTICITY, FLINKS] {
+            check(scheme, format!("{zeros}=").as_bytes(), true);
+            check(scheme, b"", false);
+            check(scheme, b"=", false);
+            check(scheme, zeros.as_bytes(), false); // no padding
+            check(scheme, "A".repeat(44).as_bytes(), false); // 33 bytes
+            check(scheme, "A".repeat(4000).as_bytes(), false);
+            check(scheme, format!("{}==", "A".repeat(42)).as_bytes(), false); // 31 bytes
+            check(scheme, format!("{}B=", "A".repeat(42)).as_bytes(), false); // bits set beyond the last byte
+            check(scheme, format!("{}_=", "A".repeat(42)).as_bytes(), false); // URL alphabet
+            check(scheme, format!(" {zeros}=").as_bytes(), false);
+            check(scheme, format!("{zeros}=\n").as_bytes(), false);
+            check(scheme, format!("{zeros}=,{zeros}=").as_bytes(), false); // two headers joined by a proxy
+            check(scheme, "0".repeat(64).as_bytes(), false); // hex
+            check(scheme, &[0xFF; 44], false);
+        }
+        let digits = "aB".repeat(32);
+        check(WEBHOOK, format!("sha256={digits}").as_bytes(), true);
+        check(WEBHOOK, b"", false);
+        check(WEBHOOK, b"sha256=", false);
+        check(WEBHOOK, digits.as_bytes(), false);
+        check(WEBHOOK, format!("SHA256={digits}").as_bytes(), false);
+        check(WEBHOOK, format!("sha1={digits}").as_bytes(), false);
+        check(WEBHOOK, format!("sha256= {digits}").as_bytes(), false);
+        check(WEBHOOK, format!("sha256={digits}0").as_bytes(), false);
+        check(WEBHOOK, format!("sha256={}g", &digits[1..]).as_bytes(), false);
+        check(WEBHOOK, format!("sha256={}+1", &digits[2..]).as_bytes(), false);
+        check(WEBHOOK, format!("sha256={zeros}=").as_bytes(), false);
+        check(WEBHOOK, format!("sha256={}", "\u{e9}".repeat(32)).as_bytes(), false); // 64 bytes, no digits
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for scheme in Scheme::ALL {
+            assert_eq!(scheme.to_string().parse(), Ok(scheme));
+            assert_eq!(scheme.default_header(), scheme.default_header().to_ascii_lowercase());
+        }
+        assert_eq!(
+            "X-Flinks-Signature".parse::<Scheme>(),
+            Err(UnknownScheme("X-Flinks-Signature".into()))
+        );
+    }
+
+    #[test]
+    fn nothing_prints_a_secret() {
+        let secret = secret(FLINKS, "2026-11", "planted-value");
+        let printed = format!("{secret:?} {:?}", Keyring::new(std::slice::from_ref(&secret)));
+        assert!(printed.contains("2026-11") && !printed.contains("planted"), "{printed}");
+    }
+
+    proptest! {
+        #[test]
+        fn chunking_does_not_matter(body: Vec<u8>, key: Vec<u8>, cuts: Vec<proptest::sample::Index>) {
+            let secret = Secret::new(&key);
+            let secrets = Scheme::ALL.map(|scheme| {
+                LabelledSecret { scheme, label: scheme.to_string(), secret: secret.clone() }
+            });
+            let signatures = Scheme::ALL.map(|scheme| {
+                Signature::parse(scheme, sign(scheme, &secret, &body).as_bytes()).unwrap()
+            });
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+            cuts.push(body.len());
+            cuts.sort_unstable();
+            let mut verifier = Verifier::new(&Keyring::new(&secrets), signatures.to_vec());
+            let mut hash = ContentHash::new();
+            let mut from = 0;
+            for to in cuts {
+                verifier.update(&body[from..to]);
+                hash.update(&body[from..to]);
+                from = to;
+            }
+            prop_assert_eq!(verifier.finish(), Ok(vec![0, 1, 2]));
+            prop_assert_eq!(hash.finish(), ContentHash::of(&body));
+        }
+
+        #[test]
+        fn any_header_value_is_judged(value: Vec<u8>) {
+            for scheme in Scheme::ALL {
+                let _ = Signature::parse(scheme, &value);
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_does_not_verify(mut body in prop::collection::vec(any::<u8>(), 1..64), at: proptest::sample::Index) {
+            let secret = secret(FLINKS, "a", "key");
+            let signature = Signature::parse(FLINKS, sign(FLINKS, &secret.secret, &body).as_bytes()).unwrap();
+            let at = at.index(body.len());
+            body[at] ^= 1;
+            let mut verifier = Verifier::new(&Keyring::new(&[secret]), vec![signature]);
+            verifier.update(&body);
+            prop_assert_eq!(verifier.finish(), Err(Mismatch { scheme: FLINKS }));
+        }
+    }
+}
