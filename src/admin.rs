@@ -101,18 +101,14 @@ fn answer<B>(request: &Request<B>, registry: &Registry, ready: &Ready) -> Respon
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n".into());
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match path {
         "/metrics" => match TextEncoder::new().encode_to_string(&registry.gather()) {
             Ok(families) => {
                 let mut response = text(StatusCode::OK, families);
-                response
-                    .headers_mut()
-                    .insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
                 response
             }
             Err(error) => {
@@ -134,12 +130,8 @@ fn answer<B>(request: &Request<B>, registry: &Registry, ready: &Ready) -> Respon
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -162,33 +154,19 @@ mod tests {
 
     async fn port(ready: Result<(), Vec<String>>) -> Port {
         let registry = Registry::new();
-        registry
-            .register(Box::new(IntCounter::new("bridge_test_total", "help").unwrap()))
-            .unwrap();
+        registry.register(Box::new(IntCounter::new("bridge_test_total", "help").unwrap())).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(run(
-            listener,
-            registry,
-            Arc::new(move || ready.clone()),
-            shutdown.clone(),
-        ));
-        Port {
-            address,
-            shutdown,
-            task,
-        }
+        let task = tokio::spawn(run(listener, registry, Arc::new(move || ready.clone()), shutdown.clone()));
+        Port { address, shutdown, task }
     }
 
     async fn ask(address: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(Duration::from_secs(5), stream.read_to_string(&mut answer))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         answer
     }
 
@@ -212,25 +190,15 @@ mod tests {
             "200",
             "# HELP bridge_test_total help\n# TYPE bridge_test_total counter\nbridge_test_total 0\n",
         );
-        assert!(
-            metrics.contains("content-type: text/plain; version=0.0.4\r\n"),
-            "{metrics}"
-        );
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4\r\n"), "{metrics}");
         check(&ask(address, &get("/livez")).await, "200", "live\n");
         check(&ask(address, &get("/readyz?verbose")).await, "200", "ready\n");
-        check(
-            &ask(address, "HEAD /livez HTTP/1.1\r\nhost: admin\r\n\r\n").await,
-            "200",
-            "",
-        );
+        check(&ask(address, "HEAD /livez HTTP/1.1\r\nhost: admin\r\n\r\n").await, "200", "");
     }
 
     #[tokio::test]
     async fn reasons_are_given_one_a_line() {
-        let reasons = vec![
-            "topic flinks.kyc is missing".into(),
-            "no broker reachable for 15s".into(),
-        ];
+        let reasons = vec!["topic flinks.kyc is missing".into(), "no broker reachable for 15s".into()];
         let Port { address, .. } = port(Err(reasons)).await;
         let body = "topic flinks.kyc is missing\nno broker reachable for 15s\n";
         check(&ask(address, &get("/readyz")).await, "503", body);
@@ -242,11 +210,7 @@ mod tests {
         let Port { address, .. } = port(Ok(())).await;
         check(&ask(address, &get("/")).await, "404", "not found\n");
         check(&ask(address, &get("/metrics/")).await, "404", "not found\n");
-        let refused = ask(
-            address,
-            "POST /metrics HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n",
-        )
-        .await;
+        let refused = ask(address, "POST /metrics HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n").await;
         check(&refused, "405", "method not allowed\n");
         assert!(refused.contains("allow: GET, HEAD\r\n"), "{refused}");
         check(&ask(address, "nonsense\r\n\r\n").await, "400", "");
@@ -263,13 +227,7 @@ mod tests {
         }
         check(&ask(address, &get("/livez")).await, "200", "live\n");
         // The oldest was closed to make room, the newest was not.
-        assert_eq!(
-            timeout(Duration::from_secs(5), idle[0].read(&mut [0; 1]))
-                .await
-                .unwrap()
-                .unwrap(),
-            0
-        );
+        assert_eq!(timeout(Duration::from_secs(5), idle[0].read(&mut [0; 1])).await.unwrap().unwrap(), 0);
         let newest = idle.last_mut().unwrap();
         newest.write_all(get("/livez").as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -279,11 +237,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_serves_until_cancelled_and_returns_although_a_client_dawdles() {
-        let Port {
-            address,
-            shutdown,
-            task,
-        } = port(Ok(())).await;
+        let Port { address, shutdown, task } = port(Ok(())).await;
         let _dawdler = TcpStream::connect(address).await.unwrap();
         check(&ask(address, &get("/livez")).await, "200", "live\n");
         shutdown.cancel();
@@ -300,10 +254,7 @@ mod tests {
         tokio::time::pause();
         let begin = Instant::now();
         let mut answer = Vec::new();
-        timeout(CONNECTION_TIMEOUT * 2, slow.read_to_end(&mut answer))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(CONNECTION_TIMEOUT * 2, slow.read_to_end(&mut answer)).await.unwrap().unwrap();
         assert!(begin.elapsed() < CONNECTION_TIMEOUT, "{:?}", begin.elapsed());
         assert_eq!(answer, b"");
     }

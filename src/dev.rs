@@ -50,12 +50,7 @@ const SAMPLE_PAY: &str = r#"{"eventType":"SessionSetupStatusChanged","sessionId"
 /// # Errors
 /// The faults of the options, as those of any settings.
 pub fn settings(options: &Dev) -> Result<Loaded, Faults> {
-    let Dev {
-        https,
-        http,
-        admin,
-        log,
-    } = options;
+    let Dev { https, http, admin, log } = options;
     let text = format!(
         r#"
         [log]
@@ -99,19 +94,11 @@ impl Company {
     pub fn gather(config: &mut Config) -> Result<Company, BoxError> {
         let broker = Embedded::start(&topics_of(config))?;
         config.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
-        let SelfMade {
-            ca_pem,
-            certificate_pem,
-            private_key_pem,
-        } = tls::self_made(tls::LOCAL_NAMES)?;
+        let SelfMade { ca_pem, certificate_pem, private_key_pem } = tls::self_made(tls::LOCAL_NAMES)?;
         let identity = Identity::from_pem(&certificate_pem, &private_key_pem)?;
         let ca_file = std::env::temp_dir().join(format!("flinks-bridge-dev-{}.pem", std::process::id()));
         std::fs::write(&ca_file, ca_pem).map_err(|error| format!("cannot write {}: {error}", ca_file.display()))?;
-        Ok(Company {
-            identity,
-            ca_file,
-            _broker: broker,
-        })
+        Ok(Company { identity, ca_file, _broker: broker })
     }
 
     /// The certificate that the ingress serves.
@@ -130,11 +117,7 @@ impl Company {
                 if let Some(record) = record {
                     println!("{}", summary(&record));
                 }
-                if shutdown.is_cancelled() {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+                if shutdown.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             if let Err(error) = reader::follow(&kafka, &topics, print) {
                 tracing::error!(%error, "the topics cannot be read, so records are not printed");
@@ -145,11 +128,7 @@ impl Company {
 
     fn introduction(&self, addresses: &[SocketAddr], config: &Config) -> String {
         let [https, http] = [addresses[0], addresses[1]];
-        let (ca, broker, admin) = (
-            self.ca_file.display(),
-            &config.kafka.bootstrap_servers,
-            config.admin.listen,
-        );
+        let (ca, broker, admin) = (self.ca_file.display(), &config.kafka.bootstrap_servers, config.admin.listen);
         let topics = topics_of(config).join("\n             ");
         let secret = Secret::new(SECRET);
         let signed = |scheme: Scheme, body: &str| {
@@ -204,10 +183,8 @@ impl Drop for Company {
 /// A record in one line, and its headers in more; of the body only how long it is and what it hashes to.
 fn summary(record: &ReadRecord<'_>) -> String {
     let key = record.key.map_or("(none)".into(), String::from_utf8_lossy);
-    let headers = record
-        .headers
-        .iter()
-        .map(|(name, value)| format!("\n    {name}: {}", String::from_utf8_lossy(value)));
+    let headers =
+        record.headers.iter().map(|(name, value)| format!("\n    {name}: {}", String::from_utf8_lossy(value)));
     let mut hash = ContentHash::new();
     hash.update(record.payload);
     let hash = hash.finish().map(|byte| format!("{byte:02x}")).concat();

@@ -74,11 +74,7 @@ fn main() -> ExitCode {
             let fault = error.use_stderr();
             // Nobody can be told that the terminal is gone.
             let _ = error.print();
-            return if fault {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if fault { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
     match role {
@@ -201,10 +197,7 @@ struct Failure {
 
 impl<E: Into<BoxError>> From<E> for Failure {
     fn from(error: E) -> Failure {
-        Failure {
-            error: error.into(),
-            code: FAILED,
-        }
+        Failure { error: error.into(), code: FAILED }
     }
 }
 
@@ -214,21 +207,15 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     let mut config = config.clone();
     // The embedded broker's address is known only now.
     let company = if dev { Some(Company::gather(&mut config)?) } else { None };
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        settings = loaded.print(),
-        "starting"
-    );
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = loaded.print(), "starting");
     let config = Arc::new(config);
     raise_file_limit(config.ingress.max_connections);
 
     let registry = Registry::new();
     let topics = kafka::topics_of(&config);
     let metrics = Metrics::new(&registry, &names(&config, &topics))?;
-    let producers = Arc::new(Producers::new(&config, &metrics).map_err(|error| Failure {
-        error: error.into(),
-        code: USAGE,
-    })?);
+    let producers =
+        Arc::new(Producers::new(&config, &metrics).map_err(|error| Failure { error: error.into(), code: USAGE })?);
     let listeners = match &company {
         None => Listeners::bind(&config)?,
         Some(company) => Listeners::bind_with(&config, Some(company.identity()))?,
@@ -247,11 +234,8 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     let check = {
         let metrics = metrics.clone();
         move || {
-            let verdict = if draining.is_cancelled() {
-                Err(vec!["shutting down".to_owned()])
-            } else {
-                readiness.check()
-            };
+            let verdict =
+                if draining.is_cancelled() { Err(vec!["shutting down".to_owned()]) } else { readiness.check() };
             metrics.ready(verdict.is_ok());
             match &verdict {
                 Ok(()) if !was_ready.swap(true, Ordering::Relaxed) => tracing::info!("ready"),
@@ -276,9 +260,7 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
 
     let drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown).await;
     // Everything that was answered has its report; what is left belongs to senders that hung up.
-    let flushed = producers
-        .flush(config.kafka.large.publish_deadline + Duration::from_secs(5))
-        .await;
+    let flushed = producers.flush(config.kafka.large.publish_deadline + Duration::from_secs(5)).await;
     if !flushed {
         tracing::error!("records without a delivery report are given up");
     }
@@ -286,29 +268,18 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     admin_end.cancel();
     // It ends by itself, and whether it does changes nothing any more.
     let _ = admin.await;
-    drained.map_err(|faults| Failure {
-        error: faults.join("\n").into(),
-        code: USAGE,
-    })?;
+    drained.map_err(|faults| Failure { error: faults.join("\n").into(), code: USAGE })?;
     tracing::info!("shutdown complete");
     Ok(())
 }
 
 fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
     let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
-        instance
-            .secrets
-            .iter()
-            .map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
+        instance.secrets.iter().map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
     });
     Names {
         instances: config.instances.iter().map(|instance| instance.name.as_str()).collect(),
-        event_types: config
-            .event_types
-            .types
-            .iter()
-            .map(|event_type| &*event_type.name)
-            .collect(),
+        event_types: config.event_types.types.iter().map(|event_type| &*event_type.name).collect(),
         topics: topics.iter().map(|topic| &**topic).collect(),
         secrets: secrets.collect(),
     }

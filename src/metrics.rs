@@ -296,10 +296,7 @@ pub struct Held {
 impl Held {
     fn new(gauge: &IntGauge, amount: usize) -> Held {
         gauge.add(amount as i64);
-        Held {
-            gauge: gauge.clone(),
-            amount,
-        }
+        Held { gauge: gauge.clone(), amount }
     }
 
     /// Adds to the amount.
@@ -398,10 +395,7 @@ impl Metrics {
 
     fn secret(&self, instance: usize, scheme: Scheme, label: &str, act: impl Fn(&IntCounter)) {
         if let Some(name) = self.0.requests.instances.get(instance) {
-            act(&self
-                .0
-                .signatures_verified
-                .with_label_values(&[name, scheme_name(scheme), label]));
+            act(&self.0.signatures_verified.with_label_values(&[name, scheme_name(scheme), label]));
         }
     }
 
@@ -475,11 +469,7 @@ pub fn reference() -> String {
         row(family.name, family.kind, &labels.join(", "), family.help);
     }
     for desc in ProcessCollector::for_self().desc() {
-        let kind = if desc.fq_name.ends_with("_total") {
-            "counter"
-        } else {
-            "gauge"
-        };
+        let kind = if desc.fq_name.ends_with("_total") { "counter" } else { "gauge" };
         row(&desc.fq_name, kind, "", &desc.help);
     }
     table
@@ -490,9 +480,8 @@ const NONE: &str = "none";
 
 /// Bounds in seconds: an ack within a local network takes milliseconds, and the deadlines of 20, 30 and 60 s each have
 /// a bound of their own, so that what ran into one shows as such.
-const BUCKETS: &[f64] = &[
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0,
-];
+const BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0];
 
 /// One family's declaration.
 struct Family {
@@ -672,10 +661,7 @@ impl Families {
         for topic in &names.topics {
             topic_ready.with_label_values(&[topic]);
         }
-        BUILD_INFO
-            .gauges(registry)?
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
+        BUILD_INFO.gauges(registry)?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(ProcessCollector::for_self()))?;
 
         Ok(Families {
@@ -699,9 +685,7 @@ impl Families {
                 .iter()
                 .map(|lane| {
                     let causes = PublishCause::ALL.iter();
-                    causes
-                        .map(|cause| publish_errors.with_label_values(&[lane, cause.as_str()]))
-                        .collect()
+                    causes.map(|cause| publish_errors.with_label_values(&[lane, cause.as_str()])).collect()
                 })
                 .collect(),
             possibly_persisted: POSSIBLY_PERSISTED.counters_of(registry, lanes)?,
@@ -733,19 +717,12 @@ struct Requests {
 impl Requests {
     fn new(family: IntCounterVec, names: &Names<'_>) -> Requests {
         let own = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-        let mut requests = Requests {
-            family,
-            instances: own(&names.instances),
-            event_types: own(&names.event_types),
-            series: vec![],
-        };
+        let mut requests =
+            Requests { family, instances: own(&names.instances), event_types: own(&names.event_types), series: vec![] };
         for instance in 0..=requests.instances.len() {
             for event_type in 0..=requests.event_types.len() {
                 for outcome in Outcome::ALL {
-                    let known = (
-                        instance < requests.instances.len(),
-                        event_type < requests.event_types.len(),
-                    );
+                    let known = (instance < requests.instances.len(), event_type < requests.event_types.len());
                     // An event type without an instance cannot happen, as the path is looked at first.
                     let expected = (known.0 || !known.1) && outcome.expected(known.0, known.1);
                     let series = expected.then(|| requests.resolve(instance, event_type, *outcome));
@@ -790,14 +767,10 @@ impl Brokers {
             let id = broker.node_id.to_string();
             self.up.with_label_values(&[lane.as_str(), &id]).set(broker.up.into());
             for (family, latency) in
-                self.latencies()
-                    .into_iter()
-                    .zip([broker.rtt, broker.internal_latency, broker.outbuf_latency])
+                self.latencies().into_iter().zip([broker.rtt, broker.internal_latency, broker.outbuf_latency])
             {
                 for (quantile, value) in QUANTILES.iter().zip([latency.p50, latency.p99, latency.max]) {
-                    family
-                        .with_label_values(&[lane.as_str(), quantile, &id])
-                        .set(value.as_secs_f64());
+                    family.with_label_values(&[lane.as_str(), quantile, &id]).set(value.as_secs_f64());
                 }
             }
             now.insert(broker.node_id);
@@ -875,19 +848,9 @@ mod tests {
 
         metrics.certificate_expires(1);
         let brokers = vec![BrokerStatistics::default()];
-        metrics.producer_statistics(
-            Lane::Small,
-            &ProducerStatistics {
-                brokers,
-                ..ProducerStatistics::default()
-            },
-        );
+        metrics.producer_statistics(Lane::Small, &ProducerStatistics { brokers, ..ProducerStatistics::default() });
         for family in FAMILIES {
-            assert!(
-                text(&registry).contains(&format!("# TYPE {} {}\n", family.name, family.kind)),
-                "{}",
-                family.name
-            );
+            assert!(text(&registry).contains(&format!("# TYPE {} {}\n", family.name, family.kind)), "{}", family.name);
         }
     }
 
@@ -895,17 +858,8 @@ mod tests {
     fn names_follow_the_rule() {
         for family in FAMILIES {
             assert!(family.name.starts_with("bridge_"), "{}", family.name);
-            assert!(
-                family.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
-                "{}",
-                family.name
-            );
-            assert_eq!(
-                family.name.ends_with("_total"),
-                family.kind == "counter",
-                "{}",
-                family.name
-            );
+            assert!(family.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", family.name);
+            assert_eq!(family.name.ends_with("_total"), family.kind == "counter", "{}", family.name);
             assert_eq!(
                 family.name.contains("_duration") || family.name.contains("_latency") || family.name.contains("_rtt"),
                 family.name.ends_with("_seconds") && !family.name.contains("timestamp"),
@@ -920,11 +874,7 @@ mod tests {
         ];
         for values in values {
             assert_eq!(values.iter().collect::<BTreeSet<_>>().len(), values.len());
-            assert!(
-                values
-                    .iter()
-                    .all(|v| v.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
-            );
+            assert!(values.iter().all(|v| v.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
         }
     }
 
@@ -934,18 +884,10 @@ mod tests {
         metrics.certificate_expires(1);
         let reference = reference();
         for family in FAMILIES {
-            assert!(
-                reference.contains(&format!("| `{}` | {} |", family.name, family.kind)),
-                "{}",
-                family.name
-            );
+            assert!(reference.contains(&format!("| `{}` | {} |", family.name, family.kind)), "{}", family.name);
         }
         for family in registry.gather() {
-            assert!(
-                reference.contains(&format!("| `{}` |", family.name())),
-                "{}",
-                family.name()
-            );
+            assert!(reference.contains(&format!("| `{}` |", family.name())), "{}", family.name());
         }
     }
 
@@ -970,21 +912,12 @@ mod tests {
         check(&registry, &format!("{} 1", family("none", "none", "path-not-found")));
         check(&registry, &format!("{} 1", family("none", "pay", "signature-mismatch")));
         check(&registry, &format!("{} 1", family("unknown", "toolbox", "acked")));
-        check(
-            &registry,
-            &format!("{} 1", family("none", "toolbox", "body-incomplete")),
-        );
+        check(&registry, &format!("{} 1", family("none", "toolbox", "body-incomplete")));
         check(&registry, &format!("{} 1", family("kyc", "toolbox", "path-not-found")));
         check(&registry, &format!("{} 1", family("none", "none", "internal")));
         check(&registry, &format!("{} 0", family("kyc", "pay", "publish-deadline")));
-        check(
-            &registry,
-            "bridge_ingress_request_duration_seconds_count{lane=\"large\"} 1",
-        );
-        check(
-            &registry,
-            "bridge_ingress_request_duration_seconds_count{lane=\"none\"} 2",
-        );
+        check(&registry, "bridge_ingress_request_duration_seconds_count{lane=\"large\"} 1");
+        check(&registry, "bridge_ingress_request_duration_seconds_count{lane=\"none\"} 2");
     }
 
     #[test]
@@ -1025,10 +958,7 @@ mod tests {
         let broker = |node_id| BrokerStatistics {
             node_id,
             up: true,
-            rtt: Quantiles {
-                p99: Duration::from_micros(2500),
-                ..Quantiles::default()
-            },
+            rtt: Quantiles { p99: Duration::from_micros(2500), ..Quantiles::default() },
             ..BrokerStatistics::default()
         };
         let statistics = |ids: &[i32]| ProducerStatistics {
@@ -1040,10 +970,7 @@ mod tests {
         metrics.producer_statistics(Lane::Large, &statistics(&[0]));
         check(&registry, "bridge_kafka_queue_bytes{lane=\"small\"} 900");
         check(&registry, "bridge_kafka_broker_up{broker=\"2\",lane=\"small\"} 1");
-        check(
-            &registry,
-            "bridge_kafka_broker_rtt_seconds{broker=\"2\",lane=\"small\",quantile=\"0.99\"} 0.0025",
-        );
+        check(&registry, "bridge_kafka_broker_rtt_seconds{broker=\"2\",lane=\"small\",quantile=\"0.99\"} 0.0025");
         assert!(!text(&registry).contains("broker=\"-1\""));
 
         metrics.producer_statistics(Lane::Small, &statistics(&[2]));

@@ -29,10 +29,7 @@ pub struct Record {
 impl Record {
     /// The value of the first header with this name.
     pub fn header(&self, name: &str) -> Option<&Bytes> {
-        self.headers
-            .iter()
-            .find(|(header, _)| header == name)
-            .map(|(_, value)| value)
+        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
     }
 }
 
@@ -42,10 +39,7 @@ impl fmt::Debug for Record {
         f.debug_struct("Record")
             .field("topic", &self.topic)
             .field("key", &self.key)
-            .field(
-                "headers",
-                &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>(),
-            )
+            .field("headers", &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("payload_bytes", &self.payload.len())
             .finish()
     }
@@ -111,9 +105,9 @@ pub fn ce_time(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last)).to_string()
 }
 
-/// Whether a `traceparent` is well-formed (www.w3.org/TR/trace-context, "traceparent Header"): version, trace id, parent
-/// id and flags in lower-case hex, neither id all zero, version not `ff`. Version `00` ends there; a later version may go
-/// on after a further `-`, here with visible ASCII up to 256 bytes in all.
+/// Whether a `traceparent` is well-formed (www.w3.org/TR/trace-context, "traceparent Header"): version, trace id,
+/// parent id and flags in lower-case hex, neither id all zero, version not `ff`. Version `00` ends there; a later
+/// version may go on after a further `-`, here with visible ASCII up to 256 bytes in all.
 pub fn is_traceparent(value: &[u8]) -> bool {
     let Some((head, rest)) = value.split_at_checked(55) else {
         return false;

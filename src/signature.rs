@@ -1,10 +1,10 @@
 //! Signature schemes over raw bytes: sign, and verify while the body is still arriving.
 //!
-//! First thing that happens to a webhook's bytes: the ingress parses each signature header into a [`Signature`] before it
-//! grants a byte of memory, then feeds every chunk of the body to a [`Verifier`] (and to a [`ContentHash`], which becomes
-//! the `ce_id`). This module never reads a header or a file itself, never sees a decoded or re-serialised body, and never
-//! prints a secret. Which header carries which scheme is a setting; whether a header must be there at all, and that it is
-//! there only once, is for the ingress to decide.
+//! First thing that happens to a webhook's bytes: the ingress parses each signature header into a [`Signature`] before
+//! it grants a byte of memory, then feeds every chunk of the body to a [`Verifier`] (and to a [`ContentHash`], which
+//! becomes the `ce_id`). This module never reads a header or a file itself, never sees a decoded or re-serialised body,
+//! and never prints a secret. Which header carries which scheme is a setting; whether a header must be there at all,
+//! and that it is there only once, is for the ingress to decide.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,9 +23,7 @@ impl Secret {
     /// Takes the bytes as they are, less one trailing newline (`\n` or `\r\n`), which editors and `echo` add to files.
     pub fn new(bytes: impl AsRef<[u8]>) -> Secret {
         let bytes = bytes.as_ref();
-        let bytes = bytes
-            .strip_suffix(b"\n")
-            .map_or(bytes, |b| b.strip_suffix(b"\r").unwrap_or(b));
+        let bytes = bytes.strip_suffix(b"\n").map_or(bytes, |b| b.strip_suffix(b"\r").unwrap_or(b));
         Secret(bytes.into())
     }
 
@@ -54,11 +52,7 @@ pub enum Scheme {
 
 impl Scheme {
     /// Every scheme, in the order of the documentation.
-    pub const ALL: [Scheme; 3] = [
-        Scheme::FlinksAuthenticityKey,
-        Scheme::XFlinksSignature,
-        Scheme::XWebhookSignature,
-    ];
+    pub const ALL: [Scheme; 3] = [Scheme::FlinksAuthenticityKey, Scheme::XFlinksSignature, Scheme::XWebhookSignature];
 
     /// The name in settings, metrics and logs.
     pub const fn name(self) -> &'static str {
@@ -85,10 +79,7 @@ impl FromStr for Scheme {
     type Err = UnknownScheme;
 
     fn from_str(name: &str) -> Result<Scheme, UnknownScheme> {
-        Scheme::ALL
-            .into_iter()
-            .find(|scheme| scheme.name() == name)
-            .ok_or_else(|| UnknownScheme(name.to_owned()))
+        Scheme::ALL.into_iter().find(|scheme| scheme.name() == name).ok_or_else(|| UnknownScheme(name.to_owned()))
     }
 }
 
@@ -142,7 +133,8 @@ impl Signature {
     }
 }
 
-/// A signature header's value has the wrong shape. The value itself is not kept: it may be a secret put there by mistake.
+/// A signature header's value has the wrong shape. The value itself is not kept: it may be a secret put there by
+/// mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("malformed {scheme} signature")]
 pub struct Malformed {
@@ -170,9 +162,7 @@ impl Keyring {
             label: secret.label.clone(),
             key: hmac_key(&secret.secret),
         };
-        Keyring {
-            keys: secrets.iter().map(key).collect(),
-        }
+        Keyring { keys: secrets.iter().map(key).collect() }
     }
 
     /// Whether there is no secret at all.
@@ -218,24 +208,13 @@ struct Running {
 impl Verifier {
     /// Starts verifying. Costs one HMAC over the body for each secret of the schemes that `signatures` has.
     pub fn new(keyring: &Keyring, signatures: Vec<Signature>) -> Verifier {
-        let unsigned = keyring
-            .keys
-            .first()
-            .map_or(Ok(()), |key| Err(Mismatch { scheme: key.scheme }));
+        let unsigned = keyring.keys.first().map_or(Ok(()), |key| Err(Mismatch { scheme: key.scheme }));
         let claimed = |key: &LabelledKey| signatures.iter().any(|signature| signature.scheme == key.scheme);
         let keys = keyring.keys.iter().enumerate().filter(|(_, key)| claimed(key));
         let running = keys
-            .map(|(index, key)| Running {
-                index,
-                scheme: key.scheme,
-                hmac: hmac::Context::with_key(&key.key),
-            })
+            .map(|(index, key)| Running { index, scheme: key.scheme, hmac: hmac::Context::with_key(&key.key) })
             .collect();
-        Verifier {
-            signatures,
-            running,
-            unsigned,
-        }
+        Verifier { signatures, running, unsigned }
     }
 
     /// Takes the body's next bytes. How the body is cut into chunks does not matter.
@@ -254,11 +233,7 @@ impl Verifier {
         if self.signatures.is_empty() {
             return self.unsigned.map(|()| Vec::new());
         }
-        let tags: Vec<_> = self
-            .running
-            .into_iter()
-            .map(|r| (r.index, r.scheme, r.hmac.sign()))
-            .collect();
+        let tags: Vec<_> = self.running.into_iter().map(|r| (r.index, r.scheme, r.hmac.sign())).collect();
         let mut verified = Vec::new();
         for signature in &self.signatures {
             // Every secret of the scheme is compared, found or not, so that timing does not tell which one matched.
@@ -270,9 +245,7 @@ impl Verifier {
                 }
             }
             if verified.len() == before {
-                return Err(Mismatch {
-                    scheme: signature.scheme,
-                });
+                return Err(Mismatch { scheme: signature.scheme });
             }
         }
         verified.sort_unstable();
@@ -371,30 +344,19 @@ mod tests {
     const WEBHOOK: Scheme = Scheme::XWebhookSignature;
 
     fn secret(scheme: Scheme, label: &str, secret: &str) -> LabelledSecret {
-        LabelledSecret {
-            scheme,
-            label: label.to_owned(),
-            secret: Secret::new(secret),
-        }
+        LabelledSecret { scheme, label: label.to_owned(), secret: Secret::new(secret) }
     }
 
     /// The labels of the secrets that verify `headers` over `body`, or the scheme that did not.
     #[track_caller]
     fn check(secrets: &[LabelledSecret], headers: &[(Scheme, String)], body: &[u8], expected: Result<&[&str], Scheme>) {
         let keyring = Keyring::new(secrets);
-        let signatures = headers
-            .iter()
-            .map(|(scheme, value)| Signature::parse(*scheme, value.as_bytes()).unwrap());
+        let signatures = headers.iter().map(|(scheme, value)| Signature::parse(*scheme, value.as_bytes()).unwrap());
         let mut verifier = Verifier::new(&keyring, signatures.collect());
         verifier.update(body);
         let verified = verifier.finish();
-        let labels = verified
-            .as_ref()
-            .map(|v| v.iter().map(|i| keyring.label(*i).unwrap()).collect::<Vec<_>>());
-        assert_eq!(
-            labels.map_err(|mismatch| mismatch.scheme),
-            expected.map(<[&str]>::to_vec)
-        );
+        let labels = verified.as_ref().map(|v| v.iter().map(|i| keyring.label(*i).unwrap()).collect::<Vec<_>>());
+        assert_eq!(labels.map_err(|mismatch| mismatch.scheme), expected.map(<[&str]>::to_vec));
     }
 
     #[test]
@@ -419,32 +381,12 @@ mod tests {
         for (body, base64, hex) in vectors {
             for (scheme, value) in [(AUTHENTICITY, base64), (FLINKS, base64), (WEBHOOK, hex)] {
                 assert_eq!(sign(scheme, &Secret::new("test-secret"), body), value);
-                check(
-                    &[secret(scheme, "a", "test-secret\n")],
-                    &[(scheme, value.into())],
-                    body,
-                    Ok(&["a"]),
-                );
-                check(
-                    &[secret(scheme, "a", "other")],
-                    &[(scheme, value.into())],
-                    body,
-                    Err(scheme),
-                );
-                check(
-                    &[secret(scheme, "a", "test-secret")],
-                    &[(scheme, value.into())],
-                    &body[1..],
-                    Err(scheme),
-                );
+                check(&[secret(scheme, "a", "test-secret\n")], &[(scheme, value.into())], body, Ok(&["a"]));
+                check(&[secret(scheme, "a", "other")], &[(scheme, value.into())], body, Err(scheme));
+                check(&[secret(scheme, "a", "test-secret")], &[(scheme, value.into())], &body[1..], Err(scheme));
             }
             let lower_case = hex.to_ascii_lowercase();
-            check(
-                &[secret(WEBHOOK, "a", "test-secret")],
-                &[(WEBHOOK, lower_case)],
-                body,
-                Ok(&["a"]),
-            );
+            check(&[secret(WEBHOOK, "a", "test-secret")], &[(WEBHOOK, lower_case)], body, Ok(&["a"]));
         }
     }
 
@@ -452,46 +394,17 @@ mod tests {
     fn rotation_and_several_headers() {
         let body = b"{}";
         let signed = |scheme, with: &str| (scheme, sign(scheme, &Secret::new(with), body));
-        let secrets = [
-            secret(FLINKS, "old", "one"),
-            secret(FLINKS, "new", "two"),
-            secret(WEBHOOK, "pay", "three"),
-        ];
+        let secrets = [secret(FLINKS, "old", "one"), secret(FLINKS, "new", "two"), secret(WEBHOOK, "pay", "three")];
         check(&secrets, &[signed(FLINKS, "one")], body, Ok(&["old"]));
         check(&secrets, &[signed(FLINKS, "two")], body, Ok(&["new"]));
-        check(
-            &secrets,
-            &[signed(WEBHOOK, "three"), signed(FLINKS, "two")],
-            body,
-            Ok(&["new", "pay"]),
-        );
+        check(&secrets, &[signed(WEBHOOK, "three"), signed(FLINKS, "two")], body, Ok(&["new", "pay"]));
         // Every header present must verify, and only with a secret of its own scheme.
-        check(
-            &secrets,
-            &[signed(FLINKS, "two"), signed(WEBHOOK, "wrong")],
-            body,
-            Err(WEBHOOK),
-        );
-        check(
-            &secrets,
-            &[signed(FLINKS, "wrong"), signed(WEBHOOK, "three")],
-            body,
-            Err(FLINKS),
-        );
+        check(&secrets, &[signed(FLINKS, "two"), signed(WEBHOOK, "wrong")], body, Err(WEBHOOK));
+        check(&secrets, &[signed(FLINKS, "wrong"), signed(WEBHOOK, "three")], body, Err(FLINKS));
         check(&secrets, &[signed(FLINKS, "three")], body, Err(FLINKS));
-        check(
-            &secrets,
-            &[signed(FLINKS, "two"), signed(AUTHENTICITY, "two")],
-            body,
-            Err(AUTHENTICITY),
-        );
+        check(&secrets, &[signed(FLINKS, "two"), signed(AUTHENTICITY, "two")], body, Err(AUTHENTICITY));
         // The same secret under two labels verifies twice.
-        check(
-            &[secret(FLINKS, "a", "x"), secret(FLINKS, "b", "x")],
-            &[signed(FLINKS, "x")],
-            body,
-            Ok(&["a", "b"]),
-        );
+        check(&[secret(FLINKS, "a", "x"), secret(FLINKS, "b", "x")], &[signed(FLINKS, "x")], body, Ok(&["a", "b"]));
         // No header verifies nothing, unless there is nothing to verify with.
         check(&secrets, &[], body, Err(FLINKS));
         check(&[], &[], body, Ok(&[]));
@@ -543,10 +456,7 @@ mod tests {
             assert_eq!(scheme.to_string().parse(), Ok(scheme));
             assert_eq!(scheme.default_header(), scheme.default_header().to_ascii_lowercase());
         }
-        assert_eq!(
-            "X-Flinks-Signature".parse::<Scheme>(),
-            Err(UnknownScheme("X-Flinks-Signature".into()))
-        );
+        assert_eq!("X-Flinks-Signature".parse::<Scheme>(), Err(UnknownScheme("X-Flinks-Signature".into())));
     }
 
     #[test]
@@ -589,7 +499,10 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_does_not_verify(mut body in prop::collection::vec(any::<u8>(), 1..64), at: proptest::sample::Index) {
+        fn a_changed_byte_does_not_verify(
+            mut body in prop::collection::vec(any::<u8>(), 1..64),
+            at: prop::sample::Index
+        ) {
             let secret = secret(FLINKS, "a", "key");
             let signature = Signature::parse(FLINKS, sign(FLINKS, &secret.secret, &body).as_bytes()).unwrap();
             let at = at.index(body.len());

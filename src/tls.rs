@@ -83,10 +83,7 @@ impl Identity {
     /// # Errors
     /// When a file cannot be read or used, or the two do not belong together; names the file.
     pub fn load(certificate: &Path, private_key: &Path) -> Result<Arc<Identity>, TlsError> {
-        let files = Files {
-            certificate: certificate.into(),
-            private_key: private_key.into(),
-        };
+        let files = Files { certificate: certificate.into(), private_key: private_key.into() };
         let bytes = files.read()?;
         let pair = Pair::from_pem(&bytes, &files.certificate.display(), &files.private_key.display())?;
         Ok(Arc::new(Identity::new(Some(files), pair)))
@@ -97,21 +94,14 @@ impl Identity {
     /// # Errors
     /// When it cannot be used, or the two do not belong together.
     pub fn from_pem(certificate: &str, private_key: &str) -> Result<Arc<Identity>, TlsError> {
-        let bytes = Bytes {
-            certificate: certificate.into(),
-            private_key: private_key.into(),
-        };
+        let bytes = Bytes { certificate: certificate.into(), private_key: private_key.into() };
         let pair = Pair::from_pem(&bytes, &"certificate", &"private key")?;
         Ok(Arc::new(Identity::new(None, pair)))
     }
 
     fn new(files: Option<Files>, pair: Pair) -> Identity {
         let seen = Mutex::new(pair.fingerprint.clone());
-        Identity {
-            files,
-            current: ArcSwap::from_pointee(pair),
-            seen,
-        }
+        Identity { files, current: ArcSwap::from_pointee(pair), seen }
     }
 
     /// Looks at the files again. A good new pair is served from the next full handshake on; whatever else is found, the
@@ -161,10 +151,7 @@ impl ResolvesServerCert for Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity")
-            .field("files", &self.files)
-            .field("not_after", &self.not_after())
-            .finish()
+        f.debug_struct("Identity").field("files", &self.files).field("not_after", &self.not_after()).finish()
     }
 }
 
@@ -221,8 +208,7 @@ fn self_made_until(names: &[&str], end: SystemTime) -> Result<SelfMade, rcgen::E
     let start = SystemTime::now() - Duration::from_secs(24 * 3600);
 
     let mut ca = CertificateParams::new([])?;
-    ca.distinguished_name
-        .push(DnType::CommonName, "flinks-bridge self-made authority");
+    ca.distinguished_name.push(DnType::CommonName, "flinks-bridge self-made authority");
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (ca.not_before, ca.not_after) = (start.into(), end.into());
@@ -238,11 +224,7 @@ fn self_made_until(names: &[&str], end: SystemTime) -> Result<SelfMade, rcgen::E
     let leaf_key = KeyPair::generate()?;
     let certificate_pem = leaf.signed_by(&leaf_key, &Issuer::new(ca, ca_key))?.pem();
 
-    Ok(SelfMade {
-        ca_pem,
-        certificate_pem,
-        private_key_pem: leaf_key.serialize_pem(),
-    })
+    Ok(SelfMade { ca_pem, certificate_pem, private_key_pem: leaf_key.serialize_pem() })
 }
 
 #[derive(Debug)]
@@ -253,16 +235,8 @@ struct Files {
 
 impl Files {
     fn read(&self) -> Result<Bytes, TlsError> {
-        let read = |path: &Path| {
-            fs::read(path).map_err(|source| TlsError::Unreadable {
-                path: path.into(),
-                source,
-            })
-        };
-        Ok(Bytes {
-            certificate: read(&self.certificate)?,
-            private_key: read(&self.private_key)?,
-        })
+        let read = |path: &Path| fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source });
+        Ok(Bytes { certificate: read(&self.certificate)?, private_key: read(&self.private_key)? })
     }
 }
 
@@ -301,14 +275,8 @@ impl Pair {
         certificate: &dyn fmt::Display,
         private_key: &dyn fmt::Display,
     ) -> Result<Pair, TlsError> {
-        let bad_certificate = |fault: String| TlsError::Unusable {
-            path: certificate.to_string(),
-            fault,
-        };
-        let bad_key = |fault: String| TlsError::Unusable {
-            path: private_key.to_string(),
-            fault,
-        };
+        let bad_certificate = |fault: String| TlsError::Unusable { path: certificate.to_string(), fault };
+        let bad_key = |fault: String| TlsError::Unusable { path: private_key.to_string(), fault };
 
         let chain = CertificateDer::pem_slice_iter(&bytes.certificate)
             .collect::<Result<Vec<_>, _>>()
@@ -319,9 +287,7 @@ impl Pair {
         let not_after = match x509_parser::parse_x509_certificate(leaf) {
             Ok((_, leaf)) => leaf.validity().not_after.timestamp(),
             Err(error) => {
-                return Err(bad_certificate(format!(
-                    "the first certificate cannot be parsed: {error}"
-                )));
+                return Err(bad_certificate(format!("the first certificate cannot be parsed: {error}")));
             }
         };
         let key = PrivateKeyDer::from_pem_slice(&bytes.private_key)
@@ -343,16 +309,10 @@ impl Pair {
             // A certificate that rustls cannot read, or a key that does not tell its public half: neither is a pair
             // known to work.
             Err(error) => {
-                return Err(bad_certificate(format!(
-                    "the first certificate cannot be used: {error}"
-                )));
+                return Err(bad_certificate(format!("the first certificate cannot be used: {error}")));
             }
         }
-        Ok(Pair {
-            key: Arc::new(key),
-            not_after,
-            fingerprint: bytes.fingerprint(),
-        })
+        Ok(Pair { key: Arc::new(key), not_after, fingerprint: bytes.fingerprint() })
     }
 }
 
@@ -387,11 +347,8 @@ mod tests {
 
     fn folder(made: &SelfMade) -> Folder {
         let folder = TempDir::new().unwrap();
-        let written = Folder {
-            certificate: folder.path().join("tls.crt"),
-            private_key: folder.path().join("tls.key"),
-            folder,
-        };
+        let written =
+            Folder { certificate: folder.path().join("tls.crt"), private_key: folder.path().join("tls.key"), folder };
         written.write(made);
         written
     }
@@ -419,9 +376,7 @@ mod tests {
         version: &'static rustls::SupportedProtocolVersion,
     ) -> io::Result<()> {
         let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(trusted.ca_pem.as_bytes()).unwrap())
-            .unwrap();
+        roots.add(CertificateDer::from_pem_slice(trusted.ca_pem.as_bytes()).unwrap()).unwrap();
         let mut client = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[version])
             .unwrap()
@@ -452,16 +407,10 @@ mod tests {
         let made = made();
         let config = server_config(Identity::from_pem(&made.certificate_pem, &made.private_key_pem).unwrap()).unwrap();
         for name in LOCAL_NAMES {
-            handshake(config.clone(), &made, name, &rustls::version::TLS13)
-                .await
-                .unwrap();
-            handshake(config.clone(), &made, name, &rustls::version::TLS12)
-                .await
-                .unwrap();
+            handshake(config.clone(), &made, name, &rustls::version::TLS13).await.unwrap();
+            handshake(config.clone(), &made, name, &rustls::version::TLS12).await.unwrap();
         }
-        handshake(config, &made, "example.com", &rustls::version::TLS13)
-            .await
-            .unwrap_err();
+        handshake(config, &made, "example.com", &rustls::version::TLS13).await.unwrap_err();
     }
 
     #[tokio::test]
@@ -487,22 +436,14 @@ mod tests {
         assert!(error.contains("tls.key: a PEM section has no end"), "{error}");
 
         files.write(&new);
-        assert_eq!(
-            identity.reload().unwrap(),
-            Reload::Replaced {
-                not_after: identity.not_after()
-            }
-        );
+        assert_eq!(identity.reload().unwrap(), Reload::Replaced { not_after: identity.not_after() });
         handshake(config.clone(), &new, "localhost", version).await.unwrap();
         handshake(config.clone(), &old, "localhost", version).await.unwrap_err();
 
         // Gone, and back as it was.
         fs::remove_file(&files.private_key).unwrap();
         let error = identity.reload().unwrap_err();
-        assert!(
-            error.to_string().contains("tls.key") && matches!(error, TlsError::Unreadable { .. }),
-            "{error}"
-        );
+        assert!(error.to_string().contains("tls.key") && matches!(error, TlsError::Unreadable { .. }), "{error}");
         assert_eq!(identity.reload().unwrap(), Reload::Unchanged);
         files.write(&new);
         assert_eq!(identity.reload().unwrap(), Reload::Unchanged);
@@ -518,33 +459,13 @@ mod tests {
         let other_key = made().private_key_pem;
         let cases: &[(&str, &str, &str)] = &[
             ("", &good.private_key_pem, "tls.crt: no PEM certificate in it"),
-            (
-                &good.private_key_pem,
-                &good.private_key_pem,
-                "tls.crt: no PEM certificate in it",
-            ),
-            (
-                not_a_certificate,
-                &good.private_key_pem,
-                "tls.crt: the first certificate cannot be parsed",
-            ),
+            (&good.private_key_pem, &good.private_key_pem, "tls.crt: no PEM certificate in it"),
+            (not_a_certificate, &good.private_key_pem, "tls.crt: the first certificate cannot be parsed"),
             (&good.certificate_pem, "", "tls.key: no PEM private key in it"),
-            (
-                &good.certificate_pem,
-                &good.certificate_pem,
-                "tls.key: no PEM private key in it",
-            ),
+            (&good.certificate_pem, &good.certificate_pem, "tls.key: no PEM private key in it"),
             (&good.certificate_pem, junk, "tls.key: a PEM section is not Base64"),
-            (
-                &good.certificate_pem,
-                not_a_key,
-                "tls.key: the private key cannot be used",
-            ),
-            (
-                &good.certificate_pem,
-                &other_key,
-                "does not belong to the first certificate in ",
-            ),
+            (&good.certificate_pem, not_a_key, "tls.key: the private key cannot be used"),
+            (&good.certificate_pem, &other_key, "does not belong to the first certificate in "),
         ];
         for (certificate, private_key, fault) in cases {
             let files = folder(&good);

@@ -1,12 +1,12 @@
 //! What a webhook is: event types, their table, and a body understood in one pass.
 //!
 //! Once the ingress has read and verified a body, [`Webhook::parse`] says which event type it is, by which key it is
-//! ordered and which facts go into headers; [`Webhook::into_record`] then makes the record to publish. An event type is a
-//! row of a table ([`EventTypes`]) that configuration can extend, so a new `ResponseType` needs no code.
+//! ordered and which facts go into headers; [`Webhook::into_record`] then makes the record to publish. An event type is
+//! a row of a table ([`EventTypes`]) that configuration can extend, so a new `ResponseType` needs no code.
 //!
 //! Flinks documents its bodies only in part (docs.flinks.com guides/webhooks/introduction), so this module judges as
-//! little as it can. It never changes the body, never looks deeper than one level below the top, never builds a tree, and
-//! never turns an authenticated webhook away: what has no type, or two, becomes a record of the quarantine.
+//! little as it can. It never changes the body, never looks deeper than one level below the top, never builds a tree,
+//! and never turns an authenticated webhook away: what has no type, or two, becomes a record of the quarantine.
 //!
 //! JSON is what RFC 8259 says, more liberally in four places, because a body that Flinks could write should not be
 //! called broken for what nobody here reads: a UTF-8 byte order mark is skipped, escapes may name lone surrogates,
@@ -18,11 +18,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use thiserror::Error;
 
+use self::survey::Survey;
 use crate::record::{self, Record, header};
+
+mod survey;
 
 /// An event type: what selects the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,9 +80,9 @@ pub struct EventTypes {
 }
 
 impl EventTypes {
-    /// The event types that Flinks is known to send: KYC and accounts detail (docs.flinks.com api/connect/webhooks), Flinks
-    /// Pay (guides/pay/geft/webhooks/session-status; e-Transfers by changelog/2025-08 and the shape of their status
-    /// endpoint) and Flinks Upload fraud alerts (by the shape of api/upload/endpoints/fraud/fraud-analysis).
+    /// The event types that Flinks is known to send: KYC and accounts detail (docs.flinks.com api/connect/webhooks),
+    /// Flinks Pay (guides/pay/geft/webhooks/session-status; e-Transfers by changelog/2025-08 and the shape of their
+    /// status endpoint) and Flinks Upload fraud alerts (by the shape of api/upload/endpoints/fraud/fraud-analysis).
     pub fn builtin() -> EventTypes {
         let event_type = |name: &str, topic: &str, ce_type: &str| EventType {
             name: name.into(),
@@ -90,37 +91,17 @@ impl EventTypes {
         };
         let types = vec![
             event_type("kyc", "flinks.kyc", "com.flinks.kyc"),
-            event_type(
-                "accounts-detail",
-                "flinks.accounts-detail",
-                "com.flinks.accounts-detail",
-            ),
+            event_type("accounts-detail", "flinks.accounts-detail", "com.flinks.accounts-detail"),
             event_type("pay-event", "flinks.pay-events", "com.flinks.pay-event"),
-            event_type(
-                "upload-fraud-alert",
-                "flinks.upload-fraud-alerts",
-                "com.flinks.upload-fraud-alert",
-            ),
+            event_type("upload-fraud-alert", "flinks.upload-fraud-alerts", "com.flinks.upload-fraud-alert"),
             event_type("unknown", "flinks.quarantine", "com.flinks.unknown"),
         ];
         let members = |names: &[&str]| Discriminator::Members(names.iter().map(|&name| name.to_owned()).collect());
-        let rule = |discriminator, event_type, key| Rule {
-            discriminator,
-            event_type,
-            key,
-        };
+        let rule = |discriminator, event_type, key| Rule { discriminator, event_type, key };
         let rules = vec![
             rule(Discriminator::ResponseType("KYC".into()), 0, KeySource::LoginId),
-            rule(
-                Discriminator::ResponseType("GetAccountsDetail".into()),
-                1,
-                KeySource::LoginId,
-            ),
-            rule(
-                Discriminator::PaySession("SessionSetupStatusChanged".into()),
-                2,
-                KeySource::SessionId,
-            ),
+            rule(Discriminator::ResponseType("GetAccountsDetail".into()), 1, KeySource::LoginId),
+            rule(Discriminator::PaySession("SessionSetupStatusChanged".into()), 2, KeySource::SessionId),
             rule(members(&["requestId", "status"]), 2, KeySource::RequestId),
             rule(members(&["DocumentAnalysis"]), 3, KeySource::LoginId),
         ];
@@ -153,17 +134,11 @@ impl EventTypes {
             _ => false,
         };
         if let Some(rule) = self.rules.iter().find(selected_earlier) {
-            return Err(AddError::DuplicateDiscriminator(
-                self.types[rule.event_type].name.clone(),
-            ));
+            return Err(AddError::DuplicateDiscriminator(self.types[rule.event_type].name.clone()));
         }
         let index = self.unknown_index();
         self.types.insert(index, event_type);
-        self.rules.push(Rule {
-            discriminator,
-            event_type: index,
-            key,
-        });
+        self.rules.push(Rule { discriminator, event_type: index, key });
         Ok(())
     }
 
@@ -208,11 +183,8 @@ pub enum QuarantineReason {
 
 impl QuarantineReason {
     /// Every reason.
-    pub const ALL: [QuarantineReason; 3] = [
-        QuarantineReason::UnknownType,
-        QuarantineReason::AmbiguousType,
-        QuarantineReason::NotJson,
-    ];
+    pub const ALL: [QuarantineReason; 3] =
+        [QuarantineReason::UnknownType, QuarantineReason::AmbiguousType, QuarantineReason::NotJson];
 
     /// The value of [`header::QUARANTINE_REASON`], also for metrics and logs.
     pub const fn as_str(self) -> &'static str {
@@ -247,8 +219,8 @@ enum Tag {
 }
 
 impl Webhook {
-    /// Understands a body, in one pass over its bytes and a second look at the objects directly below the top. Memory does
-    /// not grow with the body, but for one byte per level of nesting.
+    /// Understands a body, in one pass over its bytes and a second look at the objects directly below the top. Memory
+    /// does not grow with the body, but for one byte per level of nesting.
     ///
     /// # Errors
     ///
@@ -290,7 +262,8 @@ impl Webhook {
 
     /// The record to publish: the body as it is, with everything known about it in headers.
     ///
-    /// `types` are those it was parsed with. `topic` takes the place of the event type's own, where an instance says so.
+    /// `types` are those it was parsed with. `topic` takes the place of the event type's own, where an instance says
+    /// so.
     pub fn into_record(
         self,
         reception: &Reception,
@@ -302,14 +275,8 @@ impl Webhook {
         let mut headers: Vec<(Cow<'static, str>, Bytes)> = Vec::with_capacity(16);
         let mut write = |name: &'static str, value: Bytes| headers.push((Cow::Borrowed(name), value));
 
-        write(
-            header::SPEC_VERSION,
-            Bytes::from_static(record::SPEC_VERSION_1_0.as_bytes()),
-        );
-        write(
-            header::ID,
-            record::ce_id(&reception.instance, &reception.content_hash).into(),
-        );
+        write(header::SPEC_VERSION, Bytes::from_static(record::SPEC_VERSION_1_0.as_bytes()));
+        write(header::ID, record::ce_id(&reception.instance, &reception.content_hash).into());
         write(header::SOURCE, record::ce_source(&reception.instance).into());
         write(header::TYPE, Bytes::copy_from_slice(event_type.ce_type.as_bytes()));
         write(header::TIME, record::ce_time(reception.received_at).into());
@@ -337,21 +304,13 @@ impl Webhook {
             write(header::RESPONSE_TYPE, response_type.into());
         }
         if let Some(reason) = self.quarantine {
-            write(
-                header::QUARANTINE_REASON,
-                Bytes::from_static(reason.as_str().as_bytes()),
-            );
+            write(header::QUARANTINE_REASON, Bytes::from_static(reason.as_str().as_bytes()));
         }
         if let Some(traceparent) = &reception.traceparent {
             write(header::TRACEPARENT, traceparent.clone());
         }
         headers.extend(reception.signatures.iter().cloned());
-        Record {
-            topic: topic.unwrap_or(&event_type.topic).clone(),
-            key: self.key,
-            headers,
-            payload: body,
-        }
+        Record { topic: topic.unwrap_or(&event_type.topic).clone(), key: self.key, headers, payload: body }
     }
 }
 
@@ -394,495 +353,6 @@ pub struct Reception {
     pub traceparent: Option<Bytes>,
 }
 
-/// A member that was asked about stands there twice.
-struct Ambiguous;
-
-/// Everything in a body that a rule, a key or a header may ask about: one entry for each such member, still as written.
-struct Survey<'t, 'b> {
-    response_type: Member<'b>,
-    session_id: Member<'b>,
-    lower_request_id: Member<'b>,
-    request_id: Member<'b>,
-    login: Member<'b>,
-    login_id: Member<'b>,
-    tag: Member<'b>,
-    http_status_code: Member<'b>,
-    flinks_code: Member<'b>,
-    /// Members of `Login`.
-    login_dot_id: Member<'b>,
-    login_dot_login_id: Member<'b>,
-    login_dot_request_id: Member<'b>,
-    /// The first top-level string that is the event name of a [`Discriminator::PaySession`].
-    session_event: Member<'b>,
-    nested_session: NestedSession<'b>,
-    /// The names that any [`Discriminator::Members`] asks about.
-    discriminators: Vec<(&'t str, Member<'b>)>,
-}
-
-impl<'t, 'b> Survey<'t, 'b> {
-    fn of(text: &'b str, types: &'t EventTypes) -> Result<Survey<'t, 'b>, serde_json::Error> {
-        let mut survey = Survey::empty(types);
-        if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
-            // An array or a scalar is JSON without any member.
-            let _: &RawValue = serde_json::from_str(text)?;
-            return Ok(survey);
-        }
-        let mut event_member = None;
-        walk(text, |name, value| {
-            survey.note(name, value)?;
-            if event_member.is_none() && is_session_event(value, types) {
-                event_member = Some(name);
-                survey.session_event.note(value);
-            }
-            Ok(())
-        })?;
-        if let Some(event_member) = event_member {
-            // Any member may carry the event name, so only now is it known whose repetition would matter.
-            let mut count = 0;
-            walk(text, |name, _| {
-                count += usize::from(name.chars().eq(event_member.chars()));
-                Ok(())
-            })?;
-            survey.session_event.repeated = count > 1;
-        }
-        Ok(survey)
-    }
-
-    fn empty(types: &'t EventTypes) -> Survey<'t, 'b> {
-        let mut discriminators: Vec<(&str, Member)> = Vec::new();
-        for rule in &types.rules {
-            let Discriminator::Members(names) = &rule.discriminator else {
-                continue;
-            };
-            for name in names {
-                if !discriminators.iter().any(|(known, _)| known == name) {
-                    discriminators.push((name, Member::default()));
-                }
-            }
-        }
-        Survey {
-            response_type: Member::default(),
-            session_id: Member::default(),
-            lower_request_id: Member::default(),
-            request_id: Member::default(),
-            login: Member::default(),
-            login_id: Member::default(),
-            tag: Member::default(),
-            http_status_code: Member::default(),
-            flinks_code: Member::default(),
-            login_dot_id: Member::default(),
-            login_dot_login_id: Member::default(),
-            login_dot_request_id: Member::default(),
-            session_event: Member::default(),
-            nested_session: NestedSession::default(),
-            discriminators,
-        }
-    }
-
-    /// Takes note of a member at the top.
-    fn note(&mut self, name: Text<'b>, value: &'b str) -> Result<(), serde_json::Error> {
-        for (watched, member) in [
-            ("ResponseType", &mut self.response_type),
-            ("sessionId", &mut self.session_id),
-            ("requestId", &mut self.lower_request_id),
-            ("RequestId", &mut self.request_id),
-            ("Login", &mut self.login),
-            ("LoginId", &mut self.login_id),
-            ("Tag", &mut self.tag),
-            ("HttpStatusCode", &mut self.http_status_code),
-            ("FlinksCode", &mut self.flinks_code),
-        ] {
-            if name.is(watched) {
-                member.note(value);
-            }
-        }
-        for (watched, member) in &mut self.discriminators {
-            if name.is(watched) {
-                member.note(value);
-            }
-        }
-        let is_login = name.is("Login");
-        // A `sessionId` below the top matters only while no `ResponseType` has decided.
-        let decided = self
-            .response_type
-            .value
-            .is_some_and(|value| Text::of_string(value).is_some());
-        if value.starts_with('{') && (is_login || !decided) {
-            self.note_below(value, is_login)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Takes note of the members of an object directly below the top.
-    fn note_below(&mut self, object: &'b str, is_login: bool) -> Result<(), serde_json::Error> {
-        let mut session_id = Member::default();
-        walk(object, |name, value| {
-            if name.is("sessionId") {
-                session_id.note(value);
-            }
-            if is_login {
-                for (watched, member) in [
-                    ("Id", &mut self.login_dot_id),
-                    ("LoginId", &mut self.login_dot_login_id),
-                    ("RequestId", &mut self.login_dot_request_id),
-                ] {
-                    if name.is(watched) {
-                        member.note(value);
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        self.nested_session.note(session_id);
-        Ok(())
-    }
-
-    fn judge(&self, types: &EventTypes) -> Webhook {
-        let (event_type, quarantine, key) = self.type_and_key(types).unwrap_or_else(|Ambiguous| {
-            let key = self.login_id_key().unwrap_or(None);
-            (types.unknown_index(), Some(QuarantineReason::AmbiguousType), key)
-        });
-        Webhook {
-            event_type,
-            quarantine,
-            key,
-            request_id: self.request_id_header(),
-            tag: self.tag_header(),
-            http_status_code: self.http_status_code_header(),
-            flinks_code: self.flinks_code.value.and_then(Text::of_id).and_then(Text::cleaned),
-            response_type: self
-                .response_type
-                .only()
-                .and_then(Text::of_string)
-                .and_then(Text::cleaned),
-        }
-    }
-
-    fn type_and_key(&self, types: &EventTypes) -> Result<(usize, Option<QuarantineReason>, Option<String>), Ambiguous> {
-        let (event_type, quarantine, source) = match self.rule(types)? {
-            Some(rule) => (rule.event_type, None, rule.key),
-            None => (
-                types.unknown_index(),
-                Some(QuarantineReason::UnknownType),
-                KeySource::LoginId,
-            ),
-        };
-        // Consumers deduplicate by it, whatever the type.
-        self.request_id.once()?;
-        let key = match source {
-            KeySource::LoginId => self.login_id_key()?,
-            KeySource::SessionId => match self.session_id_key()? {
-                None => self.lower_request_id.key()?,
-                key => key,
-            },
-            KeySource::RequestId => self.lower_request_id.key()?,
-        };
-        Ok((event_type, quarantine, key))
-    }
-
-    fn rule<'r>(&self, types: &'r EventTypes) -> Result<Option<&'r Rule>, Ambiguous> {
-        if let Some(response_type) = self.response_type.once()?.and_then(Text::of_string) {
-            let selects = |rule: &&Rule| match &rule.discriminator {
-                Discriminator::ResponseType(value) => response_type.is(value),
-                Discriminator::PaySession(_) | Discriminator::Members(_) => false,
-            };
-            return Ok(types.rules.iter().find(selects));
-        }
-        for rule in &types.rules {
-            let selects = match &rule.discriminator {
-                Discriminator::ResponseType(_) => false,
-                Discriminator::PaySession(event) => self.is_pay_session(event)?,
-                Discriminator::Members(names) => self.has_all(names)?,
-            };
-            if selects {
-                return Ok(Some(rule));
-            }
-        }
-        Ok(None)
-    }
-
-    fn is_pay_session(&self, event: &str) -> Result<bool, Ambiguous> {
-        let named = self
-            .session_event
-            .once()?
-            .and_then(Text::of_string)
-            .is_some_and(|value| value.is(event));
-        Ok(self.session_id.once()?.is_some() || named || self.nested_session.present)
-    }
-
-    fn has_all(&self, names: &[String]) -> Result<bool, Ambiguous> {
-        for name in names {
-            let member = self.discriminators.iter().find(|(watched, _)| watched == name);
-            match member {
-                Some((_, member)) if member.once()?.is_some() => {}
-                _ => return Ok(false),
-            }
-        }
-        Ok(true)
-    }
-
-    fn login_id_key(&self) -> Result<Option<String>, Ambiguous> {
-        self.login.once()?;
-        for member in [self.login_dot_id, self.login_dot_login_id, self.login_id] {
-            if let Some(key) = member.key()? {
-                return Ok(Some(key));
-            }
-        }
-        Ok(None)
-    }
-
-    fn session_id_key(&self) -> Result<Option<String>, Ambiguous> {
-        if let Some(key) = self.session_id.key()? {
-            return Ok(Some(key));
-        }
-        if self.nested_session.ambiguous {
-            return Err(Ambiguous);
-        }
-        Ok(self.nested_session.id.and_then(Text::exact))
-    }
-
-    fn request_id_header(&self) -> Option<String> {
-        let of_login = if self.login.repeated {
-            None
-        } else {
-            self.login_dot_request_id.only()
-        };
-        [self.request_id.only(), of_login, self.lower_request_id.only()]
-            .into_iter()
-            .flatten()
-            .find_map(|value| Text::of_id(value)?.cleaned())
-    }
-
-    fn tag_header(&self) -> Tag {
-        match self.tag.value {
-            None | Some("null" | "\"\"") if !self.tag.repeated => Tag::Absent,
-            _ => self
-                .tag
-                .only()
-                .and_then(Text::of_string)
-                .and_then(Text::exact)
-                .map_or(Tag::Altered, Tag::Exact),
-        }
-    }
-
-    fn http_status_code_header(&self) -> Option<String> {
-        let value = self.http_status_code.value?;
-        let text = Text::of_id(value)?;
-        if text.is("200") || value.parse() == Ok(200.0) {
-            None
-        } else {
-            text.cleaned()
-        }
-    }
-}
-
-fn is_session_event(value: &str, types: &EventTypes) -> bool {
-    let Some(text) = Text::of_string(value) else {
-        return false;
-    };
-    types.rules.iter().any(|rule| match &rule.discriminator {
-        Discriminator::PaySession(event) => text.is(event),
-        Discriminator::ResponseType(_) | Discriminator::Members(_) => false,
-    })
-}
-
-/// A member's value as written, and whether its name stands there again.
-#[derive(Clone, Copy, Default)]
-struct Member<'b> {
-    /// The first one.
-    value: Option<&'b str>,
-    repeated: bool,
-}
-
-impl<'b> Member<'b> {
-    fn note(&mut self, value: &'b str) {
-        self.repeated = self.value.is_some();
-        self.value.get_or_insert(value);
-    }
-
-    /// The value, for whom it decides.
-    fn once(self) -> Result<Option<&'b str>, Ambiguous> {
-        if self.repeated { Err(Ambiguous) } else { Ok(self.value) }
-    }
-
-    /// The value, for whom it merely informs: none if there are two.
-    fn only(self) -> Option<&'b str> {
-        self.value.filter(|_| !self.repeated)
-    }
-
-    /// The value as a key, if it can be one.
-    fn key(self) -> Result<Option<String>, Ambiguous> {
-        Ok(self.once()?.and_then(Text::of_id).and_then(Text::exact))
-    }
-}
-
-/// The `sessionId` of the objects directly below the top, taken together.
-#[derive(Default)]
-struct NestedSession<'b> {
-    present: bool,
-    id: Option<Text<'b>>,
-    /// Two objects differ, or one has it twice.
-    ambiguous: bool,
-}
-
-impl<'b> NestedSession<'b> {
-    fn note(&mut self, session_id: Member<'b>) {
-        self.present |= session_id.value.is_some();
-        self.ambiguous |= session_id.repeated;
-        let Some(id) = session_id.value.and_then(Text::of_id) else {
-            return;
-        };
-        let first = *self.id.get_or_insert(id);
-        self.ambiguous |= !first.chars().eq(id.chars());
-    }
-}
-
-/// The longest text, in bytes, that a key or a header takes from a body.
-const TEXT_LIMIT: usize = 256;
-
-/// The inside of a JSON string as written, escapes and all, or a number's digits. It is decoded only as far as needed, so
-/// that a string of many megabytes costs no memory.
-#[derive(Clone, Copy)]
-struct Text<'b>(&'b str);
-
-impl<'b> Text<'b> {
-    /// From a JSON value that is a string.
-    fn of_string(value: &'b str) -> Option<Text<'b>> {
-        value.strip_prefix('"')?.strip_suffix('"').map(Text)
-    }
-
-    /// From a JSON value that is a string or a number.
-    fn of_id(value: &'b str) -> Option<Text<'b>> {
-        let number = || {
-            value
-                .starts_with(|first: char| first == '-' || first.is_ascii_digit())
-                .then_some(Text(value))
-        };
-        Text::of_string(value).or_else(number)
-    }
-
-    fn is(self, plain: &str) -> bool {
-        if self.0.len() <= plain.len() {
-            // An escape is longer than what it stands for, so here there can be none.
-            return self.0 == plain && !plain.contains('\\');
-        }
-        // The longest escape for a byte, such as `\u004b`, takes six.
-        self.0.len() <= 6 * plain.len() && self.chars().eq(plain.chars().map(Ok))
-    }
-
-    fn chars(self) -> Unescaped<'b> {
-        Unescaped(self.0.chars())
-    }
-
-    /// The text as it is, if that can be: 1 to 256 bytes, no control characters, no lone surrogates (all of which would
-    /// become the same replacement character).
-    fn exact(self) -> Option<String> {
-        let mut exact = String::new();
-        for char in self.chars() {
-            let char = char.ok().filter(|char| !char.is_control())?;
-            if exact.len() + char.len_utf8() > TEXT_LIMIT {
-                return None;
-            }
-            exact.push(char);
-        }
-        Some(exact).filter(|exact| !exact.is_empty())
-    }
-
-    /// The text without control characters, cut to 256 bytes, lone surrogates replaced; `None` if nothing is left.
-    fn cleaned(self) -> Option<String> {
-        let mut cleaned = String::new();
-        let chars = self.chars().map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER));
-        for char in chars.filter(|char| !char.is_control()) {
-            if cleaned.len() + char.len_utf8() > TEXT_LIMIT {
-                break;
-            }
-            cleaned.push(char);
-        }
-        Some(cleaned).filter(|cleaned| !cleaned.is_empty())
-    }
-}
-
-/// The characters of a JSON string whose grammar has been checked; a surrogate without its other half is an `Err`.
-struct Unescaped<'b>(std::str::Chars<'b>);
-
-impl Unescaped<'_> {
-    fn code_unit(chars: &mut std::str::Chars<'_>) -> Option<u16> {
-        let digits = chars.as_str().get(..4)?;
-        *chars = chars.as_str()[4..].chars();
-        u16::from_str_radix(digits, 16).ok()
-    }
-
-    fn unicode_escape(&mut self) -> Option<Result<char, u16>> {
-        let unit = Self::code_unit(&mut self.0)?;
-        if !(0xD800..0xDC00).contains(&unit) {
-            return Some(char::from_u32(unit.into()).ok_or(unit));
-        }
-        let mut ahead = self.0.clone();
-        let low = (ahead.next() == Some('\\') && ahead.next() == Some('u'))
-            .then(|| Self::code_unit(&mut ahead))
-            .flatten();
-        let pair = low.and_then(|low| char::decode_utf16([unit, low]).next()?.ok());
-        if pair.is_some() {
-            self.0 = ahead;
-        }
-        Some(pair.ok_or(unit))
-    }
-}
-
-impl Iterator for Unescaped<'_> {
-    type Item = Result<char, u16>;
-
-    fn next(&mut self) -> Option<Result<char, u16>> {
-        match self.0.next()? {
-            '\\' => match self.0.next()? {
-                'b' => Some(Ok('\u{8}')),
-                'f' => Some(Ok('\u{c}')),
-                'n' => Some(Ok('\n')),
-                'r' => Some(Ok('\r')),
-                't' => Some(Ok('\t')),
-                'u' => self.unicode_escape(),
-                itself => Some(Ok(itself)),
-            },
-            char => Some(Ok(char)),
-        }
-    }
-}
-
-/// Shows every member of the object that `text` is: its name, and its value as written. Checks the grammar of the whole.
-///
-/// serde_json checks a [`RawValue`] without recursion and without converting it, so neither depth, nor a lone surrogate,
-/// nor a number out of range stops it.
-fn walk<'b>(
-    text: &'b str,
-    visit: impl FnMut(Text<'b>, &'b str) -> Result<(), serde_json::Error>,
-) -> Result<(), serde_json::Error> {
-    struct Walk<F>(F);
-
-    impl<'b, F> Visitor<'b> for Walk<F>
-    where
-        F: FnMut(Text<'b>, &'b str) -> Result<(), serde_json::Error>,
-    {
-        type Value = ();
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'b>>(mut self, mut members: A) -> Result<(), A::Error> {
-            while let Some((name, value)) = members.next_entry::<&RawValue, &RawValue>()? {
-                let name = Text::of_string(name.get()).ok_or_else(|| A::Error::custom("a name is no string"))?;
-                (self.0)(name, value.get()).map_err(A::Error::custom)?;
-            }
-            Ok(())
-        }
-    }
-
-    let mut json = serde_json::Deserializer::from_str(text);
-    json.deserialize_map(Walk(visit))?;
-    json.end()
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
@@ -910,13 +380,7 @@ mod tests {
             topic: format!("flinks.{name}").into(),
             ce_type: format!("com.flinks.{name}").into(),
         };
-        types
-            .add(
-                added("statements"),
-                Discriminator::ResponseType("Statements".into()),
-                KeySource::LoginId,
-            )
-            .unwrap();
+        types.add(added("statements"), Discriminator::ResponseType("Statements".into()), KeySource::LoginId).unwrap();
         let members = Discriminator::Members(vec!["padId".into(), "state".into()]);
         types.add(added("pad"), members, KeySource::RequestId).unwrap();
         types
@@ -937,12 +401,7 @@ mod tests {
             Some(reason) => reason.as_str(),
             None => &types.types[webhook.event_type()].name,
         };
-        assert_eq!(
-            (name, webhook.key()),
-            (expected, key.into()),
-            "{}",
-            shown.escape_ascii()
-        );
+        assert_eq!((name, webhook.key()), (expected, key.into()), "{}", shown.escape_ascii());
         let is_unknown = webhook.event_type() == types.unknown_index();
         assert_eq!(webhook.quarantine().is_some(), is_unknown, "{}", shown.escape_ascii());
     }
@@ -965,9 +424,7 @@ mod tests {
     fn check_headers(body: impl AsRef<[u8]>, expected: &[(&str, &str)]) {
         let record = record(body.as_ref(), None);
         for (name, value) in expected {
-            let header = record
-                .header(name)
-                .map_or("", |value| std::str::from_utf8(value).unwrap());
+            let header = record.header(name).map_or("", |value| std::str::from_utf8(value).unwrap());
             assert_eq!(header, *value, "{name}");
         }
     }
@@ -975,63 +432,27 @@ mod tests {
     #[test]
     fn payloads() {
         check(include_bytes!("../tests/payloads/kyc.json"), KYC, LOGIN_ID);
-        check(
-            include_bytes!("../tests/payloads/accounts_detail.json"),
-            DETAIL,
-            LOGIN_ID,
-        );
-        check(
-            include_bytes!("../tests/payloads/accounts_detail_nightly_refresh.json"),
-            DETAIL,
-            LOGIN_ID,
-        );
+        check(include_bytes!("../tests/payloads/accounts_detail.json"), DETAIL, LOGIN_ID);
+        check(include_bytes!("../tests/payloads/accounts_detail_nightly_refresh.json"), DETAIL, LOGIN_ID);
         let session = "aadd08f2-83ce-456d-84ed-c68cfed4ee7b";
-        check(
-            include_bytes!("../tests/payloads/pay_session_status_completed.json"),
-            PAY,
-            session,
-        );
-        check(
-            include_bytes!("../tests/payloads/pay_guarantee_emitted_inferred.json"),
-            PAY,
-            session,
-        );
+        check(include_bytes!("../tests/payloads/pay_session_status_completed.json"), PAY, session);
+        check(include_bytes!("../tests/payloads/pay_guarantee_emitted_inferred.json"), PAY, session);
         let session = "aadd08f2-83ce-456d-84ed-c68cfed4ee7d";
-        check(
-            include_bytes!("../tests/payloads/pay_session_status_failed.json"),
-            PAY,
-            session,
-        );
+        check(include_bytes!("../tests/payloads/pay_session_status_failed.json"), PAY, session);
         let session = "aadd08f2-83ce-456d-84ed-c68cfed4ee7e";
-        check(
-            include_bytes!("../tests/payloads/pay_session_status_canceled.json"),
-            PAY,
-            session,
-        );
-        check(
-            include_bytes!("../tests/payloads/upload_fraud_alert.json"),
-            FRAUD,
-            LOGIN_ID,
-        );
+        check(include_bytes!("../tests/payloads/pay_session_status_canceled.json"), PAY, session);
+        check(include_bytes!("../tests/payloads/upload_fraud_alert.json"), FRAUD, LOGIN_ID);
         check(include_bytes!("../tests/payloads/unknown_type.json"), UNKNOWN, LOGIN_ID);
     }
 
     #[test]
     fn response_type_decides_alone() {
         check(r#"{"ResponseType":"KYC"}"#, KYC, None);
-        check(
-            r#"{"sessionId":"s","requestId":"r","status":1,"DocumentAnalysis":[],"ResponseType":"KYC"}"#,
-            KYC,
-            None,
-        );
+        check(r#"{"sessionId":"s","requestId":"r","status":1,"DocumentAnalysis":[],"ResponseType":"KYC"}"#, KYC, None);
         check(r#"{"ResponseType":"kyc"}"#, UNKNOWN, None);
         check(r#"{"ResponseType":"KYC "}"#, UNKNOWN, None);
         check(r#"{"ResponseType":"","sessionId":"s"}"#, UNKNOWN, None);
-        check(
-            r#"{"ResponseType":"Other","DocumentAnalysis":[],"LoginId":"l"}"#,
-            UNKNOWN,
-            "l",
-        );
+        check(r#"{"ResponseType":"Other","DocumentAnalysis":[],"LoginId":"l"}"#, UNKNOWN, "l");
         check(r#"{"ResponseType":"SessionSetupStatusChanged"}"#, UNKNOWN, None);
         check(r#"{"ResponseType":"Statements","LoginId":"l"}"#, "statements", "l");
         // Only a string does, and only at the top, by its exact name.
@@ -1046,11 +467,7 @@ mod tests {
     fn pay_sessions() {
         check(r#"{"anything":"SessionSetupStatusChanged"}"#, PAY, None);
         check(r#"{"a":"SessionSetupStatusChanged","requestId":"r"}"#, PAY, "r");
-        check(
-            r#"{"a":"SessionSetupStatusChanged","b":"SessionSetupStatusChanged","sessionId":"s"}"#,
-            PAY,
-            "s",
-        );
+        check(r#"{"a":"SessionSetupStatusChanged","b":"SessionSetupStatusChanged","sessionId":"s"}"#, PAY, "s");
         check(r#"{"a":["SessionSetupStatusChanged"]}"#, UNKNOWN, None);
         check(r#"{"a":{"b":"SessionSetupStatusChanged"}}"#, UNKNOWN, None);
         check(r#"{"SessionSetupStatusChanged":1}"#, UNKNOWN, None);
@@ -1059,21 +476,14 @@ mod tests {
         check(r#"{"data":{"data":{"sessionId":"s"}}}"#, UNKNOWN, None);
         check(r#"{"data":[{"sessionId":"s"}]}"#, UNKNOWN, None);
         // At the top it wins, unless it cannot be a key.
-        check(
-            r#"{"a":{"sessionId":"x"},"sessionId":"s","b":{"sessionId":"y"}}"#,
-            PAY,
-            "s",
-        );
+        check(r#"{"a":{"sessionId":"x"},"sessionId":"s","b":{"sessionId":"y"}}"#, PAY, "s");
         check(r#"{"a":{"sessionId":"x","sessionId":"x"},"sessionId":"s"}"#, PAY, "s");
         check(r#"{"sessionId":null,"a":{"sessionId":"x"}}"#, PAY, "x");
         check(r#"{"sessionId":null}"#, PAY, None);
         // Below the top, equal values are one.
         check(r#"{"a":{"sessionId":"x"},"b":{"sessionId":"x"}}"#, PAY, "x");
-        check(
-            r#"{"a":{"sessionId":"x"},"b":{"sessionId":"\u0078"},"c":{"sessionId":null}}"#,
-            PAY,
-            "x",
-        );
+        check(r#"{"a":{"sessionId":"x"},"b":{"sessionId":"\u0078"},"c":{"sessionId":null}}"#, PAY, "x");
+        check(r#"{"a":{"sessionId":""},"b":{"sessionId":"x"},"c":{"sessionId":"y\n"}}"#, PAY, "x");
         check(r#"{"a":{"sessionId":"x"},"b":{"sessionId":"y"}}"#, AMBIGUOUS, None);
         check(r#"{"a":{"sessionId":"x","sessionId":"x"}}"#, AMBIGUOUS, None);
     }
@@ -1101,11 +511,7 @@ mod tests {
         check(kyc(r#""LoginId":"c","Login":"a""#), KYC, "c");
         check(kyc(r#""LoginId":"c","Login":[{"Id":"a"}]"#), KYC, "c");
         check(kyc(r#""Login":{"Login":{"Id":"a"}}"#), KYC, None);
-        check(
-            kyc(r#""Login":{"Id":12345678901234567890123}"#),
-            KYC,
-            "12345678901234567890123",
-        );
+        check(kyc(r#""Login":{"Id":12345678901234567890123}"#), KYC, "12345678901234567890123");
         check(kyc(r#""Login":{"Id":-1.50}"#), KYC, "-1.50");
         check(kyc(r#""Login":{"Id":true}"#), KYC, None);
         check(kyc(r#""Login":{"Id":"\u00e9\ud83d\ude00\/"}"#), KYC, "\u{e9}\u{1f600}/");
@@ -1116,43 +522,19 @@ mod tests {
         check(kyc("\"Login\":{\"Id\":\"a\u{85}\"}"), KYC, None);
         check(kyc(r#""Login":{"Id":"a\ud800"}"#), KYC, None);
         check(kyc(&format!(r#""Login":{{"Id":"{}"}}"#, "x".repeat(257))), KYC, None);
-        check(
-            kyc(&format!(r#""Login":{{"Id":"{}"}}"#, "\u{e9}".repeat(129))),
-            KYC,
-            None,
-        );
-        check(
-            kyc(&format!(r#""Login":{{"Id":"{}"}}"#, "\\u0041".repeat(256))),
-            KYC,
-            &*"A".repeat(256).leak(),
-        );
+        check(kyc(&format!(r#""Login":{{"Id":"{}"}}"#, "\u{e9}".repeat(129))), KYC, None);
+        check(kyc(&format!(r#""Login":{{"Id":"{}"}}"#, "\\u0041".repeat(256))), KYC, &*"A".repeat(256).leak());
         check(kyc(&format!(r#""Login":{{"Id":1{}}}"#, "0".repeat(256))), KYC, None);
     }
 
     #[test]
     fn twice_is_ambiguous() {
         check(r#"{"ResponseType":"KYC","ResponseType":"KYC"}"#, AMBIGUOUS, None);
-        check(
-            r#"{"ResponseType":"KYC","ResponseType":null,"LoginId":"l"}"#,
-            AMBIGUOUS,
-            "l",
-        );
-        check(
-            r#"{"ResponseType":1,"ResponseType":2,"sessionId":"s"}"#,
-            AMBIGUOUS,
-            None,
-        );
-        check(
-            r#"{"ResponseType":"KYC","Response\u0054ype":"GetAccountsDetail"}"#,
-            AMBIGUOUS,
-            None,
-        );
+        check(r#"{"ResponseType":"KYC","ResponseType":null,"LoginId":"l"}"#, AMBIGUOUS, "l");
+        check(r#"{"ResponseType":1,"ResponseType":2,"sessionId":"s"}"#, AMBIGUOUS, None);
+        check(r#"{"ResponseType":"KYC","Response\u0054ype":"GetAccountsDetail"}"#, AMBIGUOUS, None);
         check(r#"{"sessionId":"s","sessionId":"s"}"#, AMBIGUOUS, None);
-        check(
-            r#"{"e":"SessionSetupStatusChanged","e":"Other","sessionId":"s"}"#,
-            AMBIGUOUS,
-            None,
-        );
+        check(r#"{"e":"SessionSetupStatusChanged","e":"Other","sessionId":"s"}"#, AMBIGUOUS, None);
         check(r#"{"e":"Other","\u0065":"SessionSetupStatusChanged"}"#, AMBIGUOUS, None);
         check(r#"{"requestId":"r","requestId":"q","status":1}"#, AMBIGUOUS, None);
         check(r#"{"requestId":"r","status":1,"status":1}"#, AMBIGUOUS, None);
@@ -1168,61 +550,27 @@ mod tests {
             check(format!(r#"{{"DocumentAnalysis":[],{rest}}}"#), AMBIGUOUS, None);
             check(format!(r#"{{{rest}}}"#), AMBIGUOUS, None);
         }
-        check(
-            r#"{"ResponseType":"KYC","RequestId":"a","RequestId":"b","LoginId":"l"}"#,
-            AMBIGUOUS,
-            "l",
-        );
+        check(r#"{"ResponseType":"KYC","RequestId":"a","RequestId":"b","LoginId":"l"}"#, AMBIGUOUS, "l");
         check(r#"{"sessionId":"s","RequestId":"a","RequestId":"b"}"#, AMBIGUOUS, None);
         // What neither the decision nor the key asked about may stand there as often as it likes.
-        check(
-            r#"{"ResponseType":"KYC","sessionId":1,"sessionId":2,"status":1,"status":2}"#,
-            KYC,
-            None,
-        );
+        check(r#"{"ResponseType":"KYC","sessionId":1,"sessionId":2,"status":1,"status":2}"#, KYC, None);
         check(
             r#"{"ResponseType":"KYC","requestId":1,"requestId":2,"DocumentAnalysis":1,"DocumentAnalysis":2}"#,
             KYC,
             None,
         );
-        check(
-            r#"{"ResponseType":"KYC","e":"SessionSetupStatusChanged","e":1}"#,
-            KYC,
-            None,
-        );
-        check(
-            r#"{"ResponseType":"KYC","LoginId":1,"LoginId":2,"Login":{"Id":"a","LoginId":3,"LoginId":4}}"#,
-            KYC,
-            "a",
-        );
-        check(
-            r#"{"sessionId":"s","LoginId":1,"LoginId":2,"DocumentAnalysis":1,"DocumentAnalysis":2}"#,
-            PAY,
-            "s",
-        );
+        check(r#"{"ResponseType":"KYC","e":"SessionSetupStatusChanged","e":1}"#, KYC, None);
+        check(r#"{"ResponseType":"KYC","LoginId":1,"LoginId":2,"Login":{"Id":"a","LoginId":3,"LoginId":4}}"#, KYC, "a");
+        check(r#"{"sessionId":"s","LoginId":1,"LoginId":2,"DocumentAnalysis":1,"DocumentAnalysis":2}"#, PAY, "s");
         check(r#"{"status":1,"status":2,"DocumentAnalysis":[]}"#, FRAUD, None);
-        check(
-            r#"{"ResponseType":"KYC","Tag":"a","Tag":"b","Other":1,"Other":2}"#,
-            KYC,
-            None,
-        );
+        check(r#"{"ResponseType":"KYC","Tag":"a","Tag":"b","Other":1,"Other":2}"#, KYC, None);
     }
 
     #[test]
     fn json_or_not() {
-        for body in [
-            "[]",
-            "[1,2]",
-            "{}",
-            "0",
-            "-0.1e+9",
-            "true",
-            "null",
-            r#""KYC""#,
-            " {} \r\n\t",
-            "\u{feff}{}",
-            "\u{feff} []",
-        ] {
+        for body in
+            ["[]", "[1,2]", "{}", "0", "-0.1e+9", "true", "null", r#""KYC""#, " {} \r\n\t", "\u{feff}{}", "\u{feff} []"]
+        {
             check(body, UNKNOWN, None);
         }
         for body in [
@@ -1268,11 +616,7 @@ mod tests {
     #[test]
     fn escapes_count_as_what_they_say() {
         check(r#"{"\u0052esponseType":"\u004bY\u0043"}"#, KYC, None);
-        check(
-            r#"{"\u0052\u0065\u0073\u0070\u006f\u006E\u0073\u0065\u0054\u0079\u0070\u0065":"KYC"}"#,
-            KYC,
-            None,
-        );
+        check(r#"{"\u0052\u0065\u0073\u0070\u006f\u006E\u0073\u0065\u0054\u0079\u0070\u0065":"KYC"}"#, KYC, None);
         check(r#"{"session\u0049d":"\u0073"}"#, PAY, "s");
         check(r#"{"e":"SessionSetupStatus\u0043hanged"}"#, PAY, None);
         check(r#"{"Document\u0041nalysis":1}"#, FRAUD, None);
@@ -1282,11 +626,7 @@ mod tests {
 
     #[test]
     fn lone_surrogates_and_huge_numbers_are_tolerated() {
-        check(
-            r#"{"ResponseType":"KYC","\ud800":"\udfff","Name":"\ud800\ud800\u0041","n":1e999999}"#,
-            KYC,
-            None,
-        );
+        check(r#"{"ResponseType":"KYC","\ud800":"\udfff","Name":"\ud800\ud800\u0041","n":1e999999}"#, KYC, None);
         check(r#"{"ResponseType":"KYC\ud800","n":-1e-999999}"#, UNKNOWN, None);
         check(r#"{"ResponseType":"KYC","Login":{"\udc00":1,"Id":"l"}}"#, KYC, "l");
         check(r#"["\ud800"]"#, UNKNOWN, None);
@@ -1299,11 +639,7 @@ mod tests {
         check(format!(r#"{{"ResponseType":"KYC","a":"{megabytes}"}}"#), KYC, None);
         check(format!(r#"{{"{megabytes}":1,"ResponseType":"KYC"}}"#), KYC, None);
         check(format!(r#"{{"ResponseType":"{megabytes}"}}"#), UNKNOWN, None);
-        check(
-            format!(r#"{{"ResponseType":"KYC","Login":{{"Id":"{megabytes}"}}}}"#),
-            KYC,
-            None,
-        );
+        check(format!(r#"{{"ResponseType":"KYC","Login":{{"Id":"{megabytes}"}}}}"#), KYC, None);
         check(format!("\"{megabytes}\""), UNKNOWN, None);
         for depth in [200, 1_000_000] {
             let (open, close) = ("[".repeat(depth), "]".repeat(depth));
@@ -1311,16 +647,8 @@ mod tests {
             check(format!("{open}{close}"), UNKNOWN, None);
             check(format!("{open_object}1{close_object}"), UNKNOWN, None);
             check(format!(r#"{{"a":{open}{close},"ResponseType":"KYC"}}"#), KYC, None);
-            check(
-                format!(r#"{{"Login":{open_object}1{close_object},"ResponseType":"KYC"}}"#),
-                KYC,
-                None,
-            );
-            check(
-                format!(r#"{{"Login":{{"a":{open}{close},"Id":"l"}},"ResponseType":"KYC"}}"#),
-                KYC,
-                "l",
-            );
+            check(format!(r#"{{"Login":{open_object}1{close_object},"ResponseType":"KYC"}}"#), KYC, None);
+            check(format!(r#"{{"Login":{{"a":{open}{close},"Id":"l"}},"ResponseType":"KYC"}}"#), KYC, "l");
             // Unbalanced.
             check(&open, NOT_JSON, None);
             check(&open_object, NOT_JSON, None);
@@ -1340,13 +668,7 @@ mod tests {
         check(&tag("app-2026-000417"), &[(EXACT, "app-2026-000417"), (ALTERED, "")]);
         check(&tag(r"\u00c9loise"), &[(EXACT, "\u{c9}loise"), (ALTERED, "")]);
         check(&tag(&"x".repeat(256)), &[(EXACT, &"x".repeat(256)), (ALTERED, "")]);
-        for absent in [
-            "",
-            r#""Tag":null"#,
-            r#""Tag":"""#,
-            r#""tag":"a""#,
-            r#""Login":{"Tag":"a"}"#,
-        ] {
+        for absent in ["", r#""Tag":null"#, r#""Tag":"""#, r#""tag":"a""#, r#""Login":{"Tag":"a"}"#] {
             check(absent, &[(EXACT, ""), (ALTERED, "")]);
         }
         for altered in [
@@ -1374,18 +696,9 @@ mod tests {
         const STATUS: &str = header::HTTP_STATUS_CODE;
         const CODE: &str = header::FLINKS_CODE;
         const TYPE: &str = header::RESPONSE_TYPE;
-        check_headers(
-            r#"{"RequestId":"a","Login":{"RequestId":"b"},"requestId":"c"}"#,
-            &[(REQUEST, "a")],
-        );
-        check_headers(
-            r#"{"RequestId":null,"Login":{"RequestId":"b"},"requestId":"c"}"#,
-            &[(REQUEST, "b")],
-        );
-        check_headers(
-            r#"{"Login":{"RequestId":"b","RequestId":"d"},"requestId":"c"}"#,
-            &[(REQUEST, "c")],
-        );
+        check_headers(r#"{"RequestId":"a","Login":{"RequestId":"b"},"requestId":"c"}"#, &[(REQUEST, "a")]);
+        check_headers(r#"{"RequestId":null,"Login":{"RequestId":"b"},"requestId":"c"}"#, &[(REQUEST, "b")]);
+        check_headers(r#"{"Login":{"RequestId":"b","RequestId":"d"},"requestId":"c"}"#, &[(REQUEST, "c")]);
         check_headers(r#"{"requestId":3}"#, &[(REQUEST, "3")]);
         check_headers(r#"{"RequestId":"a","RequestId":"b"}"#, &[(REQUEST, "")]);
         check_headers(r#"{"RequestId":"a\u0000\r\nb\ud800"}"#, &[(REQUEST, "ab\u{fffd}")]);
@@ -1396,18 +709,11 @@ mod tests {
             r#"{"HttpStatusCode":401,"FlinksCode":"TOO_MANY\n_REQUESTS"}"#,
             &[(STATUS, "401"), (CODE, "TOO_MANY_REQUESTS")],
         );
-        check_headers(
-            r#"{"HttpStatusCode":"400"}"#,
-            &[(STATUS, "400"), (CODE, ""), (TYPE, "")],
-        );
+        check_headers(r#"{"HttpStatusCode":"400"}"#, &[(STATUS, "400"), (CODE, ""), (TYPE, "")]);
         check_headers(r#"{"FlinksCode":null,"ResponseType":null}"#, &[(CODE, ""), (TYPE, "")]);
         check_headers(r#"{"ResponseType":"New\tType"}"#, &[(TYPE, "NewType")]);
         // Cut at a character's boundary, after cleaning.
-        let long = format!(
-            r#"{{"ResponseType":"{}{}"}}"#,
-            r"\u0001".repeat(1 << 20),
-            "\u{20ac}".repeat(1 << 20)
-        );
+        let long = format!(r#"{{"ResponseType":"{}{}"}}"#, r"\u0001".repeat(1 << 20), "\u{20ac}".repeat(1 << 20));
         check_headers(long, &[(TYPE, &"\u{20ac}".repeat(85))]);
     }
 
@@ -1421,29 +727,14 @@ mod tests {
             content_hash: ContentHash::of(body),
             content_type: Some(Bytes::from_static(b"application/json; charset=utf-8")),
             signatures: vec![("x-flinks-signature".into(), Bytes::from_static(b"c2ln"))],
-            traceparent: Some(Bytes::from_static(
-                b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            )),
+            traceparent: Some(Bytes::from_static(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")),
         };
         let payload = Bytes::from_static(body);
-        let record = Webhook::parse(body, &types)
-            .unwrap()
-            .into_record(&reception, &types, None, payload.clone());
-        assert_eq!(
-            (&*record.topic, record.key.as_deref()),
-            ("flinks.accounts-detail", Some(LOGIN_ID))
-        );
-        assert_eq!(
-            record.payload.as_ptr(),
-            payload.as_ptr(),
-            "the body is handed on, not copied"
-        );
+        let record = Webhook::parse(body, &types).unwrap().into_record(&reception, &types, None, payload.clone());
+        assert_eq!((&*record.topic, record.key.as_deref()), ("flinks.accounts-detail", Some(LOGIN_ID)));
+        assert_eq!(record.payload.as_ptr(), payload.as_ptr(), "the body is handed on, not copied");
         let hash: String = ContentHash::of(body).iter().map(|byte| format!("{byte:02x}")).collect();
-        let headers: Vec<_> = record
-            .headers
-            .iter()
-            .map(|(n, v)| (&**n, std::str::from_utf8(v).unwrap()))
-            .collect();
+        let headers: Vec<_> = record.headers.iter().map(|(n, v)| (&**n, std::str::from_utf8(v).unwrap())).collect();
         assert_eq!(
             headers,
             [
@@ -1465,27 +756,18 @@ mod tests {
 
     #[test]
     fn quarantined_records() {
-        for (body, reason) in [
-            ("[]", "unknown-type"),
-            (r#"{"sessionId":1,"sessionId":2}"#, "ambiguous-type"),
-            ("x", "not-json"),
-        ] {
+        for (body, reason) in
+            [("[]", "unknown-type"), (r#"{"sessionId":1,"sessionId":2}"#, "ambiguous-type"), ("x", "not-json")]
+        {
             let record = record(body.as_bytes(), None);
             assert_eq!((&*record.topic, record.key.as_deref()), ("flinks.quarantine", None));
             check_headers(
                 body,
-                &[
-                    ("ce_quarantinereason", reason),
-                    ("ce_type", "com.flinks.unknown"),
-                    ("ce_subject", ""),
-                ],
+                &[("ce_quarantinereason", reason), ("ce_type", "com.flinks.unknown"), ("ce_subject", "")],
             );
         }
         assert_eq!(&*record(b"[]", Some(&"elsewhere".into())).topic, "elsewhere");
-        check_headers(
-            r#"{"sessionId":"s"}"#,
-            &[("ce_quarantinereason", ""), ("ce_subject", "s")],
-        );
+        check_headers(r#"{"sessionId":"s"}"#, &[("ce_quarantinereason", ""), ("ce_subject", "s")]);
     }
 
     #[test]
@@ -1504,21 +786,13 @@ mod tests {
         let members = |names: &[&str]| Discriminator::Members(names.iter().map(|&name| name.into()).collect());
         let check = |name: &str, discriminator, expected| {
             let mut types = types();
-            let event_type = EventType {
-                name: name.into(),
-                topic: "t".into(),
-                ce_type: "c".into(),
-            };
+            let event_type = EventType { name: name.into(), topic: "t".into(), ce_type: "c".into() };
             assert_eq!(types.add(event_type, discriminator, KeySource::LoginId), Err(expected));
             assert_eq!(types, self::types());
         };
         let duplicate = |name: &str| AddError::DuplicateDiscriminator(name.into());
         check("kyc", response_type("New"), AddError::DuplicateName("kyc".into()));
-        check(
-            "unknown",
-            response_type("New"),
-            AddError::DuplicateName("unknown".into()),
-        );
+        check("unknown", response_type("New"), AddError::DuplicateName("unknown".into()));
         check("new", response_type("KYC"), duplicate(KYC));
         check("new", response_type("Statements"), duplicate("statements"));
         check("new", members(&["status", "requestId"]), duplicate(PAY));
@@ -1527,11 +801,7 @@ mod tests {
         check("new", response_type(""), AddError::EmptyDiscriminator);
         check("new", members(&[]), AddError::EmptyDiscriminator);
         check("new", members(&["a", ""]), AddError::EmptyDiscriminator);
-        check(
-            "new",
-            Discriminator::PaySession("E".into()),
-            AddError::BuiltinDiscriminator,
-        );
+        check("new", Discriminator::PaySession("E".into()), AddError::BuiltinDiscriminator);
     }
 
     #[test]
@@ -1539,13 +809,7 @@ mod tests {
         let types = types();
         let body = br#"{"Tag":"planted","RequestId":"planted","FlinksCode":"planted"}"#;
         assert!(!format!("{:?}", Webhook::parse(body, &types)).contains("planted"));
-        for broken in [
-            "{\"planted\":planted}",
-            "planted",
-            "{\"a\":\"\\planted\"}",
-            "{planted",
-            "\"planted\"planted",
-        ] {
+        for broken in ["{\"planted\":planted}", "planted", "{\"a\":\"\\planted\"}", "{planted", "\"planted\"planted"] {
             let error = Webhook::parse(broken.as_bytes(), &types).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("planted"), "{error:?}");
         }
@@ -1587,18 +851,13 @@ mod tests {
             .prop_map(str::to_owned),
             any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()),
         ];
-        let value = scalar.prop_recursive(4, 24, 5, move |inner| {
+        scalar.prop_recursive(4, 24, 5, move |inner| {
             let members = prop::collection::vec((name.clone(), inner.clone()), 0..5).prop_map(|members| {
-                members
-                    .into_iter()
-                    .map(|(name, value)| format!("\"{name}\" :{value}"))
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                members.into_iter().map(|(name, value)| format!("\"{name}\" :{value}")).collect::<Vec<_>>().join(", ")
             });
             let items = prop::collection::vec(inner, 0..4).prop_map(|items| items.join(","));
             prop_oneof![3 => members.prop_map(|m| format!("{{{m}}}")), 1 => items.prop_map(|i| format!("[{i} ]"))]
-        });
-        value
+        })
     }
 
     /// Agrees with serde_json's own reading, but for the tolerances that the head of this file names.
@@ -1646,7 +905,9 @@ mod tests {
         }
 
         #[test]
-        fn records_keep_the_body_and_tame_the_rest(body in prop_oneof![any::<Vec<u8>>(), json_text().prop_map(String::into_bytes)]) {
+        fn records_keep_the_body_and_tame_the_rest(
+            body in prop_oneof![any::<Vec<u8>>(), json_text().prop_map(String::into_bytes)]
+        ) {
             let record = record(&body, None);
             prop_assert_eq!(&record.payload[..], &body[..]);
             prop_assert!(record.key.as_ref().is_none_or(|key| (1..=256).contains(&key.len())));
@@ -1654,19 +915,6 @@ mod tests {
                 let value = std::str::from_utf8(value).expect("headers written from a body are UTF-8");
                 prop_assert!((1..=256).contains(&value.len()) && !value.contains(char::is_control), "{}", name);
             }
-        }
-
-        #[test]
-        fn text_says_what_its_escapes_say(units: Vec<u16>, text: String) {
-            let escaped: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();
-            let decoded: String = Text(&escaped).chars().map(|char| char.unwrap_or('\u{fffd}')).collect();
-            prop_assert_eq!(&decoded, &String::from_utf16_lossy(&units));
-            prop_assert_eq!(Text(&escaped).is(&decoded), String::from_utf16(&units).is_ok());
-
-            let json = serde_json::to_string(&text).unwrap();
-            let written = Text::of_string(&json).unwrap();
-            prop_assert!(written.is(&text));
-            prop_assert!(!written.is(&(text.clone() + "x")) && !Text("x").is(&(text + "x.")));
         }
     }
 }

@@ -58,11 +58,7 @@ impl Instance {
         let mut secrets = Vec::new();
         for (scheme, label, source) in &self.secrets {
             match source.read(environment) {
-                Ok(secret) => secrets.push(LabelledSecret {
-                    scheme: *scheme,
-                    label: label.clone(),
-                    secret,
-                }),
+                Ok(secret) => secrets.push(LabelledSecret { scheme: *scheme, label: label.clone(), secret }),
                 Err(what) => faults.push(format!("instance {}, {scheme} {label}: {source} {what}", self.name)),
             }
         }
@@ -118,11 +114,7 @@ impl SecretSource {
             }
             SecretSource::Inline(secret) => secret.clone(),
         };
-        if secret.expose().is_empty() {
-            Err("is empty".to_owned())
-        } else {
-            Ok(secret)
-        }
+        if secret.expose().is_empty() { Err("is empty".to_owned()) } else { Ok(secret) }
     }
 }
 
@@ -150,10 +142,7 @@ pub(super) fn read_all(root: &mut Table<'_, '_>, event_types: &EventTypes) -> Ve
     for (n, instance) in instances.iter().enumerate() {
         let earlier = || instances[..n].iter();
         if let Some(other) = earlier().position(|other| !other.name.is_empty() && other.name == instance.name) {
-            root.reader.fault(
-                &format!("instance.{n}.name"),
-                format_args!("the name of instance.{other} too"),
-            );
+            root.reader.fault(&format!("instance.{n}.name"), format_args!("the name of instance.{other} too"));
         }
         if let Some(key) = &path_keys[n]
             && let Some(other) = earlier().position(|other| other.path == instance.path)
@@ -166,10 +155,7 @@ pub(super) fn read_all(root: &mut Table<'_, '_>, event_types: &EventTypes) -> Ve
 
 /// One `[[instance]]`, and the key of the setting that gave its path, if one did.
 fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instance, Option<String>) {
-    let at = At::new(
-        "name",
-        "A Flinks environment: its name in `ce_source`, `ce_id`, metrics and logs.",
-    );
+    let at = At::new("name", "A Flinks environment: its name in `ce_source`, `ce_id`, metrics and logs.");
     let name = table.required(at, parse::name);
     let helps = [
         "Path of the URL that Flinks posts to. Exactly one of `path`, `path_file` and `path_env`.",
@@ -177,13 +163,8 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
         "Environment variable with the path.",
     ];
     let path = table.source("path", helps, read::shortened).and_then(|(key, _, path)| {
-        let checked = std::str::from_utf8(path.expose())
-            .map_err(|_| "is not UTF-8".to_owned())
-            .and_then(parse::path);
-        checked
-            .map_err(|what| table.reader.fault(&key, what))
-            .ok()
-            .map(|_| (key, path))
+        let checked = std::str::from_utf8(path.expose()).map_err(|_| "is not UTF-8".to_owned()).and_then(parse::path);
+        checked.map_err(|what| table.reader.fault(&key, what)).ok().map(|_| (key, path))
     });
     let (path_key, path) = path.map_or((None, Secret::new("")), |(key, path)| (Some(key), path));
     let help = "`signature`: every webhook is signed; `none`: whoever knows the path is believed.";
@@ -222,19 +203,7 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
             table.reader.warn(&key, "webhooks of this instance need no signature");
         }
     }
-    (
-        Instance {
-            name,
-            path,
-            authentication,
-            not_json,
-            allow,
-            signature_headers,
-            secrets,
-            topics,
-        },
-        path_key,
-    )
+    (Instance { name, path, authentication, not_json, allow, signature_headers, secrets, topics }, path_key)
 }
 
 /// `[[instance.secret]]`, `None` for one with a fault. Each is read, to know that it can be.
@@ -247,15 +216,10 @@ fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, Secret
             "How the sender signs: `flinks-authenticity-key`, `x-flinks-signature` or `x-webhook-signature`.",
         );
         let scheme = table.required(at, |text| {
-            let scheme = text
-                .parse::<Scheme>()
-                .map_err(|_| format!("expected {}", schemes.join(" or ")));
+            let scheme = text.parse::<Scheme>().map_err(|_| format!("expected {}", schemes.join(" or ")));
             scheme.map(Some)
         });
-        let at = At::new(
-            "label",
-            "What metrics and logs show for this secret, such as `2026-11`.",
-        );
+        let at = At::new("label", "What metrics and logs show for this secret, such as `2026-11`.");
         let label: String = table.required(at, parse::label);
         let helps = [
             "The secret itself. Exactly one of `value`, `value_file` and `value_env`.",
@@ -264,15 +228,10 @@ fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, Secret
         ];
         let (key, source, secret) = table.source("value", helps, read::redacted)?;
         if secret.expose().len() < SHORT_SECRET {
-            table
-                .reader
-                .warn(&key, format_args!("the secret is shorter than {SHORT_SECRET} bytes"));
+            table.reader.warn(&key, format_args!("the secret is shorter than {SHORT_SECRET} bytes"));
         }
         if table.reader.in_file(&key) && matches!(source, SecretSource::Inline(_)) {
-            table.reader.warn(
-                &key,
-                "a secret in the configuration file; value_file and value_env keep it out",
-            );
+            table.reader.warn(&key, "a secret in the configuration file; value_file and value_env keep it out");
         }
         let named = (scheme?, label.clone());
         if !label.is_empty() && taken.contains(&named) {

@@ -132,15 +132,7 @@ impl Config {
         let instances = instance::read_all(root, &event_types);
         let admin = root.table("admin", Admin::read);
         let shutdown = root.table("shutdown", Shutdown::read);
-        Config {
-            log,
-            kafka,
-            ingress,
-            instances,
-            event_types,
-            admin,
-            shutdown,
-        }
+        Config { log, kafka, ingress, instances, event_types, admin, shutdown }
     }
 
     /// How settings must fit together. Each deadline that holds another must be longer, so that the inner one ends
@@ -152,17 +144,9 @@ impl Config {
             let key = |name: &str| format!("{table}.{name}");
             let (publish, socket) = (key("publish_deadline"), key("socket_timeout"));
             let request = [(&*key("request_timeout"), lane.request_timeout)];
-            reader.nest(
-                &request,
-                Bound::Below(&socket, lane.socket_timeout),
-                parse::show_duration,
-            );
+            reader.nest(&request, Bound::Below(&socket, lane.socket_timeout), parse::show_duration);
             let held = [(&*socket, lane.socket_timeout)];
-            reader.nest(
-                &held,
-                Bound::Below(&publish, lane.publish_deadline),
-                parse::show_duration,
-            );
+            reader.nest(&held, Bound::Below(&publish, lane.publish_deadline), parse::show_duration);
             if lane.publish_deadline <= METADATA_PROPAGATION {
                 let limit = parse::show_duration(METADATA_PROPAGATION);
                 reader.fault(
@@ -172,11 +156,7 @@ impl Config {
             }
         }
         let [small, large] = lanes;
-        let (table, slower) = if small.1.publish_deadline > large.1.publish_deadline {
-            small
-        } else {
-            large
-        };
+        let (table, slower) = if small.1.publish_deadline > large.1.publish_deadline { small } else { large };
         reader.nest(
             &[
                 ("ingress.admission_wait", ingress.admission_wait),
@@ -187,29 +167,15 @@ impl Config {
             parse::show_duration,
         );
         reader.nest(
-            &[
-                ("shutdown.drain_lag", shutdown.drain_lag),
-                ("ingress.request_timeout", ingress.request_timeout),
-            ],
+            &[("shutdown.drain_lag", shutdown.drain_lag), ("ingress.request_timeout", ingress.request_timeout)],
             Bound::Below("shutdown.grace_period", shutdown.grace_period),
             parse::show_duration,
         );
         let small_body = [("ingress.small_body", ingress.small_body)];
+        reader.nest(&small_body, Bound::AtMost("ingress.body_limit", ingress.body_limit), parse::show_bytes);
+        reader.nest(&small_body, Bound::AtMost("ingress.small_reserve", ingress.small_reserve), parse::show_bytes);
         reader.nest(
-            &small_body,
-            Bound::AtMost("ingress.body_limit", ingress.body_limit),
-            parse::show_bytes,
-        );
-        reader.nest(
-            &small_body,
-            Bound::AtMost("ingress.small_reserve", ingress.small_reserve),
-            parse::show_bytes,
-        );
-        reader.nest(
-            &[
-                ("ingress.body_limit", ingress.body_limit),
-                ("ingress.small_reserve", ingress.small_reserve),
-            ],
+            &[("ingress.body_limit", ingress.body_limit), ("ingress.small_reserve", ingress.small_reserve)],
             Bound::AtMost("ingress.bytes_in_flight", ingress.bytes_in_flight),
             parse::show_bytes,
         );
@@ -240,12 +206,7 @@ pub fn reference() -> String {
 #[allow(clippy::disallowed_methods, reason = "the one place where the environment is read")]
 pub fn variables() -> Vec<(String, String)> {
     std::env::vars_os()
-        .map(|(name, value)| {
-            (
-                name.to_string_lossy().into_owned(),
-                value.to_string_lossy().into_owned(),
-            )
-        })
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
         .collect()
 }
 
@@ -302,21 +263,11 @@ const COMPRESSIONS: [&str; 5] = ["none", "lz4", "zstd", "snappy", "gzip"];
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |(name, value): (&String, &String)| {
-            (
-                name.clone(),
-                if is_secret_property(name) {
-                    read::redacted(value)
-                } else {
-                    value.clone()
-                },
-            )
+            (name.clone(), if is_secret_property(name) { read::redacted(value) } else { value.clone() })
         };
         f.debug_struct("Kafka")
             .field("bootstrap_servers", &self.bootstrap_servers)
-            .field(
-                "properties",
-                &self.properties.iter().map(show).collect::<BTreeMap<_, _>>(),
-            )
+            .field("properties", &self.properties.iter().map(show).collect::<BTreeMap<_, _>>())
             .field("linger", &self.linger)
             .field("compression", &self.compression)
             .field("small", &self.small)
@@ -349,20 +300,11 @@ settings! {
 const REFUSED: &[(&str, &str)] = &[
     ("acks", ACKS),
     ("request.required.acks", ACKS),
-    (
-        "enable.idempotence",
-        "the bridge always publishes with enable.idempotence=true",
-    ),
+    ("enable.idempotence", "the bridge always publishes with enable.idempotence=true"),
     ("delivery.report.only.error", "only a delivery report makes a 200"),
     ("transactional.id", "the bridge does not publish in transactions"),
-    (
-        "allow.auto.create.topics",
-        "a missing topic is a fault, never made with the broker's defaults",
-    ),
-    (
-        "topic.metadata.propagation.max.ms",
-        "fixed to 5s, below every publish deadline",
-    ),
+    ("allow.auto.create.topics", "a missing topic is a fault, never made with the broker's defaults"),
+    ("topic.metadata.propagation.max.ms", "fixed to 5s, below every publish deadline"),
     ("message.timeout.ms", DEADLINE),
     ("delivery.timeout.ms", DEADLINE),
     ("max.in.flight", IN_FLIGHT),
@@ -373,14 +315,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("queue.buffering.max.ms", LINGER),
     ("compression.type", COMPRESSION),
     ("compression.codec", COMPRESSION),
-    (
-        "socket.timeout.ms",
-        "use kafka.small.socket_timeout and kafka.large.socket_timeout",
-    ),
-    (
-        "request.timeout.ms",
-        "use kafka.small.request_timeout and kafka.large.request_timeout",
-    ),
+    ("socket.timeout.ms", "use kafka.small.socket_timeout and kafka.large.socket_timeout"),
+    ("request.timeout.ms", "use kafka.small.request_timeout and kafka.large.request_timeout"),
     ("message.max.bytes", "follows from ingress.body_limit"),
     ("queue.buffering.max.kbytes", "follows from ingress.bytes_in_flight"),
     ("queue.buffering.max.messages", "follows from ingress.bytes_in_flight"),
@@ -395,17 +331,9 @@ const COMPRESSION: &str = "use kafka.compression";
 /// Whether the value of this librdkafka property may never be shown.
 pub fn is_secret_property(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    [
-        "password",
-        "secret",
-        "token",
-        "ssl.key",
-        "private",
-        "sasl.oauthbearer",
-        "sasl.jaas",
-    ]
-    .iter()
-    .any(|part| name.contains(part))
+    ["password", "secret", "token", "ssl.key", "private", "sasl.oauthbearer", "sasl.jaas"]
+        .iter()
+        .any(|part| name.contains(part))
 }
 
 settings! {
@@ -492,10 +420,7 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> BTreeMap<String, S
     let mut properties = table.names(at, is_secret_property);
     let help = "A file with the value of this property, less one trailing newline.";
     let files = table.names(At::new("property_files", help), |_| false);
-    for (kind, name) in properties
-        .keys()
-        .map(|n| ("properties", n))
-        .chain(files.keys().map(|n| ("property_files", n)))
+    for (kind, name) in properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n)))
     {
         if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused.eq_ignore_ascii_case(name)) {
             table.fault(&format!("{kind}.{name}"), format_args!("not allowed: {why}"));
@@ -504,10 +429,7 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> BTreeMap<String, S
     for name in properties.keys().filter(|name| is_secret_property(name)) {
         let key = format!("kafka.properties.{name}");
         if table.reader.in_file(&key) {
-            table.reader.warn(
-                &key,
-                "a secret in the configuration file; kafka.property_files keeps it out",
-            );
+            table.reader.warn(&key, "a secret in the configuration file; kafka.property_files keeps it out");
         }
     }
     for (name, file) in files {
@@ -532,38 +454,20 @@ fn read_event_types(root: &mut Table<'_, '_>) -> EventTypes {
                 QUARANTINE => "Topic of what has no known event type or is not JSON.".to_owned(),
                 name => format!("Topic of event type `{name}`."),
             };
-            event_type.topic = table
-                .value(At::new(name, &help), &event_type.topic, parse::topic)
-                .into();
+            event_type.topic = table.value(At::new(name, &help), &event_type.topic, parse::topic).into();
         }
     });
     root.tables("event_type", |table| {
-        let at = At::new(
-            "name",
-            "A further event type: its name in metrics, logs and topic settings.",
-        );
+        let at = At::new("name", "A further event type: its name in metrics, logs and topic settings.");
         let name: String = table.required(at, parse::event_type);
-        let at = At::new(
-            "response_type",
-            "The `ResponseType` that selects it. Either this or `members`.",
-        );
+        let at = At::new("response_type", "The `ResponseType` that selects it. Either this or `members`.");
         let response_type = table.optional(at, parse::text);
-        let at = At::new(
-            "members",
-            "Members whose presence at the top of a body selects it. Or `response_type`.",
-        );
+        let at = At::new("members", "Members whose presence at the top of a body selects it. Or `response_type`.");
         let members = table.list(at, "", parse::text);
         let topic: String = table.required(At::new("topic", "Topic of its records."), parse::topic);
         let ce_type = format!("com.flinks.{}", if name.is_empty() { "<name>" } else { &name });
-        let ce_type = table.value(
-            At::new("ce_type", "`ce_type` of its records."),
-            &ce_type,
-            parse::ce_type,
-        );
-        let at = At::new(
-            "key",
-            "What is the key of its records: `login-id`, `session-id` or `request-id`.",
-        );
+        let ce_type = table.value(At::new("ce_type", "`ce_type` of its records."), &ce_type, parse::ce_type);
+        let at = At::new("key", "What is the key of its records: `login-id`, `session-id` or `request-id`.");
         let key = table.value(at, "login-id", choice(&KEY_SOURCES));
 
         let discriminator = match (response_type, members) {
@@ -573,11 +477,7 @@ fn read_event_types(root: &mut Table<'_, '_>) -> EventTypes {
                 return table.fault("", "exactly one of response_type and members is required");
             }
         };
-        let added = EventType {
-            name: name.as_str().into(),
-            topic: topic.into(),
-            ce_type: ce_type.into(),
-        };
+        let added = EventType { name: name.as_str().into(), topic: topic.into(), ce_type: ce_type.into() };
         if name == QUARANTINE {
             table.fault("name", "the name of what has no event type");
         } else if !name.is_empty()
@@ -589,11 +489,8 @@ fn read_event_types(root: &mut Table<'_, '_>) -> EventTypes {
     event_types
 }
 
-const KEY_SOURCES: [(&str, KeySource); 3] = [
-    ("login-id", KeySource::LoginId),
-    ("session-id", KeySource::SessionId),
-    ("request-id", KeySource::RequestId),
-];
+const KEY_SOURCES: [(&str, KeySource); 3] =
+    [("login-id", KeySource::LoginId), ("session-id", KeySource::SessionId), ("request-id", KeySource::RequestId)];
 
 /// The name of an event type where settings name topics.
 fn topic_key(event_type: &str) -> &str {
@@ -627,16 +524,9 @@ mod tests {
 
     /// The environment of a case, with what [`BASE`] needs.
     fn with_base(given: &[(&str, &str)]) -> Vec<(String, String)> {
-        let base = [
-            ("HMAC", "0123456789abcdef"),
-            ("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9092"),
-        ];
-        let base = base
-            .iter()
-            .filter(|(name, _)| given.iter().all(|(other, _)| other != name));
-        base.chain(given)
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect()
+        let base = [("HMAC", "0123456789abcdef"), ("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9092")];
+        let base = base.iter().filter(|(name, _)| given.iter().all(|(other, _)| other != name));
+        base.chain(given).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, Faults> {
@@ -680,90 +570,41 @@ listen = "127.0.0.1:9464"
         assert_eq!(loaded.warnings, Vec::<String>::new());
         let config = loaded.config;
         assert_eq!(config.kafka.bootstrap_servers, "127.0.0.1:9092");
-        assert_eq!(
-            config.kafka.properties,
-            BTreeMap::from([("security.protocol".into(), "PLAINTEXT".into())])
-        );
+        assert_eq!(config.kafka.properties, BTreeMap::from([("security.protocol".into(), "PLAINTEXT".into())]));
         assert_eq!(config.ingress.listen, ["127.0.0.1:8443".parse().expect("an address")]);
-        assert_eq!(
-            config.ingress.tls.expect("given").certificate,
-            directory.path().join("tls.crt")
-        );
+        assert_eq!(config.ingress.tls.expect("given").certificate, directory.path().join("tls.crt"));
         let instance = &config.instances[0];
-        assert_eq!(
-            (&*instance.name, instance.path.expose()),
-            ("toolbox", "/flinks/toolbox".as_bytes())
-        );
+        assert_eq!((&*instance.name, instance.path.expose()), ("toolbox", "/flinks/toolbox".as_bytes()));
         let header = "flinks-authenticity-key".to_owned();
-        assert_eq!(
-            instance.signature_headers,
-            BTreeMap::from([(Scheme::FlinksAuthenticityKey, header)])
-        );
+        assert_eq!(instance.signature_headers, BTreeMap::from([(Scheme::FlinksAuthenticityKey, header)]));
         let secrets = instance.load_secrets(&|_| None).expect("readable");
-        assert_eq!(
-            (&*secrets[0].label, secrets[0].secret.expose()),
-            ("2026-11", "0123456789abcdef".as_bytes())
-        );
+        assert_eq!((&*secrets[0].label, secrets[0].secret.expose()), ("2026-11", "0123456789abcdef".as_bytes()));
 
         fs::write(directory.path().join("secret.txt"), "\n").expect("written");
         let file = directory.path().join("secret.txt");
-        let fault = format!(
-            "instance toolbox, flinks-authenticity-key 2026-11: file {} is empty",
-            file.display()
-        );
+        let fault = format!("instance toolbox, flinks-authenticity-key 2026-11: file {} is empty", file.display());
         assert_eq!(instance.load_secrets(&|_| None), Err(vec![fault]));
     }
 
     #[test]
     fn defaults_are_those_of_the_design() {
-        let Config {
-            log,
-            kafka,
-            ingress,
-            instances,
-            event_types,
-            admin,
-            shutdown,
-        } = loaded(BASE, &[]).config;
+        let Config { log, kafka, ingress, instances, event_types, admin, shutdown } = loaded(BASE, &[]).config;
         let seconds = Duration::from_secs;
         assert_eq!((log.format, &*log.level), (LogFormat::Json, "info"));
-        assert_eq!(
-            (kafka.linger, &*kafka.compression, kafka.unready_after),
-            (seconds(0), "lz4", seconds(15))
-        );
+        assert_eq!((kafka.linger, &*kafka.compression, kafka.unready_after), (seconds(0), "lz4", seconds(15)));
         let lane = |l: Lane| (l.publish_deadline, l.socket_timeout, l.request_timeout, l.max_in_flight);
         assert_eq!(lane(kafka.small), (seconds(20), seconds(6), seconds(5), 5));
         assert_eq!(lane(kafka.large), (seconds(30), seconds(15), seconds(12), 2));
         assert_eq!(ingress.listen, ["0.0.0.0:8443".parse().expect("an address")]);
         assert!(ingress.plain_listen.is_empty() && ingress.tls.is_none() && ingress.trusted_proxies.is_empty());
-        let sizes = (
-            ingress.body_limit,
-            ingress.bytes_in_flight,
-            ingress.small_reserve,
-            ingress.small_body,
-        );
+        let sizes = (ingress.body_limit, ingress.bytes_in_flight, ingress.small_reserve, ingress.small_body);
         assert_eq!(sizes, (32 << 20, 256 << 20, 32 << 20, 64 << 10));
         assert_eq!((ingress.max_connections, ingress.body_rate), (10_000, 256 << 10));
-        assert_eq!(
-            (ingress.handshake_timeout, ingress.header_timeout),
-            (seconds(10), seconds(10))
-        );
-        assert_eq!(
-            (ingress.idle_timeout, ingress.admission_wait),
-            (seconds(150), seconds(5))
-        );
-        assert_eq!(
-            (ingress.body_idle_timeout, ingress.body_timeout),
-            (seconds(10), seconds(20))
-        );
-        assert_eq!(
-            (ingress.write_timeout, ingress.request_timeout),
-            (seconds(10), seconds(60))
-        );
-        assert_eq!(
-            (ingress.retry_after, ingress.reload_interval),
-            (seconds(30), seconds(10))
-        );
+        assert_eq!((ingress.handshake_timeout, ingress.header_timeout), (seconds(10), seconds(10)));
+        assert_eq!((ingress.idle_timeout, ingress.admission_wait), (seconds(150), seconds(5)));
+        assert_eq!((ingress.body_idle_timeout, ingress.body_timeout), (seconds(10), seconds(20)));
+        assert_eq!((ingress.write_timeout, ingress.request_timeout), (seconds(10), seconds(60)));
+        assert_eq!((ingress.retry_after, ingress.reload_interval), (seconds(30), seconds(10)));
         assert_eq!(instances[0].authentication, Authentication::Signature);
         assert_eq!(instances[0].not_json, NotJson::Quarantine);
         assert!(instances[0].allow.is_empty() && instances[0].topics.is_empty());
@@ -1066,46 +907,27 @@ $ FLINKS_BRIDGE__NO=1
                     toml += &format!("{line}\n");
                 }
             }
-            let faults = parse(&(toml + BASE), &environment)
-                .err()
-                .map(|faults| faults.to_string());
+            let faults = parse(&(toml + BASE), &environment).err().map(|faults| faults.to_string());
             assert_eq!(faults.unwrap_or_default(), expected.join("\n"), "in\n{case}");
         }
     }
 
     #[test]
     fn what_is_missing_altogether_is_said() {
-        let faults = Config::parse("", Path::new(""), &[])
-            .expect_err("nothing given")
-            .to_string();
+        let faults = Config::parse("", Path::new(""), &[]).expect_err("nothing given").to_string();
         let servers = "kafka.bootstrap_servers: required, expected host:port, several separated by commas";
-        assert_eq!(
-            faults,
-            format!("{servers}\ninstance: at least one [[instance]] is required")
-        );
+        assert_eq!(faults, format!("{servers}\ninstance: at least one [[instance]] is required"));
 
-        let faults = Config::load(Some(Path::new("/nowhere/b.toml")), &[])
-            .expect_err("no file")
-            .to_string();
-        assert_eq!(
-            faults,
-            "/nowhere/b.toml: cannot be read: No such file or directory (os error 2)"
-        );
+        let faults = Config::load(Some(Path::new("/nowhere/b.toml")), &[]).expect_err("no file").to_string();
+        assert_eq!(faults, "/nowhere/b.toml: cannot be read: No such file or directory (os error 2)");
     }
 
     #[test]
     fn faults_of_syntax_name_the_line_and_quote_nothing() {
         let text = "[kafka]\nbootstrap_servers = hunter2\n\nx = \"hunter2\n[a]\n[a]\n";
         let faults = parse(text, &[]).expect_err("not TOML").to_string();
-        let places: Vec<&str> = faults
-            .lines()
-            .map(|line| line.split(' ').next().expect("a place"))
-            .collect();
-        assert_eq!(
-            places,
-            ["bridge.toml:2:", "bridge.toml:4:", "bridge.toml:6:"],
-            "{faults}"
-        );
+        let places: Vec<&str> = faults.lines().map(|line| line.split(' ').next().expect("a place")).collect();
+        assert_eq!(places, ["bridge.toml:2:", "bridge.toml:4:", "bridge.toml:6:"], "{faults}");
         assert!(!faults.contains("hunter2"), "{faults}");
     }
 
@@ -1139,22 +961,11 @@ $ FLINKS_BRIDGE__NO=1
         assert_eq!(listen, ["127.0.0.1:2", "[::1]:2"]);
         assert_eq!(config.kafka.small.max_in_flight, 1);
         assert_eq!(config.kafka.properties["sasl.password"], "hunter2");
-        let [first, second] = &config.instances[..] else {
-            panic!("{:?}", config.instances)
-        };
-        assert_eq!(
-            (&*first.name, &*second.name, second.path.expose()),
-            ("renamed", "second", "/second".as_bytes())
-        );
-        assert_eq!(
-            first.topics,
-            BTreeMap::from([("unknown".to_owned(), "aside".to_owned())])
-        );
+        let [first, second] = &config.instances[..] else { panic!("{:?}", config.instances) };
+        assert_eq!((&*first.name, &*second.name, second.path.expose()), ("renamed", "second", "/second".as_bytes()));
+        assert_eq!(first.topics, BTreeMap::from([("unknown".to_owned(), "aside".to_owned())]));
         let types: Vec<(&str, &str)> = config.event_types.types.iter().map(|t| (&*t.name, &*t.topic)).collect();
-        assert!(
-            types.contains(&("accounts-detail", "accounts")) && types.contains(&("attributes", "a")),
-            "{types:?}"
-        );
+        assert!(types.contains(&("accounts-detail", "accounts")) && types.contains(&("attributes", "a")), "{types:?}");
         assert_eq!(types.last().map(|t| t.0), Some("unknown"));
     }
 
@@ -1225,12 +1036,7 @@ $ FLINKS_BRIDGE__NO=1
         let loaded = Config::parse(text, &file, &environment).unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(loaded.config.kafka.properties["ssl.keystore.password"], PLANTED);
         let warnings = loaded.warnings.join("\n");
-        let shown = [
-            loaded.print(),
-            format!("{loaded:?}"),
-            format!("{:?}", loaded.config),
-            warnings.clone(),
-        ];
+        let shown = [loaded.print(), format!("{loaded:?}"), format!("{:?}", loaded.config), warnings.clone()];
         for shown in &shown {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
@@ -1244,14 +1050,8 @@ $ FLINKS_BRIDGE__NO=1
             format!("kafka.properties.ssl.key.pem = {}: {property}", place(5)),
             format!("instance.0.secret.0.value = {}: {short}", place(14)),
             format!("instance.0.secret.0.value = {}: {secret}", place(14)),
-            format!(
-                "instance.0.secret.1.value_file = {}: {short}",
-                place(18).replace("[redacted]", "secret")
-            ),
-            format!(
-                "instance.1.secret.0.value_env = {}: {short}",
-                place(25).replace("[redacted]", "SECRET")
-            ),
+            format!("instance.0.secret.1.value_file = {}: {short}", place(18).replace("[redacted]", "secret")),
+            format!("instance.1.secret.0.value_env = {}: {short}", place(25).replace("[redacted]", "SECRET")),
         ];
         assert_eq!(loaded.warnings, expected);
 
@@ -1260,10 +1060,7 @@ $ FLINKS_BRIDGE__NO=1
             .replace("path = \"/", "path = \"?")
             .replace("label = ", "lable = ")
             .replace("value = ", "values = ")
-            .replace(
-                "\"sasl.password\" = \"hunter2hunter2\"",
-                "\"sasl.password\" = [\"hunter2hunter2\"]",
-            )
+            .replace("\"sasl.password\" = \"hunter2hunter2\"", "\"sasl.password\" = [\"hunter2hunter2\"]")
             + "[instances]\nx = \"hunter2hunter2\"";
         let faults = Config::parse(&faulty, &file, &environment).expect_err("faulty");
         let faults = format!("{faults} {faults:?}");

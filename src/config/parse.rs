@@ -22,11 +22,7 @@ pub(super) fn deadline(text: &str) -> Result<Duration, String> {
 /// A duration in whole seconds, for header fields that know nothing finer.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let whole = duration(Duration::from_secs(1)..=DAY)(text)?;
-    if whole.subsec_nanos() == 0 {
-        Ok(whole)
-    } else {
-        Err("expected whole seconds, such as 30s".to_owned())
-    }
+    if whole.subsec_nanos() == 0 { Ok(whole) } else { Err("expected whole seconds, such as 30s".to_owned()) }
 }
 
 /// A duration with its unit.
@@ -72,13 +68,7 @@ pub(super) fn bytes(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usi
 }
 
 pub(super) fn show_bytes(bytes: usize) -> String {
-    let units = [
-        (1 << 30, "GiB"),
-        (1_000_000_000, "GB"),
-        (1 << 20, "MiB"),
-        (1_000_000, "MB"),
-        (1 << 10, "KiB"),
-    ];
+    let units = [(1 << 30, "GiB"), (1_000_000_000, "GB"), (1 << 20, "MiB"), (1_000_000, "MB"), (1 << 10, "KiB")];
     match units.iter().find(|(size, _)| bytes > 0 && bytes.is_multiple_of(*size)) {
         Some((size, unit)) => format!("{}{unit}", bytes / size),
         None => format!("{bytes}B"),
@@ -108,35 +98,25 @@ pub(super) fn choice<T: Clone>(choices: &[(&'static str, T)]) -> impl Fn(&str) -
 }
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "expected an address and port, such as 0.0.0.0:8443 or [::]:8443".to_owned())
+    text.parse().map_err(|_| "expected an address and port, such as 0.0.0.0:8443 or [::]:8443".to_owned())
 }
 
 /// A network, or one address.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
-    let network = text
-        .parse::<IpNet>()
-        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network
         .map(|n| n.trunc())
         .map_err(|_| "expected an address or network, such as 10.0.0.0/8 or 2001:db8::1".to_owned())
 }
 
 pub(super) fn text(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Err("expected a text that is not empty".to_owned())
-    } else {
-        Ok(text.to_owned())
-    }
+    if text.is_empty() { Err("expected a text that is not empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 /// `host:port` pairs; only their outward form, as librdkafka resolves them when it connects.
 pub(super) fn servers(text: &str) -> Result<String, String> {
     let is_server = |server: &str| {
-        let port = server
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty())
-            .map(|(_, port)| port);
+        let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
         port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) && !server.contains(char::is_whitespace)
     };
     let servers: Vec<&str> = text.split(',').map(str::trim).collect();

@@ -143,10 +143,7 @@ impl<'a> Reader<'a> {
         if !errors.is_empty() {
             // Only the message: the error's own Display quotes the line, which may hold a secret.
             let place = |e: &toml::de::Error| reader.place(e.span().map_or(0, |span| span.start));
-            reader.faults = errors
-                .iter()
-                .map(|e| format!("{}: {}", place(e), e.message()))
-                .collect();
+            reader.faults = errors.iter().map(|e| format!("{}: {}", place(e), e.message())).collect();
             return (None, reader);
         }
         for (name, value) in environment {
@@ -158,9 +155,7 @@ impl<'a> Reader<'a> {
                 reader.faults.push(format!("{name}: not UTF-8"));
             }
             if let Some((other, _)) = reader.variables.insert(upper, (name.clone(), value.clone())) {
-                reader
-                    .faults
-                    .push(format!("{other}, {name}: both name the same setting"));
+                reader.faults.push(format!("{other}, {name}: both name the same setting"));
             }
         }
         let all = Table::read(&mut reader, String::new(), root.into_inner(), read);
@@ -224,37 +219,22 @@ impl<'a> Reader<'a> {
             Bound::AtMost(key, value) => ((key, value), T::le, "at most"),
         };
         let keys = || parts.iter().map(|(key, _)| *key).chain([limit.0]);
-        debug_assert!(
-            keys().all(|key| self.settings.iter().any(|s| s.key() == key)),
-            "a check names no setting"
-        );
+        debug_assert!(keys().all(|key| self.settings.iter().any(|s| s.key() == key)), "a check names no setting");
         let sum: T = parts.iter().map(|(_, value)| *value).sum();
         if holds(&sum, &limit.1) || keys().any(|key| self.is_faulty(key)) {
             return;
         }
         let said: Vec<String> = parts.iter().map(|(key, _)| self.describe(key)).collect();
-        let total = if parts.len() > 1 {
-            format!(" = {}", show(sum))
-        } else {
-            String::new()
-        };
+        let total = if parts.len() > 1 { format!(" = {}", show(sum)) } else { String::new() };
         let limit = self.describe(limit.0);
-        self.faults
-            .push(format!("{}{total}: must be {relation} {limit}", said.join(" + ")));
+        self.faults.push(format!("{}{total}: must be {relation} {limit}", said.join(" + ")));
     }
 
     /// The key with what is known of it: value and where that comes from.
     pub(super) fn describe(&self, key: &str) -> String {
         match self.settings.iter().find(|s| s.key() == key) {
-            Some(Setting {
-                shown: Some(shown),
-                origin,
-                ..
-            }) => format!("{key} = {shown} ({origin})"),
-            Some(Setting {
-                origin: Origin::Place(place),
-                ..
-            }) => format!("{key} ({place})"),
+            Some(Setting { shown: Some(shown), origin, .. }) => format!("{key} = {shown} ({origin})"),
+            Some(Setting { origin: Origin::Place(place), .. }) => format!("{key} ({place})"),
             _ => key.to_owned(),
         }
     }
@@ -266,9 +246,7 @@ impl<'a> Reader<'a> {
 
     /// Whether the setting with this key stands in the file, in plain sight.
     pub(super) fn in_file(&self, key: &str) -> bool {
-        self.settings
-            .iter()
-            .any(|s| s.key() == key && matches!(s.origin, Origin::Place(_)))
+        self.settings.iter().any(|s| s.key() == key && matches!(s.origin, Origin::Place(_)))
     }
 
     fn place(&self, offset: usize) -> String {
@@ -309,21 +287,13 @@ impl<'r, 'a> Table<'r, 'a> {
         entries: DeTable<'a>,
         read: impl FnOnce(&mut Table<'_, 'a>) -> T,
     ) -> T {
-        let mut table = Table {
-            reader,
-            key,
-            entries,
-            known: Vec::new(),
-        };
+        let mut table = Table { reader, key, entries, known: Vec::new() };
         let result = read(&mut table);
         for (name, value) in table.entries {
             let key = join(&table.key, name.get_ref());
             let place = table.reader.place(value.span().start);
             let nearest = suggestion(name.get_ref(), table.known.iter());
-            table
-                .reader
-                .faults
-                .push(format!("{key} ({place}): no such setting{nearest}"));
+            table.reader.faults.push(format!("{key} ({place}): no such setting{nearest}"));
         }
         result
     }
@@ -336,8 +306,7 @@ impl<'r, 'a> Table<'r, 'a> {
     /// A setting with a default.
     pub(super) fn value<T>(&mut self, at: At<'_>, default: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let text = self.one(at, default, str::to_owned);
-        text.and_then(|text| self.parsed(at.name, &text, &parse))
-            .unwrap_or_else(|| allowed(default, parse))
+        text.and_then(|text| self.parsed(at.name, &text, &parse)).unwrap_or_else(|| allowed(default, parse))
     }
 
     /// A setting without a default that must be given. What its parser says of an empty text is what is allowed.
@@ -370,11 +339,7 @@ impl<'r, 'a> Table<'r, 'a> {
     /// A list: of the file's array, or of one text split at commas.
     pub(super) fn list<T>(&mut self, at: At<'_>, default: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let split = |text: &str| -> Vec<String> {
-            text.split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-                .map(str::to_owned)
-                .collect()
+            text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
         };
         let (given, origin) = self.given(at.name);
         let texts = match given {
@@ -389,10 +354,7 @@ impl<'r, 'a> Table<'r, 'a> {
         };
         self.note(at, default, Some(serde_json::json!(texts).to_string()), origin);
         let named = |text: &str| parse(text).map_err(|what| format!("{}: {what}", quoted(text)));
-        texts
-            .iter()
-            .filter_map(|text| self.parsed(at.name, text, named))
-            .collect()
+        texts.iter().filter_map(|text| self.parsed(at.name, text, named)).collect()
     }
 
     /// A table that is always there, if only with defaults.
@@ -424,10 +386,7 @@ impl<'r, 'a> Table<'r, 'a> {
             let place = self.reader.place(element.span().start);
             match element.into_inner() {
                 DeValue::Table(table) => tables.push(table),
-                _ => self
-                    .reader
-                    .faults
-                    .push(format!("{key} ({place}): expected [[{name}]] tables")),
+                _ => self.reader.faults.push(format!("{key} ({place}): expected [[{name}]] tables")),
             }
         }
         while self.in_environment(&format!("{key}.{}", tables.len())) {
@@ -437,9 +396,7 @@ impl<'r, 'a> Table<'r, 'a> {
             return vec![Table::read(self.reader, format!("{key}.N"), DeTable::new(), read)];
         }
         let numbered = tables.into_iter().enumerate();
-        numbered
-            .map(|(n, entries)| Table::read(self.reader, format!("{key}.{n}"), entries, &mut read))
-            .collect()
+        numbered.map(|(n, entries)| Table::read(self.reader, format!("{key}.{n}"), entries, &mut read)).collect()
     }
 
     /// A table whose names are not ours, such as librdkafka's properties: dotted names, in the file quoted or not, in
@@ -464,11 +421,7 @@ impl<'r, 'a> Table<'r, 'a> {
         Table::read(self.reader, key, entries, |table| {
             let show = |name: &str| if secret(name) { redacted } else { str::to_owned };
             let value = |name: String| Some((table.one(At::new(&name, at.help), "", show(&name))?, name));
-            names
-                .into_iter()
-                .filter_map(value)
-                .map(|(value, name)| (name, value))
-                .collect()
+            names.into_iter().filter_map(value).map(|(value, name)| (name, value)).collect()
         })
     }
 
@@ -500,12 +453,7 @@ impl<'r, 'a> Table<'r, 'a> {
         };
         let key = join(&self.key, name);
         let environment = self.reader.environment;
-        let lookup = |name: &str| {
-            environment
-                .iter()
-                .find(|(n, _)| n == name)
-                .map(|(_, value)| value.clone())
-        };
+        let lookup = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
         match source.read(&lookup) {
             Ok(secret) => Some((key, source, secret)),
             Err(what) => {
@@ -571,9 +519,7 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     fn parsed<T>(&mut self, name: &str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        parse(text)
-            .map_err(|what| self.reader.fault(&join(&self.key, name), what))
-            .ok()
+        parse(text).map_err(|what| self.reader.fault(&join(&self.key, name), what)).ok()
     }
 
     /// Takes the table of this name out of the file, if there is one.
@@ -585,9 +531,7 @@ impl<'r, 'a> Table<'r, 'a> {
             DeValue::Table(entries) => Some(entries),
             _ => {
                 let key = join(&self.key, name);
-                self.reader
-                    .faults
-                    .push(format!("{key} ({place}): expected a table, [{key}]"));
+                self.reader.faults.push(format!("{key} ({place}): expected a table, [{key}]"));
                 None
             }
         }
@@ -627,21 +571,10 @@ pub(super) fn print(settings: &[Setting]) -> String {
             let path = path.join(".");
             let gap = if text.is_empty() { "" } else { "\n" };
             let in_array = table.rsplit('.').next().is_some_and(|last| is_index(&last));
-            text += &if in_array {
-                format!("{gap}[[{path}]]\n")
-            } else {
-                format!("{gap}[{path}]\n")
-            };
+            text += &if in_array { format!("{gap}[[{path}]]\n") } else { format!("{gap}[{path}]\n") };
         }
-        let is_bare = setting
-            .name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
-        let name = if is_bare {
-            setting.name.clone()
-        } else {
-            quoted(&setting.name)
-        };
+        let is_bare = setting.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        let name = if is_bare { setting.name.clone() } else { quoted(&setting.name) };
         let origin = match &setting.origin {
             Origin::Place(_) => String::new(),
             origin => format!("  # {origin}"),
@@ -688,11 +621,7 @@ fn join(table: &str, name: &str) -> String {
 
 /// The environment variable of a setting, in upper case; with an empty name, what those of a table start with.
 fn variable(table: &str, name: &str) -> String {
-    let table = if table.is_empty() {
-        String::new()
-    } else {
-        table.replace('.', "__") + "__"
-    };
+    let table = if table.is_empty() { String::new() } else { table.replace('.', "__") + "__" };
     format!("{PREFIX}{table}{}", name.replace(['.', '-'], "_")).to_ascii_uppercase()
 }
 
@@ -722,11 +651,8 @@ fn elements(value: Spanned<DeValue<'_>>) -> Vec<Spanned<DeValue<'_>>> {
 
 /// Makes `a.b = 1` and `"a.b" = 1` the same: lifts nested tables into `entries`. Returns all names.
 fn flatten(entries: &mut DeTable<'_>) -> Vec<String> {
-    let nested: Vec<String> = entries
-        .iter()
-        .filter(|(_, v)| v.get_ref().is_table())
-        .map(|(k, _)| k.get_ref().to_string())
-        .collect();
+    let nested: Vec<String> =
+        entries.iter().filter(|(_, v)| v.get_ref().is_table()).map(|(k, _)| k.get_ref().to_string()).collect();
     for outer in nested {
         let Some(DeValue::Table(mut table)) = entries.remove(outer.as_str()).map(Spanned::into_inner) else {
             continue;

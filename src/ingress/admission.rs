@@ -45,11 +45,7 @@ impl Admission {
 
     /// The lane of a body of this many bytes.
     pub fn lane(&self, bytes: usize) -> Lane {
-        if bytes <= self.small_body {
-            Lane::Small
-        } else {
-            Lane::Large
-        }
+        if bytes <= self.small_body { Lane::Small } else { Lane::Large }
     }
 
     /// Admits a body of a declared size, or the first step of one without; waits for room up to the admission wait.
@@ -59,11 +55,7 @@ impl Admission {
     pub async fn admit(self: &Arc<Self>, declared: Option<usize>) -> Result<Permit, NoBudget> {
         let bytes = declared.unwrap_or(self.small_body);
         let lane = self.lane(bytes);
-        let mut permit = Permit {
-            admission: self.clone(),
-            held: Vec::new(),
-            bytes: 0,
-        };
+        let mut permit = Permit { admission: self.clone(), held: Vec::new(), bytes: 0 };
         let semaphore = self.semaphore(lane).clone();
         let held = match semaphore.clone().try_acquire_many_owned(units(bytes)) {
             Ok(held) => held,

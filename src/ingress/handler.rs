@@ -74,9 +74,7 @@ impl Handler {
         }
         let paths = instances.iter().enumerate();
         Ok(Handler {
-            by_path: paths
-                .map(|(index, instance)| (instance.settings.path.expose().to_vec(), index))
-                .collect(),
+            by_path: paths.map(|(index, instance)| (instance.settings.path.expose().to_vec(), index)).collect(),
             instances,
             event_types: config.event_types.clone(),
             admission: Arc::new(Admission::new(&config.ingress, metrics.clone())),
@@ -165,17 +163,12 @@ impl Handler {
         let received_at = SystemTime::now();
         // hyper lets a list that ends in `chunked` pass. What stands before it is an encoding that nobody undoes here.
         let mut transfer_encodings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
-        if transfer_encodings
-            .next()
-            .is_some_and(|first| !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        if transfer_encodings.next().is_some_and(|first| !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
             || transfer_encodings.next().is_some()
         {
             return Err(Outcome::TransferEncoding.into());
         }
-        let index = *self
-            .by_path
-            .get(parts.uri.path().as_bytes())
-            .ok_or(Outcome::PathNotFound)?;
+        let index = *self.by_path.get(parts.uri.path().as_bytes()).ok_or(Outcome::PathNotFound)?;
         let instance = &self.instances[index];
         account.instance = Some(index);
         account.name = Some(instance.name.clone());
@@ -187,17 +180,11 @@ impl Handler {
         if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(Outcome::ContentEncoding.into());
         }
-        let declared = body
-            .size_hint()
-            .exact()
-            .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let declared = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         if let Some(bytes) = declared
             && bytes > self.limits.body_limit
         {
-            return Err(End {
-                outcome: Outcome::BodyTooLarge,
-                detail: format!("{bytes} bytes declared"),
-            });
+            return Err(End { outcome: Outcome::BodyTooLarge, detail: format!("{bytes} bytes declared") });
         }
         let signatures = instance.signatures(&parts.headers)?;
         if self.closed_at.get().is_some_and(|closed_at| first_byte > *closed_at) {
@@ -206,10 +193,8 @@ impl Handler {
 
         let mut permit = self.admission.admit(declared).await?;
         let keyring = instance.keyring.load_full();
-        let mut verifier = Verifier::new(
-            &keyring.keys,
-            signatures.iter().map(|(_, _, signature)| signature.clone()).collect(),
-        );
+        let mut verifier =
+            Verifier::new(&keyring.keys, signatures.iter().map(|(_, _, signature)| signature.clone()).collect());
         let mut content_hash = ContentHash::new();
         let payload = self
             .read_body(body, declared, &mut permit, |chunk| {
@@ -221,15 +206,11 @@ impl Handler {
         let lane = self.admission.lane(payload.len());
         account.lane = Some(lane);
         if instance.settings.authentication == Authentication::Signature {
-            let verified = verifier.finish().map_err(|mismatch| End {
-                outcome: Outcome::SignatureMismatch,
-                detail: mismatch.to_string(),
-            })?;
-            for (scheme, label) in keyring
-                .keys
-                .labels()
-                .enumerate()
-                .filter_map(|(at, key)| verified.contains(&at).then_some(key))
+            let verified = verifier
+                .finish()
+                .map_err(|mismatch| End { outcome: Outcome::SignatureMismatch, detail: mismatch.to_string() })?;
+            for (scheme, label) in
+                keyring.keys.labels().enumerate().filter_map(|(at, key)| verified.contains(&at).then_some(key))
             {
                 self.metrics.signature_verified(index, scheme, label);
             }
@@ -240,32 +221,18 @@ impl Handler {
             Ok(webhook) => webhook,
             Err(error) => {
                 let not_json = Webhook::not_json(&self.event_types);
-                account.webhook = Some(Arc::new(Known::new(
-                    instance,
-                    &not_json,
-                    &self.event_types,
-                    &content_hash,
-                    payload.len(),
-                )));
+                account.webhook =
+                    Some(Arc::new(Known::new(instance, &not_json, &self.event_types, &content_hash, payload.len())));
                 let refuse = instance.settings.authentication == Authentication::None
                     || instance.settings.not_json == NotJson::Reject;
                 if refuse {
-                    return Err(End {
-                        outcome: Outcome::NotJson,
-                        detail: error.to_string(),
-                    });
+                    return Err(End { outcome: Outcome::NotJson, detail: error.to_string() });
                 }
                 not_json
             }
         };
         let event_type = webhook.event_type();
-        let known = Arc::new(Known::new(
-            instance,
-            &webhook,
-            &self.event_types,
-            &content_hash,
-            payload.len(),
-        ));
+        let known = Arc::new(Known::new(instance, &webhook, &self.event_types, &content_hash, payload.len()));
         account.webhook = Some(known.clone());
         let reception = Reception {
             instance: instance.name.clone(),
@@ -297,14 +264,10 @@ impl Handler {
         // From here on nothing but the delivery report decides; its own deadline is the lane's.
         match outcome.await {
             Ok(Ok(receipt)) => Ok(receipt),
-            Ok(Err(error)) => Err(End {
-                outcome: outcome_of(error.cause),
-                detail: error.to_string(),
-            }),
-            Err(_) => Err(End {
-                outcome: Outcome::Internal,
-                detail: "the publish ended without an outcome".to_owned(),
-            }),
+            Ok(Err(error)) => Err(End { outcome: outcome_of(error.cause), detail: error.to_string() }),
+            Err(_) => {
+                Err(End { outcome: Outcome::Internal, detail: "the publish ended without an outcome".to_owned() })
+            }
         }
     }
 
@@ -329,25 +292,15 @@ impl Handler {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => return Err(broken_body(&error)),
                 Err(_elapsed) => {
-                    let outcome = if stalled_at <= too_slow_at {
-                        Outcome::BodyStalled
-                    } else {
-                        Outcome::BodyTooSlow
-                    };
-                    return Err(End {
-                        outcome,
-                        detail: format!("{} bytes had come", buffer.len()),
-                    });
+                    let outcome = if stalled_at <= too_slow_at { Outcome::BodyStalled } else { Outcome::BodyTooSlow };
+                    return Err(End { outcome, detail: format!("{} bytes had come", buffer.len()) });
                 }
             };
             // Trailers carry nothing that a record has a place for.
             let Some(chunk) = frame.data_ref() else { continue };
             let size = buffer.len() + chunk.len();
             if size > self.limits.body_limit {
-                return Err(End {
-                    outcome: Outcome::BodyTooLarge,
-                    detail: format!("over {} bytes", buffer.len()),
-                });
+                return Err(End { outcome: Outcome::BodyTooLarge, detail: format!("over {} bytes", buffer.len()) });
             }
             if size > permit.bytes() {
                 permit.grow(size)?;
@@ -395,10 +348,7 @@ struct End {
 
 impl From<Outcome> for End {
     fn from(outcome: Outcome) -> End {
-        End {
-            outcome,
-            detail: String::new(),
-        }
+        End { outcome, detail: String::new() }
     }
 }
 
@@ -427,21 +377,13 @@ fn broken_body(error: &hyper::Error) -> End {
         Outcome::BodyIncomplete
     } else if std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<std::io::Error>())
-        .is_some_and(|io| {
-            matches!(
-                io.kind(),
-                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData
-            )
-        })
+        .is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData))
     {
         Outcome::BodyMalformed
     } else {
         Outcome::BodyIncomplete
     };
-    End {
-        outcome,
-        detail: error.to_string(),
-    }
+    End { outcome, detail: error.to_string() }
 }
 
 fn traceparent(headers: &HeaderMap) -> Option<Bytes> {
@@ -473,10 +415,7 @@ struct Loaded {
 
 impl Loaded {
     fn new(secrets: Vec<LabelledSecret>) -> Loaded {
-        Loaded {
-            keys: Keyring::new(&secrets),
-            secrets,
-        }
+        Loaded { keys: Keyring::new(&secrets), secrets }
     }
 }
 
@@ -490,21 +429,12 @@ impl Instance {
         };
         Ok(Instance {
             name: settings.name.as_str().into(),
-            signature_headers: settings
-                .signature_headers
-                .iter()
-                .map(header_of)
-                .collect::<Result<_, Vec<String>>>()?,
+            signature_headers: settings.signature_headers.iter().map(header_of).collect::<Result<_, Vec<String>>>()?,
             keyring: ArcSwap::from_pointee(Loaded::new(secrets)),
             topics: event_types
                 .types
                 .iter()
-                .map(|event_type| {
-                    settings
-                        .topics
-                        .get(&*event_type.name)
-                        .map(|topic| topic.as_str().into())
-                })
+                .map(|event_type| settings.topics.get(&*event_type.name).map(|topic| topic.as_str().into()))
                 .collect(),
             settings: settings.clone(),
         })
@@ -555,22 +485,13 @@ impl Instance {
             let mut values = headers.get_all(name).iter();
             let Some(value) = values.next() else { continue };
             if values.next().is_some() {
-                return Err(End {
-                    outcome: Outcome::SignatureRepeated,
-                    detail: name.to_string(),
-                });
+                return Err(End { outcome: Outcome::SignatureRepeated, detail: name.to_string() });
             }
-            let signature = Signature::parse(*scheme, value.as_bytes()).map_err(|_| End {
-                outcome: Outcome::SignatureMalformed,
-                detail: name.to_string(),
-            })?;
+            let signature = Signature::parse(*scheme, value.as_bytes())
+                .map_err(|_| End { outcome: Outcome::SignatureMalformed, detail: name.to_string() })?;
             signatures.push((name.clone(), bytes_of(value), signature));
         }
-        if signatures.is_empty() {
-            Err(Outcome::SignatureMissing.into())
-        } else {
-            Ok(signatures)
-        }
+        if signatures.is_empty() { Err(Outcome::SignatureMissing.into()) } else { Ok(signatures) }
     }
 }
 
@@ -580,16 +501,11 @@ fn client_address(peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -
     let trusted = |address: &IpAddr| limits.trusted_proxies.iter().any(|range| range.contains(address));
     let mut client = peer.to_canonical();
     let lines: Vec<&HeaderValue> = headers.get_all("x-forwarded-for").iter().collect();
-    let mut newest_first = lines
-        .into_iter()
-        .rev()
-        .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    let mut newest_first = lines.into_iter().rev().flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     while trusted(&client) {
         let Some(entry) = newest_first.next() else { break };
         let entry = std::str::from_utf8(entry).ok()?.trim();
-        let address = entry
-            .parse::<IpAddr>()
-            .or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
+        let address = entry.parse::<IpAddr>().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
         client = address.ok()?.to_canonical();
     }
     Some(client)
@@ -621,14 +537,7 @@ impl Known {
         let (instance, event_type, key) = (&*self.instance, &*self.event_type_name, self.key.as_deref());
         let (ce_id, bytes) = (self.ce_id.as_str(), self.bytes);
         match outcome {
-            Ok(_) => tracing::info!(
-                instance,
-                event_type,
-                key,
-                ce_id,
-                bytes,
-                "published, but the sender has hung up"
-            ),
+            Ok(_) => tracing::info!(instance, event_type, key, ce_id, bytes, "published, but the sender has hung up"),
             Err(error) => {
                 tracing::warn!(instance, event_type, key, ce_id, bytes, cause = %error, "webhook not published, and the sender has hung up");
             }
@@ -701,8 +610,7 @@ impl Account<'_> {
     fn count(&mut self, outcome: Outcome) {
         self.ended = true;
         let event_type = self.webhook.as_ref().map(|known| known.event_type);
-        self.metrics
-            .request_ended(self.instance, event_type, self.lane, outcome, self.begun.elapsed());
+        self.metrics.request_ended(self.instance, event_type, self.lane, outcome, self.begun.elapsed());
     }
 }
 
@@ -711,11 +619,7 @@ impl Drop for Account<'_> {
         if !self.ended {
             // hyper dropped the request because its connection broke. Where the record was handed over, what becomes
             // of it is counted and logged with its delivery report.
-            let outcome = if self.handed_over {
-                Outcome::SenderGone
-            } else {
-                Outcome::BodyIncomplete
-            };
+            let outcome = if self.handed_over { Outcome::SenderGone } else { Outcome::BodyIncomplete };
             self.failed(&outcome.into());
         }
     }

@@ -187,8 +187,7 @@ impl Server {
         let take = |permit, (stream, peer): (TcpStream, SocketAddr)| {
             let held = (permit, self.metrics.connection_accepted());
             let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-            self.tasks
-                .spawn(self.clone().connection(stream, peer, acceptor.clone(), held));
+            self.tasks.spawn(self.clone().connection(stream, peer, acceptor.clone(), held));
         };
         let closing = self.closing.cancelled();
         tokio::pin!(closing);

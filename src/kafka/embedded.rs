@@ -47,10 +47,7 @@ impl Embedded {
             .spawn(keep)
             .expect("a thread can be started while the process starts");
         let bootstrap_servers = told.recv().expect("the thread tells how the start went")?;
-        Ok(Embedded {
-            bootstrap_servers,
-            _alive: alive,
-        })
+        Ok(Embedded { bootstrap_servers, _alive: alive })
     }
 
     /// `host:port` of the broker.

@@ -48,11 +48,7 @@ pub struct PublishError {
 impl fmt::Display for PublishError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.cause.as_str(), self.detail)?;
-        if self.possibly_persisted {
-            f.write_str(", possibly persisted")
-        } else {
-            Ok(())
-        }
+        if self.possibly_persisted { f.write_str(", possibly persisted") } else { Ok(()) }
     }
 }
 
@@ -102,10 +98,7 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     // A missing topic would be made with the broker's defaults, and its records acknowledged with them.
     client.set("allow.auto.create.topics", "false");
     // Below the publish deadline, else a missing topic is reported as a timeout.
-    client.set(
-        "topic.metadata.propagation.max.ms",
-        millis(config::METADATA_PROPAGATION),
-    );
+    client.set("topic.metadata.propagation.max.ms", millis(config::METADATA_PROPAGATION));
     // Reports carry success as well as failure.
     client.set("delivery.report.only.error", "false");
     // These two bound one produce request, so that a leader that hangs costs one of them and not the deadline.
@@ -117,9 +110,7 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     client.set("compression.type", &kafka.compression);
     client.set("message.max.bytes", (limits.body_limit + RECORD_OVERHEAD).to_string());
     // Admission bounds the memory; librdkafka's own queue limits must never bind first.
-    let queue_kbytes = (limits.bytes_in_flight / 1024)
-        .saturating_mul(2)
-        .clamp(1024 * 1024, 2_097_151);
+    let queue_kbytes = (limits.bytes_in_flight / 1024).saturating_mul(2).clamp(1024 * 1024, 2_097_151);
     client.set("queue.buffering.max.kbytes", queue_kbytes.to_string());
     client.set("queue.buffering.max.messages", "1000000");
     // Brokers come back at any moment of a deadline: be there soon.
@@ -142,15 +133,9 @@ fn millis(duration: Duration) -> String {
 
 /// The topics that records may go to: of each event type, and what instances put in their place.
 pub fn topics_of(config: &config::Config) -> Vec<Arc<str>> {
-    let own = config
-        .event_types
-        .types
-        .iter()
-        .map(|event_type| event_type.topic.clone());
-    let replaced = config
-        .instances
-        .iter()
-        .flat_map(|instance| instance.topics.values().map(|name| name.as_str().into()));
+    let own = config.event_types.types.iter().map(|event_type| event_type.topic.clone());
+    let replaced =
+        config.instances.iter().flat_map(|instance| instance.topics.values().map(|name| name.as_str().into()));
     let mut topics: Vec<Arc<str>> = own.chain(replaced).collect();
     topics.sort();
     topics.dedup();

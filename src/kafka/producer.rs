@@ -144,15 +144,8 @@ impl LaneProducer {
         readiness: &Arc<Readiness>,
     ) -> Result<Arc<LaneProducer>, KafkaSettingError> {
         let client_config = producer_config(&config.kafka, &config.ingress, lane);
-        let context = Context {
-            lane,
-            metrics: metrics.clone(),
-            readiness: readiness.clone(),
-        };
-        let refused = |source| KafkaSettingError {
-            lane: lane.as_str(),
-            source,
-        };
+        let context = Context { lane, metrics: metrics.clone(), readiness: readiness.clone() };
+        let refused = |source| KafkaSettingError { lane: lane.as_str(), source };
         let native = Native::from_config_and_context(&client_config, context.clone()).map_err(refused)?;
         let producer = Arc::new(LaneProducer {
             lane,
@@ -173,19 +166,12 @@ impl LaneProducer {
     fn publish(&self, record: Record, on_outcome: OnOutcome) {
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
         for (name, value) in &record.headers {
-            headers = headers.insert(Header {
-                key: name,
-                value: Some(value.as_ref()),
-            });
+            headers = headers.insert(Header { key: name, value: Some(value.as_ref()) });
         }
         let handed_over = Instant::now();
-        let outstanding = Box::new(Outstanding {
-            handed_over,
-            on_outcome,
-        });
-        let mut base = BaseRecord::with_opaque_to(&record.topic, outstanding)
-            .headers(headers)
-            .payload(record.payload.as_ref());
+        let outstanding = Box::new(Outstanding { handed_over, on_outcome });
+        let mut base =
+            BaseRecord::with_opaque_to(&record.topic, outstanding).headers(headers).payload(record.payload.as_ref());
         if let Some(key) = &record.key {
             base = base.key(key.as_bytes());
         }
@@ -223,9 +209,7 @@ impl LaneProducer {
                         lane = self.lane.as_str(), code = ?code, reason, backoff_seconds = backoff.as_secs(),
                         "fatal producer error, building a new producer"
                     );
-                    self.context
-                        .readiness
-                        .producer_fatal(self.lane, format!("{code:?}: {reason}"));
+                    self.context.readiness.producer_fatal(self.lane, format!("{code:?}: {reason}"));
                     rebuild_at = Some(Instant::now() + backoff);
                 }
                 Some(at) if Instant::now() >= at => {
@@ -303,17 +287,13 @@ impl ProducerContext for Context {
             Ok(message) if persistence(message) == Persistence::Yes => {
                 self.metrics.record_acked(self.lane, outstanding.handed_over.elapsed());
                 self.readiness.acked();
-                Ok(Receipt {
-                    partition: message.partition(),
-                    offset: message.offset(),
-                })
+                Ok(Receipt { partition: message.partition(), offset: message.offset() })
             }
             // No error, and yet not persisted: cannot be with acks=all, and is not taken for an ack if it ever is.
             Ok(message) => Err((sort(None, persistence(message) != Persistence::No), message)),
-            Err((error, message)) => Err((
-                sort(error.rdkafka_error_code(), persistence(message) != Persistence::No),
-                message,
-            )),
+            Err((error, message)) => {
+                Err((sort(error.rdkafka_error_code(), persistence(message) != Persistence::No), message))
+            }
         };
         let outcome = outcome.map_err(|(error, message)| {
             self.failed(&error, message.topic());
@@ -335,8 +315,7 @@ impl ClientContext for Context {
             self.readiness.producer_ready(self.lane);
         }
         self.readiness.brokers_seen(self.lane, &statistics);
-        self.metrics
-            .producer_statistics(self.lane, &producer_statistics(&statistics));
+        self.metrics.producer_statistics(self.lane, &producer_statistics(&statistics));
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -363,11 +342,7 @@ fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {
         internal_latency: quantiles(&broker.int_latency),
         outbuf_latency: quantiles(&broker.outbuf_latency),
     });
-    ProducerStatistics {
-        records: statistics.msg_cnt,
-        bytes: statistics.msg_size,
-        brokers: brokers.collect(),
-    }
+    ProducerStatistics { records: statistics.msg_cnt, bytes: statistics.msg_size, brokers: brokers.collect() }
 }
 
 #[derive(PartialEq, Eq)]
@@ -438,9 +413,5 @@ fn sort(code: Option<RDKafkaErrorCode>, possibly_persisted: bool) -> PublishErro
         Some(_) | None => PublishCause::Other,
     };
     let detail = code.map_or_else(|| "no error code".to_owned(), |code| format!("{code:?}"));
-    PublishError {
-        cause,
-        possibly_persisted,
-        detail,
-    }
+    PublishError { cause, possibly_persisted, detail }
 }

@@ -54,9 +54,7 @@ pub fn follow(
 ) -> Result<(), KafkaError> {
     let mut client = client_config(kafka, "flinks-bridge-reader");
     // librdkafka wants a group's name even where none is joined.
-    client
-        .set("group.id", "flinks-bridge-reader")
-        .set("enable.auto.commit", "false");
+    client.set("group.id", "flinks-bridge-reader").set("enable.auto.commit", "false");
     let consumer: BaseConsumer<Context> = client.create_with_context(Context)?;
     let mut assignment = TopicPartitionList::new();
     for topic in topics {
@@ -76,9 +74,7 @@ pub fn follow(
                     partition: message.partition(),
                     offset: message.offset(),
                     key: message.key(),
-                    headers: headers
-                        .map(|header| (header.key, header.value.unwrap_or_default()))
-                        .collect(),
+                    headers: headers.map(|header| (header.key, header.value.unwrap_or_default())).collect(),
                     payload: message.payload().unwrap_or_default(),
                 }))
             }

@@ -74,12 +74,12 @@ impl TopicState {
             TopicState::Ready => None,
             TopicState::Missing => Some(format!("topic {topic} does not exist")),
             TopicState::Unauthorized => Some(format!("topic {topic} may not be described or written")),
-            TopicState::NoLeader { partitions, of } => Some(format!(
-                "topic {topic} has no reachable leader for {partitions} of its {of} partitions"
-            )),
-            TopicState::BelowMinInsync => Some(format!(
-                "topic {topic} has fewer in-sync replicas than its min.insync.replicas"
-            )),
+            TopicState::NoLeader { partitions, of } => {
+                Some(format!("topic {topic} has no reachable leader for {partitions} of its {of} partitions"))
+            }
+            TopicState::BelowMinInsync => {
+                Some(format!("topic {topic} has fewer in-sync replicas than its min.insync.replicas"))
+            }
             TopicState::Failed(detail) => Some(format!("topic {topic}: {detail}")),
         }
     }
@@ -127,10 +127,7 @@ impl Readiness {
         match known.leader_seen {
             None => reasons.push("no topic's leader has been reached since the start".to_owned()),
             Some(seen) if seen.elapsed() >= self.unready_after => {
-                reasons.push(format!(
-                    "no topic's leader has been reachable for {} s",
-                    seen.elapsed().as_secs()
-                ));
+                reasons.push(format!("no topic's leader has been reachable for {} s", seen.elapsed().as_secs()));
             }
             Some(_) => {}
         }
@@ -138,10 +135,7 @@ impl Readiness {
             && failing.since.elapsed() >= self.unready_after
         {
             let seconds = failing.since.elapsed().as_secs();
-            reasons.push(format!(
-                "every publish has failed for {seconds} s, the newest with {}",
-                failing.cause
-            ));
+            reasons.push(format!("every publish has failed for {seconds} s, the newest with {}", failing.cause));
         }
         if reasons.is_empty() {
             return Ok(());
@@ -176,23 +170,14 @@ impl Readiness {
         let cause = format!("{error} on {topic}");
         match &mut known.failing {
             Some(failing) => (failing.newest, failing.cause) = (now, cause),
-            none => {
-                *none = Some(Failing {
-                    since: now,
-                    newest: now,
-                    cause,
-                })
-            }
+            none => *none = Some(Failing { since: now, newest: now, cause }),
         }
         drop(known);
         self.troubled.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn producer_fatal(&self, lane: Lane, reason: String) {
-        let text = format!(
-            "the {} producer met a fatal error and is being rebuilt: {reason}",
-            lane.as_str()
-        );
+        let text = format!("the {} producer met a fatal error and is being rebuilt: {reason}", lane.as_str());
         self.lock().fatal.insert(lane.as_str(), text);
     }
 
@@ -207,12 +192,7 @@ impl Readiness {
         let tried = |broker: &&rdkafka::statistics::Broker| {
             broker.nodeid >= 0 && broker.connects.unwrap_or(0) > 0 && !matches!(broker.state.as_str(), "UP" | "INIT")
         };
-        let down = statistics
-            .brokers
-            .values()
-            .filter(tried)
-            .map(|broker| broker.nodeid)
-            .collect();
+        let down = statistics.brokers.values().filter(tried).map(|broker| broker.nodeid).collect();
         self.lock().unreachable.insert(lane.as_str(), down);
     }
 
@@ -313,11 +293,7 @@ impl Readiness {
         let described = client_config(&self.settings, "flinks-bridge-probe")
             .create::<AdminClient<DefaultClientContext>>()
             .and_then(|admin| {
-                let asked: Vec<_> = self
-                    .topics
-                    .iter()
-                    .map(|topic| ResourceSpecifier::Topic(topic))
-                    .collect();
+                let asked: Vec<_> = self.topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
                 let options = AdminOptions::new().request_timeout(Some(PROBE_TIMEOUT));
                 block_on(admin.describe_configs(&asked, &options))
             });
@@ -366,25 +342,15 @@ impl Known {
         let unreachable =
             |leader: i32| leader < 0 || self.unreachable.values().any(|brokers| brokers.contains(&leader));
         let partitions = described.partitions();
-        let leaderless = partitions
-            .iter()
-            .filter(|partition| unreachable(partition.leader()))
-            .count();
+        let leaderless = partitions.iter().filter(|partition| unreachable(partition.leader())).count();
         if leaderless > 0 {
-            return TopicState::NoLeader {
-                partitions: leaderless,
-                of: partitions.len(),
-            };
+            return TopicState::NoLeader { partitions: leaderless, of: partitions.len() };
         }
         let required = self.min_insync.get(topic).copied().unwrap_or(1);
         if partitions.iter().any(|partition| partition.isr().len() < required) {
             return TopicState::BelowMinInsync;
         }
-        if partitions.is_empty() {
-            TopicState::Missing
-        } else {
-            TopicState::Ready
-        }
+        if partitions.is_empty() { TopicState::Missing } else { TopicState::Ready }
     }
 }
 

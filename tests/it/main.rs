@@ -1,1 +1,4 @@
-//! Tests.
+//! The integration tests: one binary, so that it is linked once.
+
+mod ingress;
+mod support;

@@ -1,0 +1,490 @@
+//! A body understood in one pass: what stands at its top and directly below, as far as anybody asks.
+//!
+//! The inner half of [`Webhook::parse`]. It walks the body once, takes note of the members that the rules, the key and
+//! the headers ask about, as slices of the body, and judges them when the walk is over, because members come in any
+//! order. It never decodes a string beyond what a key or a header can hold, and never decides by the first or the last
+//! of two.
+
+use std::fmt;
+
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{Discriminator, EventTypes, KeySource, QuarantineReason, Rule, Tag, Webhook};
+
+/// Everything in a body that a rule, a key or a header may ask about: one entry for each such member, still as written.
+pub(super) struct Survey<'t, 'b> {
+    response_type: Member<'b>,
+    session_id: Member<'b>,
+    lower_request_id: Member<'b>,
+    request_id: Member<'b>,
+    login: Member<'b>,
+    login_id: Member<'b>,
+    tag: Member<'b>,
+    http_status_code: Member<'b>,
+    flinks_code: Member<'b>,
+    /// Members of `Login`.
+    login_dot_id: Member<'b>,
+    login_dot_login_id: Member<'b>,
+    login_dot_request_id: Member<'b>,
+    /// The first top-level string that is the event name of a [`Discriminator::PaySession`].
+    session_event: Member<'b>,
+    nested_session: NestedSession,
+    /// The names that any [`Discriminator::Members`] asks about.
+    discriminators: Vec<(&'t str, Member<'b>)>,
+}
+
+impl<'t, 'b> Survey<'t, 'b> {
+    /// Walks `text`, which must be all of the body less a byte order mark.
+    pub(super) fn of(text: &'b str, types: &'t EventTypes) -> Result<Survey<'t, 'b>, serde_json::Error> {
+        let mut survey = Survey::empty(types);
+        if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+            // An array or a scalar is JSON without any member.
+            let _: &RawValue = serde_json::from_str(text)?;
+            return Ok(survey);
+        }
+        let mut event_member = None;
+        walk(text, |name, value| {
+            survey.note(name, value)?;
+            if event_member.is_none() && is_session_event(value, types) {
+                event_member = Some(name);
+                survey.session_event.note(value);
+            }
+            Ok(())
+        })?;
+        if let Some(event_member) = event_member {
+            // Any member may carry the event name, so only now is it known whose repetition would matter.
+            let mut count = 0;
+            walk(text, |name, _| {
+                count += usize::from(name.chars().eq(event_member.chars()));
+                Ok(())
+            })?;
+            survey.session_event.repeated = count > 1;
+        }
+        Ok(survey)
+    }
+
+    fn empty(types: &'t EventTypes) -> Survey<'t, 'b> {
+        let mut discriminators: Vec<(&str, Member)> = Vec::new();
+        for rule in &types.rules {
+            let Discriminator::Members(names) = &rule.discriminator else {
+                continue;
+            };
+            for name in names {
+                if !discriminators.iter().any(|(known, _)| known == name) {
+                    discriminators.push((name, Member::default()));
+                }
+            }
+        }
+        Survey {
+            response_type: Member::default(),
+            session_id: Member::default(),
+            lower_request_id: Member::default(),
+            request_id: Member::default(),
+            login: Member::default(),
+            login_id: Member::default(),
+            tag: Member::default(),
+            http_status_code: Member::default(),
+            flinks_code: Member::default(),
+            login_dot_id: Member::default(),
+            login_dot_login_id: Member::default(),
+            login_dot_request_id: Member::default(),
+            session_event: Member::default(),
+            nested_session: NestedSession::default(),
+            discriminators,
+        }
+    }
+
+    /// Takes note of a member at the top.
+    fn note(&mut self, name: Text<'b>, value: &'b str) -> Result<(), serde_json::Error> {
+        for (watched, member) in [
+            ("ResponseType", &mut self.response_type),
+            ("sessionId", &mut self.session_id),
+            ("requestId", &mut self.lower_request_id),
+            ("RequestId", &mut self.request_id),
+            ("Login", &mut self.login),
+            ("LoginId", &mut self.login_id),
+            ("Tag", &mut self.tag),
+            ("HttpStatusCode", &mut self.http_status_code),
+            ("FlinksCode", &mut self.flinks_code),
+        ] {
+            if name.is(watched) {
+                member.note(value);
+            }
+        }
+        for (watched, member) in &mut self.discriminators {
+            if name.is(watched) {
+                member.note(value);
+            }
+        }
+        let is_login = name.is("Login");
+        // A `sessionId` below the top matters only while no `ResponseType` has decided.
+        let decided = self.response_type.value.is_some_and(|value| Text::of_string(value).is_some());
+        if value.starts_with('{') && (is_login || !decided) { self.note_below(value, is_login) } else { Ok(()) }
+    }
+
+    /// Takes note of the members of an object directly below the top.
+    fn note_below(&mut self, object: &'b str, is_login: bool) -> Result<(), serde_json::Error> {
+        let mut session_id = Member::default();
+        walk(object, |name, value| {
+            if name.is("sessionId") {
+                session_id.note(value);
+            }
+            if is_login {
+                for (watched, member) in [
+                    ("Id", &mut self.login_dot_id),
+                    ("LoginId", &mut self.login_dot_login_id),
+                    ("RequestId", &mut self.login_dot_request_id),
+                ] {
+                    if name.is(watched) {
+                        member.note(value);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        self.nested_session.note(session_id);
+        Ok(())
+    }
+
+    /// Applies the rules.
+    pub(super) fn judge(&self, types: &EventTypes) -> Webhook {
+        let (event_type, quarantine, key) = self.type_and_key(types).unwrap_or_else(|Ambiguous| {
+            let key = self.login_id_key().unwrap_or(None);
+            (types.unknown_index(), Some(QuarantineReason::AmbiguousType), key)
+        });
+        Webhook {
+            event_type,
+            quarantine,
+            key,
+            request_id: self.request_id_header(),
+            tag: self.tag_header(),
+            http_status_code: self.http_status_code_header(),
+            flinks_code: self.flinks_code.value.and_then(Text::of_id).and_then(Text::cleaned),
+            response_type: self.response_type.only().and_then(Text::of_string).and_then(Text::cleaned),
+        }
+    }
+
+    fn type_and_key(&self, types: &EventTypes) -> Result<(usize, Option<QuarantineReason>, Option<String>), Ambiguous> {
+        let (event_type, quarantine, source) = match self.rule(types)? {
+            Some(rule) => (rule.event_type, None, rule.key),
+            None => (types.unknown_index(), Some(QuarantineReason::UnknownType), KeySource::LoginId),
+        };
+        // Consumers deduplicate by it, whatever the type.
+        self.request_id.once()?;
+        let key = match source {
+            KeySource::LoginId => self.login_id_key()?,
+            KeySource::SessionId => match self.session_id_key()? {
+                None => self.lower_request_id.key()?,
+                key => key,
+            },
+            KeySource::RequestId => self.lower_request_id.key()?,
+        };
+        Ok((event_type, quarantine, key))
+    }
+
+    fn rule<'r>(&self, types: &'r EventTypes) -> Result<Option<&'r Rule>, Ambiguous> {
+        if let Some(response_type) = self.response_type.once()?.and_then(Text::of_string) {
+            let selects = |rule: &&Rule| match &rule.discriminator {
+                Discriminator::ResponseType(value) => response_type.is(value),
+                Discriminator::PaySession(_) | Discriminator::Members(_) => false,
+            };
+            return Ok(types.rules.iter().find(selects));
+        }
+        for rule in &types.rules {
+            let selects = match &rule.discriminator {
+                Discriminator::ResponseType(_) => false,
+                Discriminator::PaySession(event) => self.is_pay_session(event)?,
+                Discriminator::Members(names) => self.has_all(names)?,
+            };
+            if selects {
+                return Ok(Some(rule));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_pay_session(&self, event: &str) -> Result<bool, Ambiguous> {
+        let named = self.session_event.once()?.and_then(Text::of_string).is_some_and(|value| value.is(event));
+        Ok(self.session_id.once()?.is_some() || named || self.nested_session.present)
+    }
+
+    fn has_all(&self, names: &[String]) -> Result<bool, Ambiguous> {
+        for name in names {
+            let member = self.discriminators.iter().find(|(watched, _)| watched == name);
+            match member {
+                Some((_, member)) if member.once()?.is_some() => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn login_id_key(&self) -> Result<Option<String>, Ambiguous> {
+        self.login.once()?;
+        for member in [self.login_dot_id, self.login_dot_login_id, self.login_id] {
+            if let Some(key) = member.key()? {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    fn session_id_key(&self) -> Result<Option<String>, Ambiguous> {
+        if let Some(key) = self.session_id.key()? {
+            return Ok(Some(key));
+        }
+        if self.nested_session.ambiguous {
+            return Err(Ambiguous);
+        }
+        Ok(self.nested_session.id.clone())
+    }
+
+    fn request_id_header(&self) -> Option<String> {
+        let of_login = if self.login.repeated { None } else { self.login_dot_request_id.only() };
+        [self.request_id.only(), of_login, self.lower_request_id.only()]
+            .into_iter()
+            .flatten()
+            .find_map(|value| Text::of_id(value)?.cleaned())
+    }
+
+    fn tag_header(&self) -> Tag {
+        match self.tag.value {
+            None | Some("null" | "\"\"") if !self.tag.repeated => Tag::Absent,
+            _ => self.tag.only().and_then(Text::of_string).and_then(Text::exact).map_or(Tag::Altered, Tag::Exact),
+        }
+    }
+
+    fn http_status_code_header(&self) -> Option<String> {
+        let value = self.http_status_code.value?;
+        let text = Text::of_id(value)?;
+        if text.is("200") || value.parse() == Ok(200.0) { None } else { text.cleaned() }
+    }
+}
+
+/// A member that was asked about stands there twice.
+struct Ambiguous;
+
+fn is_session_event(value: &str, types: &EventTypes) -> bool {
+    let Some(text) = Text::of_string(value) else {
+        return false;
+    };
+    types.rules.iter().any(|rule| match &rule.discriminator {
+        Discriminator::PaySession(event) => text.is(event),
+        Discriminator::ResponseType(_) | Discriminator::Members(_) => false,
+    })
+}
+
+/// A member's value as written, and whether its name stands there again.
+#[derive(Clone, Copy, Default)]
+struct Member<'b> {
+    /// The first one.
+    value: Option<&'b str>,
+    repeated: bool,
+}
+
+impl<'b> Member<'b> {
+    fn note(&mut self, value: &'b str) {
+        self.repeated = self.value.is_some();
+        self.value.get_or_insert(value);
+    }
+
+    /// The value, for whom it decides.
+    fn once(self) -> Result<Option<&'b str>, Ambiguous> {
+        if self.repeated { Err(Ambiguous) } else { Ok(self.value) }
+    }
+
+    /// The value, for whom it merely informs: none if there are two.
+    fn only(self) -> Option<&'b str> {
+        self.value.filter(|_| !self.repeated)
+    }
+
+    /// The value as a key, if it can be one.
+    fn key(self) -> Result<Option<String>, Ambiguous> {
+        Ok(self.once()?.and_then(Text::of_id).and_then(Text::exact))
+    }
+}
+
+/// The `sessionId` of the objects directly below the top, taken together.
+#[derive(Default)]
+struct NestedSession {
+    present: bool,
+    /// The first that can be a key.
+    id: Option<String>,
+    /// Two objects differ, or one has it twice.
+    ambiguous: bool,
+}
+
+impl NestedSession {
+    fn note(&mut self, session_id: Member<'_>) {
+        self.present |= session_id.value.is_some();
+        match session_id.key() {
+            Ok(None) => {}
+            Ok(Some(id)) => self.ambiguous |= *self.id.get_or_insert_with(|| id.clone()) != id,
+            Err(Ambiguous) => self.ambiguous = true,
+        }
+    }
+}
+
+/// The longest text, in bytes, that a key or a header takes from a body.
+const TEXT_LIMIT: usize = 256;
+
+/// The inside of a JSON string as written, escapes and all, or a number's digits. It is decoded only as far as needed,
+/// so that a string of many megabytes costs no memory.
+#[derive(Clone, Copy)]
+struct Text<'b>(&'b str);
+
+impl<'b> Text<'b> {
+    /// From a JSON value that is a string.
+    fn of_string(value: &'b str) -> Option<Text<'b>> {
+        value.strip_prefix('"')?.strip_suffix('"').map(Text)
+    }
+
+    /// From a JSON value that is a string or a number.
+    fn of_id(value: &'b str) -> Option<Text<'b>> {
+        let number = || value.starts_with(|first: char| first == '-' || first.is_ascii_digit()).then_some(Text(value));
+        Text::of_string(value).or_else(number)
+    }
+
+    fn is(self, plain: &str) -> bool {
+        if self.0.len() <= plain.len() {
+            // An escape is longer than what it stands for, so here there can be none.
+            return self.0 == plain && !plain.contains('\\');
+        }
+        // The longest escape for a byte, such as `\u004b`, takes six.
+        self.0.len() <= 6 * plain.len() && self.chars().eq(plain.chars().map(Ok))
+    }
+
+    fn chars(self) -> Unescaped<'b> {
+        Unescaped(self.0.chars())
+    }
+
+    /// The text as it is, if that can be: 1 to 256 bytes, no control characters, no lone surrogates (all of which would
+    /// become the same replacement character).
+    fn exact(self) -> Option<String> {
+        let mut exact = String::new();
+        for char in self.chars() {
+            let char = char.ok().filter(|char| !char.is_control())?;
+            if exact.len() + char.len_utf8() > TEXT_LIMIT {
+                return None;
+            }
+            exact.push(char);
+        }
+        Some(exact).filter(|exact| !exact.is_empty())
+    }
+
+    /// The text without control characters, cut to 256 bytes, lone surrogates replaced; `None` if nothing is left.
+    fn cleaned(self) -> Option<String> {
+        let mut cleaned = String::new();
+        let chars = self.chars().map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER));
+        for char in chars.filter(|char| !char.is_control()) {
+            if cleaned.len() + char.len_utf8() > TEXT_LIMIT {
+                break;
+            }
+            cleaned.push(char);
+        }
+        Some(cleaned).filter(|cleaned| !cleaned.is_empty())
+    }
+}
+
+/// The characters of a JSON string whose grammar has been checked; a surrogate without its other half is an `Err`.
+struct Unescaped<'b>(std::str::Chars<'b>);
+
+impl Unescaped<'_> {
+    fn code_unit(chars: &mut std::str::Chars<'_>) -> Option<u16> {
+        let digits = chars.as_str().get(..4)?;
+        *chars = chars.as_str()[4..].chars();
+        u16::from_str_radix(digits, 16).ok()
+    }
+
+    fn unicode_escape(&mut self) -> Option<Result<char, u16>> {
+        let unit = Self::code_unit(&mut self.0)?;
+        if !(0xD800..0xDC00).contains(&unit) {
+            return Some(char::from_u32(unit.into()).ok_or(unit));
+        }
+        let mut ahead = self.0.clone();
+        let low =
+            (ahead.next() == Some('\\') && ahead.next() == Some('u')).then(|| Self::code_unit(&mut ahead)).flatten();
+        let pair = low.and_then(|low| char::decode_utf16([unit, low]).next()?.ok());
+        if pair.is_some() {
+            self.0 = ahead;
+        }
+        Some(pair.ok_or(unit))
+    }
+}
+
+impl Iterator for Unescaped<'_> {
+    type Item = Result<char, u16>;
+
+    fn next(&mut self) -> Option<Result<char, u16>> {
+        match self.0.next()? {
+            '\\' => match self.0.next()? {
+                'b' => Some(Ok('\u{8}')),
+                'f' => Some(Ok('\u{c}')),
+                'n' => Some(Ok('\n')),
+                'r' => Some(Ok('\r')),
+                't' => Some(Ok('\t')),
+                'u' => self.unicode_escape(),
+                itself => Some(Ok(itself)),
+            },
+            char => Some(Ok(char)),
+        }
+    }
+}
+
+/// Shows every member of the object that `text` is: its name, and its value as written. Checks the grammar of the
+/// whole.
+///
+/// serde_json checks a [`RawValue`] without recursion and without converting it, so neither depth, nor a lone
+/// surrogate, nor a number out of range stops it.
+fn walk<'b>(
+    text: &'b str,
+    visit: impl FnMut(Text<'b>, &'b str) -> Result<(), serde_json::Error>,
+) -> Result<(), serde_json::Error> {
+    struct Walk<F>(F);
+
+    impl<'b, F> Visitor<'b> for Walk<F>
+    where
+        F: FnMut(Text<'b>, &'b str) -> Result<(), serde_json::Error>,
+    {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'b>>(mut self, mut members: A) -> Result<(), A::Error> {
+            while let Some((name, value)) = members.next_entry::<&RawValue, &RawValue>()? {
+                let name = Text::of_string(name.get()).ok_or_else(|| A::Error::custom("a name is no string"))?;
+                (self.0)(name, value.get()).map_err(A::Error::custom)?;
+            }
+            Ok(())
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.deserialize_map(Walk(visit))?;
+    json.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn text_says_what_its_escapes_say(units: Vec<u16>, text: String) {
+            let escaped: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();
+            let decoded: String = Text(&escaped).chars().map(|char| char.unwrap_or('\u{fffd}')).collect();
+            prop_assert_eq!(&decoded, &String::from_utf16_lossy(&units));
+            prop_assert_eq!(Text(&escaped).is(&decoded), String::from_utf16(&units).is_ok());
+
+            let json = serde_json::to_string(&text).unwrap();
+            let written = Text::of_string(&json).unwrap();
+            prop_assert!(written.is(&text));
+            prop_assert!(!written.is(&(text.clone() + "x")) && !Text("x").is(&(text + "x.")));
+        }
+    }
+}

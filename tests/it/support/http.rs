@@ -1,0 +1,138 @@
+//! An HTTP/1.1 client that sends exactly the bytes it is given, so that a test can send what no library would.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How long an answer may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An answer, read whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// Its headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The first header of this (lower-case) name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The `error` of a JSON error body.
+    pub fn error(&self) -> Option<String> {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
+        body.get("error")?.as_str().map(str::to_owned)
+    }
+}
+
+/// A connection, plain or anything else that carries bytes.
+pub struct Client<S = TcpStream> {
+    stream: S,
+    read: Vec<u8>,
+}
+
+impl Client {
+    /// Connects without TLS.
+    pub async fn connect(address: SocketAddr) -> Client {
+        Client::over(TcpStream::connect(address).await.expect("the ingress accepts"))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// Speaks over this stream.
+    pub fn over(stream: S) -> Client<S> {
+        Client { stream, read: Vec::new() }
+    }
+
+    /// The stream itself.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    /// Sends bytes as they are.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send(bytes).await.expect("the ingress takes the bytes");
+    }
+
+    /// Sends bytes to an ingress that may have closed.
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).await?;
+        self.stream.flush().await
+    }
+
+    /// Posts a sized body and waits for the answer.
+    pub async fn post(&mut self, path: &str, headers: &[(String, String)], body: &[u8]) -> Answer {
+        self.send(request(path, headers, body)).await;
+        self.answer().await
+    }
+
+    /// The next answer.
+    pub async fn answer(&mut self) -> Answer {
+        match self.next().await {
+            Some(answer) => answer,
+            None => panic!("closed without an answer; read so far: {:?}", String::from_utf8_lossy(&self.read)),
+        }
+    }
+
+    /// The next answer, or `None` when the connection ends without one. Interim answers (1xx) count as answers.
+    pub async fn next(&mut self) -> Option<Answer> {
+        loop {
+            if let Some(answer) = self.take() {
+                return Some(answer);
+            }
+            let mut chunk = [0; 16 * 1024];
+            let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut chunk)).await;
+            match read.expect("an answer or an end comes in time") {
+                Ok(0) | Err(_) => return None,
+                Ok(read) => self.read.extend_from_slice(&chunk[..read]),
+            }
+        }
+    }
+
+    /// Whether the connection has ended, without a byte more.
+    pub async fn ended(&mut self) -> bool {
+        self.next().await.is_none() && self.read.is_empty()
+    }
+
+    fn take(&mut self) -> Option<Answer> {
+        let end = self.read.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+        let head = std::str::from_utf8(&self.read[..end]).expect("our heads are ASCII");
+        let mut lines = head.split("\r\n").filter(|line| !line.is_empty());
+        let status = lines.next()?.split(' ').nth(1)?.parse().expect("a status is a number");
+        let headers: Vec<(String, String)> = lines
+            .map(|line| {
+                let (name, value) = line.split_once(':').expect("a header has a colon");
+                (name.to_ascii_lowercase(), value.trim().to_owned())
+            })
+            .collect();
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let length: usize = length.map_or(0, |(_, value)| value.parse().expect("a length is a number"));
+        if self.read.len() < end + length {
+            return None;
+        }
+        let body = self.read[end..end + length].to_vec();
+        self.read.drain(..end + length);
+        Some(Answer { status, headers, body })
+    }
+}
+
+/// The bytes of a POST with a sized body.
+pub fn request(path: &str, headers: &[(String, String)], body: &[u8]) -> Vec<u8> {
+    let mut request = format!("POST {path} HTTP/1.1\r\nHost: bridge.test\r\nContent-Length: {}\r\n", body.len());
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
+    let mut request = request.into_bytes();
+    request.extend_from_slice(body);
+    request
+}
