@@ -12,7 +12,6 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use crate::BoxError;
 use crate::config::{Config, Faults, Loaded};
 use crate::kafka::embedded::Embedded;
 use crate::kafka::reader::{self, ReadRecord};
@@ -91,7 +90,7 @@ impl Company {
     ///
     /// # Errors
     /// When the broker cannot start or the certificate's authority cannot be written for curl to read.
-    pub fn gather(config: &mut Config) -> Result<Company, BoxError> {
+    pub fn gather(config: &mut Config) -> Result<Company, Box<dyn std::error::Error + Send + Sync>> {
         let broker = Embedded::start(&topics_of(config))?;
         config.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
         let SelfMade { ca_pem, certificate_pem, private_key_pem } = tls::self_made(tls::LOCAL_NAMES)?;

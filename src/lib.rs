@@ -38,6 +38,3 @@ pub mod kafka;
 pub mod ingress;
 
 pub mod dev;
-
-/// What start-up reports: an error with its story told, whatever its type.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use flinks_bridge::admin;
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat};
 use flinks_bridge::dev::{self, Company, Dev};
 use flinks_bridge::ingress::{self, Listeners};
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{Metrics, Names};
-use flinks_bridge::{BoxError, admin};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -189,6 +189,8 @@ async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
         }
     }
 }
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 struct Failure {
     error: BoxError,

@@ -1,0 +1,792 @@
+//! A real Apache Kafka for the tests: some nodes on loopback, each broker and controller at once, that a test can
+//! kill, stop, continue and restart, and whose topics it can read back whole.
+//!
+//! It stands where the promise is proved: what the mock cluster inside librdkafka cannot show (replication, leader
+//! change, restart, what survives on disk) is shown here. `fetch.sh` beside this file brings the jars.
+//!
+//! Included by a test binary with `#[path = "../kafka/mod.rs"] mod kafka;`. Everything here blocks the calling thread,
+//! so an async test calls it through `tokio::task::block_in_place` or `spawn_blocking`, and everything panics with
+//! the reason (and the end of the nodes' logs) instead of returning an error, because a test can do nothing else.
+//!
+//! It never skips: where Java or the jars are missing, the test fails and says what is missing. It never touches a
+//! process that it did not start, and it leaves none behind, however the test process ends.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::metadata::Metadata;
+use rdkafka::{Offset, TopicPartitionList};
+use rustix::process::{Pid, Signal, kill_process};
+
+pub use link::LinkProxy;
+
+mod link;
+
+/// How long a cluster may take until every node serves clients. Three nodes on two cores take about 10 s.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long reading a topic back may go without a record before the test fails: above the time in which a killed
+/// node is fenced and its partitions have a new leader.
+const READ_STALL: Duration = Duration::from_secs(60);
+/// How long a node may take for a controlled shutdown.
+const TERMINATE_DEADLINE: Duration = Duration::from_secs(60);
+/// The largest record batch that the cluster takes, in bytes, above the bridge's own limit.
+const MESSAGE_MAX_BYTES: usize = 40 * 1024 * 1024;
+
+/// What kind of cluster a test wants. `ClusterOptions::default()` is the one that the promise is made for: three nodes,
+/// every topic on all of them, two of which must have a record before it is acknowledged.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Number of nodes, with the ids 1 to this.
+    pub nodes: i32,
+    /// Broker properties on top of, or instead of, those this file sets.
+    pub properties: Vec<(String, String)>,
+    /// With a rate in bytes per second, every node gets a second listener that clients reach only through a
+    /// [`LinkProxy`] of that rate: see [`Cluster::link_servers`] and [`Cluster::link`].
+    pub link_rate: Option<u64>,
+    /// The heap of each node, in MiB.
+    pub heap_mib: u32,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        ClusterOptions { nodes: 3, properties: Vec::new(), link_rate: None, heap_mib: 512 }
+    }
+}
+
+/// A running cluster. Dropping it kills its nodes and removes their data.
+///
+/// One cluster runs at a time in a test process: a second [`Cluster::start`] waits until the first is dropped, so that
+/// tests may run in parallel without starving each other of memory and cores.
+pub struct Cluster {
+    nodes: Vec<Node>,
+    /// Ends before `directory` is removed, and takes care of both should this process die first.
+    watcher: Mutex<Watcher>,
+    jars: &'static Path,
+    heap_mib: u32,
+    directory: tempfile::TempDir,
+    _turn: Turn,
+}
+
+/// One record as it was read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedRecord {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset in the partition.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its headers in their order. One without a value reads as empty.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// Its value; `None` is a tombstone.
+    pub payload: Option<Vec<u8>>,
+}
+
+impl OwnedRecord {
+    /// The value of the first header of this name, if it is there and is UTF-8.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(n, _)| n == name)?;
+        std::str::from_utf8(value).ok()
+    }
+}
+
+impl Cluster {
+    /// Starts the nodes and returns when each of them knows all of them.
+    pub fn start(options: ClusterOptions) -> Cluster {
+        let turn = Turn::take();
+        let jars = jars();
+        let directory =
+            tempfile::Builder::new().prefix("flinks-bridge-kafka-").tempdir().expect("a temporary directory");
+        let ports = free_ports(options.nodes as usize * 3);
+        let nodes: Vec<Node> = (1..=options.nodes)
+            .zip(ports.chunks(3))
+            .map(|(id, ports)| Node {
+                id,
+                directory: directory.path().join(format!("node-{id}")),
+                port: ports[0],
+                controller_port: ports[1],
+                link: options.link_rate.map(|rate| LinkProxy::start(ports[2], rate)),
+                link_port: ports[2],
+                process: Mutex::new(Process::Down),
+            })
+            .collect();
+        let watcher = Mutex::new(Watcher::start(directory.path()));
+        let cluster = Cluster { nodes, watcher, jars, heap_mib: options.heap_mib, directory, _turn: turn };
+
+        cluster.format(&options.properties);
+        for node in &cluster.nodes {
+            cluster.launch(node);
+        }
+        cluster.wait_up(START_DEADLINE);
+        cluster
+    }
+
+    /// What clients are given as `bootstrap.servers`: every node, directly.
+    pub fn bootstrap_servers(&self) -> String {
+        servers(self.nodes.iter().map(|node| node.port))
+    }
+
+    /// What clients are given as `bootstrap.servers` to reach every node over its [`LinkProxy`], for bootstrap and
+    /// for all that follows.
+    pub fn link_servers(&self) -> String {
+        servers(self.nodes.iter().map(|node| self.link(node.id).port()))
+    }
+
+    /// The proxy in front of a node, in a cluster that was started with a `link_rate`.
+    pub fn link(&self, node: i32) -> &LinkProxy {
+        self.node(node).link.as_ref().expect("ClusterOptions::link_rate is set")
+    }
+
+    /// The ids of all nodes.
+    pub fn node_ids(&self) -> Vec<i32> {
+        self.nodes.iter().map(|node| node.id).collect()
+    }
+
+    /// The process id of a node that runs or is stopped.
+    pub fn pid(&self, node: i32) -> u32 {
+        match &*self.node(node).lock() {
+            Process::Up(child) | Process::Stopped(child) => child.id(),
+            Process::Down => panic!("node {node} is down"),
+        }
+    }
+
+    /// Where a node keeps its data and its log (`server.log`).
+    pub fn directory(&self, node: i32) -> &Path {
+        &self.node(node).directory
+    }
+
+    /// Creates a topic and returns when every running node knows a leader for each of its partitions. Unless `config`
+    /// says otherwise it takes records as large as the cluster does.
+    pub fn create_topic(&self, name: &str, partitions: i32, replication: i32, config: &[(&str, &str)]) {
+        let message_max_bytes = MESSAGE_MAX_BYTES.to_string();
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replication));
+        if !config.iter().any(|(key, _)| *key == "max.message.bytes") {
+            topic = topic.set("max.message.bytes", &message_max_bytes);
+        }
+        for (key, value) in config {
+            topic = topic.set(key, value);
+        }
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+        let results = block_on(admin.create_topics([&topic], &options)).expect("the request to create a topic");
+        for result in results {
+            result.unwrap_or_else(|(topic, code)| panic!("topic {topic} was not created: {code}"));
+        }
+        self.eventually(&format!("leaders for topic {name}"), Duration::from_secs(30), || {
+            self.running().all(|node| {
+                node.metadata(Some(name)).is_some_and(|metadata| {
+                    let topic = &metadata.topics()[0];
+                    topic.partitions().len() == partitions as usize && topic.partitions().iter().all(|p| p.leader() > 0)
+                })
+            })
+        });
+    }
+
+    /// The value of a setting that holds for a topic, wherever it was set.
+    pub fn topic_setting(&self, topic: &str, setting: &str) -> Option<String> {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
+        let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
+        let described = block_on(admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options));
+        let described = described.expect("the request to describe a topic").pop().expect("one answer to one question");
+        let described = described.unwrap_or_else(|code| panic!("topic {topic} was not described: {code}"));
+        described.get(setting)?.value.clone()
+    }
+
+    /// The node that leads a partition, as a running node knows it; `None` while there is no leader.
+    pub fn leader_of(&self, topic: &str, partition: i32) -> Option<i32> {
+        let metadata = self.running().find_map(|node| node.metadata(Some(topic)))?;
+        let partition = metadata.topics().first()?.partitions().iter().find(|p| p.id() == partition)?;
+        (partition.leader() > 0).then(|| partition.leader())
+    }
+
+    /// Ends a node as a power cut would (SIGKILL), and returns when it is gone. Others notice it later: see
+    /// [`Cluster::wait_down`].
+    pub fn kill(&self, node: i32) {
+        self.end(self.node(node), Signal::KILL, Duration::from_secs(10));
+    }
+
+    /// Asks a node to shut down (SIGTERM), which hands its partitions over first, and returns when it has.
+    pub fn terminate(&self, node: i32) {
+        self.end(self.node(node), Signal::TERM, TERMINATE_DEADLINE);
+    }
+
+    /// Makes a node hang (SIGSTOP): its connections stay open and nothing answers.
+    pub fn stop(&self, node: i32) {
+        let mut process = self.node(node).lock();
+        *process = match std::mem::replace(&mut *process, Process::Down) {
+            Process::Up(child) => {
+                signal(&child, Signal::STOP);
+                Process::Stopped(child)
+            }
+            _ => panic!("node {node} does not run"),
+        };
+    }
+
+    /// Lets a stopped node go on (SIGCONT).
+    pub fn cont(&self, node: i32) {
+        let mut process = self.node(node).lock();
+        *process = match std::mem::replace(&mut *process, Process::Down) {
+            Process::Stopped(child) => {
+                signal(&child, Signal::CONT);
+                Process::Up(child)
+            }
+            _ => panic!("node {node} is not stopped"),
+        };
+    }
+
+    /// Starts a node again with the data it had, after asking it to shut down if it runs, and returns when it serves
+    /// clients again and every running node counts it in. Its replicas may still lag: see [`Cluster::wait_in_sync`].
+    pub fn restart(&self, node: i32) {
+        let running = matches!(*self.node(node).lock(), Process::Up(_));
+        if running {
+            self.terminate(node);
+        }
+        self.start_node(node);
+        self.wait_up(START_DEADLINE);
+    }
+
+    /// Starts a node that is down, without waiting for it: where all nodes are down, none serves before a majority
+    /// is back, so start them all and then [`Cluster::wait_up`].
+    pub fn start_node(&self, node: i32) {
+        self.launch(self.node(node));
+    }
+
+    /// Waits until every node that was not taken down or stopped knows all of these as alive.
+    pub fn wait_up(&self, timeout: Duration) {
+        let expected: Vec<i32> = self.running().map(|node| node.id).collect();
+        self.eventually("all running nodes up", timeout, || {
+            for node in self.running() {
+                if let Process::Up(child) = &mut *node.lock()
+                    && let Some(status) = child.try_wait().expect("the child is ours")
+                {
+                    panic!("node {} ended by itself: {status}{}", node.id, self.log_tails());
+                }
+            }
+            self.running().all(|node| node.alive().is_some_and(|alive| expected.iter().all(|id| alive.contains(id))))
+        });
+    }
+
+    /// Waits until no running node counts this one as alive any more: 9 s after a kill or a stop, as
+    /// `broker.session.timeout.ms` says, at once after [`Cluster::terminate`].
+    pub fn wait_down(&self, node: i32, timeout: Duration) {
+        self.eventually(&format!("node {node} fenced"), timeout, || {
+            self.running().all(|other| other.alive().is_some_and(|alive| !alive.contains(&node)))
+        });
+    }
+
+    /// Waits until every replica of every partition is in sync, so that the next node may go.
+    pub fn wait_in_sync(&self, timeout: Duration) {
+        self.eventually("all replicas in sync", timeout, || {
+            self.running().all(|node| {
+                node.metadata(None).is_some_and(|metadata| {
+                    metadata
+                        .topics()
+                        .iter()
+                        .flat_map(|topic| topic.partitions())
+                        .all(|partition| partition.leader() > 0 && partition.isr().len() == partition.replicas().len())
+                })
+            })
+        });
+    }
+
+    /// Everything in a topic, partition by partition in the order of offsets. For what fits into memory.
+    pub fn read_topic(&self, topic: &str) -> Vec<OwnedRecord> {
+        let mut records = Vec::new();
+        self.read_topic_with(topic, |record| records.push(record));
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// Reads every partition of a topic from its beginning to where it ended when this was called, committed records
+    /// only, and hands each record over. Partitions come mixed, each in the order of its offsets; memory stays
+    /// bounded whatever the size of the topic.
+    pub fn read_topic_with(&self, topic: &str, mut each: impl FnMut(OwnedRecord)) {
+        let consumer: BaseConsumer = self
+            .client()
+            // Required by the client, though nothing joins a group or commits.
+            .set("group.id", "flinks-bridge-test-reader")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
+            .set("queued.max.messages.kbytes", "65536")
+            .set("fetch.max.bytes", MESSAGE_MAX_BYTES.to_string())
+            .set("max.partition.fetch.bytes", "4194304")
+            .create()
+            .expect("a consumer");
+
+        let mut left: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut assignment = TopicPartitionList::new();
+        for partition in self.partitions(topic) {
+            let (low, high) = self.watermarks(&consumer, topic, partition);
+            if low < high {
+                left.insert(partition, high);
+                assignment
+                    .add_partition_offset(topic, partition, Offset::Offset(low))
+                    .expect("an offset of zero or more is valid");
+            }
+        }
+        consumer.assign(&assignment).expect("an assignment");
+
+        let mut last = Instant::now();
+        while !left.is_empty() {
+            match consumer.poll(Duration::from_millis(200)) {
+                Some(Ok(message)) => {
+                    last = Instant::now();
+                    let Some(&end) = left.get(&message.partition()) else {
+                        continue;
+                    };
+                    if message.offset() + 1 >= end {
+                        left.remove(&message.partition());
+                    }
+                    if message.offset() < end {
+                        each(OwnedRecord {
+                            partition: message.partition(),
+                            offset: message.offset(),
+                            key: message.key().map(<[u8]>::to_vec),
+                            headers: message.headers().map(owned_headers).unwrap_or_default(),
+                            payload: message.payload().map(<[u8]>::to_vec),
+                        });
+                    }
+                }
+                // Where compaction, a transaction's marker or a deletion took the last offsets, this tells the end.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    left.remove(&partition);
+                }
+                // Transport errors mend themselves; whatever does not runs into the deadline below, which names it.
+                Some(Err(error)) => {
+                    assert!(last.elapsed() < READ_STALL, "reading {topic} failed: {error}{}", self.log_tails());
+                }
+                None => assert!(
+                    last.elapsed() < READ_STALL,
+                    "reading {topic} stalled, partitions and ends not reached: {left:?}{}",
+                    self.log_tails()
+                ),
+            }
+        }
+    }
+
+    /// The number of records in a topic, by its offsets: what compaction or a transaction's markers took counts too.
+    pub fn count(&self, topic: &str) -> i64 {
+        let consumer: BaseConsumer = self.client().create().expect("a consumer");
+        self.partitions(topic)
+            .map(|partition| {
+                let (low, high) = self.watermarks(&consumer, topic, partition);
+                high - low
+            })
+            .sum()
+    }
+
+    /// All topics that exist, internal ones included.
+    pub fn topics(&self) -> Vec<String> {
+        let metadata = self.running().find_map(|node| node.metadata(None)).expect("a running node answers");
+        metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
+    }
+
+    /// The last lines of every node's log, for the message of a failed test.
+    pub fn log_tails(&self) -> String {
+        let mut tails = String::new();
+        for node in &self.nodes {
+            let _ =
+                write!(tails, "\n--- end of the log of node {}\n{}", node.id, tail(&node.directory.join("server.log")));
+        }
+        tails
+    }
+
+    fn partitions(&self, topic: &str) -> std::ops::Range<i32> {
+        let metadata = self.running().find_map(|node| node.metadata(Some(topic))).expect("a running node answers");
+        let found = &metadata.topics()[0];
+        assert!(!found.partitions().is_empty(), "topic {topic} does not exist");
+        0..found.partitions().len() as i32
+    }
+
+    /// First offset and end of a partition, waiting for a leader where there is none yet.
+    fn watermarks(&self, consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+        let mut found = None;
+        self.eventually(&format!("offsets of {topic}/{partition}"), READ_STALL, || {
+            found = consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)).ok();
+            found.is_some()
+        });
+        found.expect("`eventually` returned, so it was set")
+    }
+
+    /// The settings of a client that reaches the cluster directly.
+    fn client(&self) -> ClientConfig {
+        client(&self.bootstrap_servers())
+    }
+
+    fn node(&self, id: i32) -> &Node {
+        self.nodes.iter().find(|node| node.id == id).unwrap_or_else(|| panic!("the cluster has no node {id}"))
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| matches!(*node.lock(), Process::Up(_)))
+    }
+
+    /// Writes every node's properties and formats its storage, all nodes at once.
+    fn format(&self, overrides: &[(String, String)]) {
+        let formatting: Vec<(i32, Child)> = self
+            .nodes
+            .iter()
+            .map(|node| {
+                let properties = node.directory.join("server.properties");
+                fs::create_dir_all(&node.directory).expect("a directory for the node");
+                fs::write(&properties, self.properties(node, overrides)).expect("the node's properties");
+                let mut command = self.java(node, "64m");
+                command.args(["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config"]);
+                (node.id, command.arg(&properties).spawn().expect("java is on the PATH"))
+            })
+            .collect();
+        for (id, mut child) in formatting {
+            let status = child.wait().expect("the child is ours");
+            assert!(status.success(), "the storage of node {id} was not formatted{}", self.log_tails());
+        }
+    }
+
+    fn properties(&self, node: &Node, overrides: &[(String, String)]) -> String {
+        let count = self.nodes.len();
+        let voters: Vec<String> =
+            self.nodes.iter().map(|node| format!("{}@127.0.0.1:{}", node.id, node.controller_port)).collect();
+        let mut listeners = format!("CLIENT://127.0.0.1:{},CONTROLLER://127.0.0.1:{}", node.port, node.controller_port);
+        let mut advertised = format!("CLIENT://127.0.0.1:{}", node.port);
+        if let Some(link) = &node.link {
+            let _ = write!(listeners, ",LINK://127.0.0.1:{}", node.link_port);
+            let _ = write!(advertised, ",LINK://127.0.0.1:{}", link.port());
+        }
+        let replication = count.min(3).to_string();
+        let in_sync = if count >= 3 { "2" } else { "1" };
+        let message_max_bytes = MESSAGE_MAX_BYTES.to_string();
+
+        let mut properties: BTreeMap<&str, String> = BTreeMap::new();
+        for (key, value) in [
+            ("process.roles", "broker,controller"),
+            ("node.id", &node.id.to_string()),
+            ("controller.quorum.voters", &voters.join(",")),
+            ("listeners", &listeners),
+            ("advertised.listeners", &advertised),
+            ("listener.security.protocol.map", "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT"),
+            ("inter.broker.listener.name", "CLIENT"),
+            ("controller.listener.names", "CONTROLLER"),
+            ("log.dirs", &node.directory.join("data").to_string_lossy()),
+            // A bridge that lets the broker make topics up would pass tests that it must fail.
+            ("auto.create.topics.enable", "false"),
+            ("default.replication.factor", &replication),
+            ("min.insync.replicas", in_sync),
+            ("offsets.topic.replication.factor", &replication),
+            ("offsets.topic.num.partitions", "3"),
+            ("transaction.state.log.replication.factor", &replication),
+            ("transaction.state.log.min.isr", in_sync),
+            ("transaction.state.log.num.partitions", "3"),
+            ("message.max.bytes", &message_max_bytes),
+            ("replica.fetch.max.bytes", &message_max_bytes),
+            // Tests start and end consumers all the time.
+            ("group.initial.rebalance.delay.ms", "0"),
+            ("group.min.session.timeout.ms", "1000"),
+            // Three nodes share the cores of one machine.
+            ("num.network.threads", "2"),
+            ("num.io.threads", "4"),
+            ("log.cleaner.threads", "1"),
+            ("log.cleaner.dedupe.buffer.size", "8388608"),
+        ] {
+            properties.insert(key, value.to_owned());
+        }
+        for (key, value) in overrides {
+            properties.insert(key, value.clone());
+        }
+        properties.iter().fold(String::new(), |mut text, (key, value)| {
+            let _ = writeln!(text, "{key}={value}");
+            text
+        })
+    }
+
+    /// Java with all jars, ready for a class name; what it prints goes to the node's log.
+    fn java(&self, node: &Node, heap: &str) -> Command {
+        let log = File::options().create(true).append(true).open(node.directory.join("server.log"));
+        let log = log.expect("the node's log");
+        let mut command = Command::new("java");
+        command
+            .args([&format!("-Xmx{heap}"), "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true"])
+            // Nodes live for a minute: the second compiler would cost more at their start than it gives back.
+            .arg("-XX:TieredStopAtLevel=1")
+            .arg(format!("-Dlog4j2.configurationFile={}/tests/kafka/log4j2.properties", env!("CARGO_MANIFEST_DIR")))
+            .arg("-cp")
+            .arg(self.jars.join("lib/*"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle of the log"))
+            .stderr(log)
+            // A Ctrl-C is for the test process; the watcher ends the nodes after it.
+            .process_group(0);
+        command
+    }
+
+    fn launch(&self, node: &Node) {
+        let mut process = node.lock();
+        assert!(matches!(*process, Process::Down), "node {} is up already", node.id);
+        let mut command = self.java(node, &format!("{}m", self.heap_mib));
+        command.arg("kafka.Kafka").arg(node.directory.join("server.properties"));
+        let child = command.spawn().expect("java is on the PATH");
+        self.watcher().watch(&child);
+        *process = Process::Up(child);
+    }
+
+    fn end(&self, node: &Node, with: Signal, timeout: Duration) {
+        let mut process = node.lock();
+        let (Process::Up(mut child) | Process::Stopped(mut child)) = std::mem::replace(&mut *process, Process::Down)
+        else {
+            panic!("node {} is down already", node.id);
+        };
+        signal(&child, with);
+        let deadline = Instant::now() + timeout;
+        while child.try_wait().expect("the child is ours").is_none() {
+            if Instant::now() > deadline {
+                // Nothing else ends it once it is no longer in `process`.
+                signal(&child, Signal::KILL);
+                let _ = child.wait();
+                panic!("node {} did not end within {timeout:?}{}", node.id, self.log_tails());
+            }
+            pause(Duration::from_millis(20));
+        }
+        self.watcher().forget(&child);
+    }
+
+    fn watcher(&self) -> MutexGuard<'_, Watcher> {
+        self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks until the answer is yes; at the deadline the test fails with the end of every log.
+    fn eventually(&self, what: &str, timeout: Duration, mut met: impl FnMut() -> bool) {
+        let deadline = Instant::now() + timeout;
+        while !met() {
+            assert!(Instant::now() < deadline, "not within {timeout:?}: {what}{}", self.log_tails());
+            pause(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the test failed with this cluster{}", self.log_tails());
+        }
+        for node in &self.nodes {
+            if let Process::Up(child) | Process::Stopped(child) = &mut *node.lock() {
+                // SIGKILL also ends a process that is stopped. One that has ended by itself is only reaped.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        self.watcher().end();
+    }
+}
+
+/// One node: its places, and its process if it has one.
+struct Node {
+    id: i32,
+    directory: PathBuf,
+    port: u16,
+    controller_port: u16,
+    link_port: u16,
+    link: Option<LinkProxy>,
+    process: Mutex<Process>,
+}
+
+enum Process {
+    Up(Child),
+    Stopped(Child),
+    Down,
+}
+
+impl Node {
+    fn lock(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this node, and no other, knows of a topic or of all; `None` while it does not answer. A new client each
+    /// time, because one that has seen an answer asks any node.
+    fn metadata(&self, topic: Option<&str>) -> Option<Metadata> {
+        let consumer: BaseConsumer = client(&servers([self.port])).create().expect("a consumer");
+        consumer.fetch_metadata(topic, Duration::from_secs(2)).ok()
+    }
+
+    /// The ids of the nodes that this one counts as alive.
+    fn alive(&self) -> Option<Vec<i32>> {
+        let metadata = self.metadata(None)?;
+        Some(metadata.brokers().iter().map(|broker| broker.id()).collect())
+    }
+}
+
+/// A shell that outlives this process by a moment: when the pipe to its standard input closes, for whatever reason, it
+/// kills the nodes it was told of and removes the directory. Rust's own pipes are closed in every child, so no node
+/// keeps it open.
+struct Watcher(Child);
+
+impl Watcher {
+    const SCRIPT: &str = r#"
+        trap '' INT TERM HUP
+        pids=' '
+        while read -r what pid; do
+            case $what in
+                watch) pids="$pids$pid " ;;
+                forget) pids="${pids%% $pid *} ${pids#* $pid }" ;;
+            esac
+        done
+        for pid in $pids; do kill -9 "$pid"; done 2>/dev/null
+        rm -rf -- "$1"
+    "#;
+
+    fn start(directory: &Path) -> Watcher {
+        let mut command = Command::new("sh");
+        command.args(["-c", Self::SCRIPT, "flinks-bridge-kafka-watcher"]).arg(directory);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        Watcher(command.spawn().expect("sh is on the PATH"))
+    }
+
+    fn watch(&mut self, child: &Child) {
+        self.tell("watch", child);
+    }
+
+    /// A process that was waited for may have given its number to another one: it must not be killed.
+    fn forget(&mut self, child: &Child) {
+        self.tell("forget", child);
+    }
+
+    fn tell(&mut self, what: &str, child: &Child) {
+        let pipe = self.0.stdin.as_mut().expect("open until `end`");
+        writeln!(pipe, "{what} {}", child.id()).expect("the watcher reads until the pipe closes");
+    }
+
+    /// For the orderly end, after all nodes were waited for: nothing is left to kill.
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The right to run a cluster in this process; whoever holds one may be sent to another thread, unlike a lock's guard.
+struct Turn;
+
+static BUSY: Mutex<bool> = Mutex::new(false);
+static FREE: Condvar = Condvar::new();
+
+impl Turn {
+    fn take() -> Turn {
+        let busy = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = FREE.wait_while(busy, |busy| *busy).unwrap_or_else(PoisonError::into_inner);
+        *busy = true;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *BUSY.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        FREE.notify_one();
+    }
+}
+
+/// Any valid id: a UUID in the base64 form that Kafka uses.
+const CLUSTER_ID: &str = "Zmxpbmtz-GJyaWRnZQAAAA";
+
+/// The directory of the jars, fetched if need be; asked once a process.
+fn jars() -> &'static Path {
+    static JARS: OnceLock<PathBuf> = OnceLock::new();
+    JARS.get_or_init(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/fetch.sh");
+        let output = Command::new(script).stderr(Stdio::inherit()).output().expect("bash is installed");
+        assert!(output.status.success(), "tests/kafka/fetch.sh failed; its message stands above");
+        PathBuf::from(String::from_utf8(output.stdout).expect("a path in UTF-8").trim_end())
+    })
+}
+
+fn servers(ports: impl IntoIterator<Item = u16>) -> String {
+    let servers: Vec<String> = ports.into_iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    servers.join(",")
+}
+
+fn client(servers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", servers)
+        .set("client.id", "flinks-bridge-test")
+        .set("allow.auto.create.topics", "false")
+        .set("reconnect.backoff.max.ms", "500")
+        // Nodes come and go here by intention; what is wrong shows in the answers.
+        .set("log_level", "0");
+    config
+}
+
+fn owned_headers<H: Headers>(headers: &H) -> Vec<(String, Vec<u8>)> {
+    headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect()
+}
+
+/// Ports on loopback that nothing listens on, from outside the range the kernel hands out by itself: an outgoing
+/// connection, even one that tries to reach a node that is down, must not take the node's port from it.
+fn free_ports(count: usize) -> Vec<u16> {
+    static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_ephemeral = range.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(32768);
+    let candidates = if first_ephemeral > 12_000 { 10_000..first_ephemeral } else { 61_000..u16::MAX };
+
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let random = RandomState::new();
+    let mut ports = Vec::new();
+    for attempt in 0u32..10_000 {
+        let port = candidates.start + (random.hash_one(attempt) % candidates.len() as u64) as u16;
+        if !taken.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            taken.push(port);
+            ports.push(port);
+        }
+        if ports.len() == count {
+            return ports;
+        }
+    }
+    panic!("no {count} free ports among {candidates:?}");
+}
+
+/// Runs a future to its end on a thread of its own, so that it makes no difference whether the caller is async.
+fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
+    std::thread::scope(|scope| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        scope.spawn(move || runtime.block_on(future)).join().expect("the future does not panic")
+    })
+}
+
+/// A child that was not waited for keeps its number, so this can hit no other process.
+fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(child.id() as i32).expect("a child's number is not zero");
+    kill_process(pid, signal).expect("a child may be signalled");
+}
+
+#[expect(clippy::disallowed_methods, reason = "this support blocks by design and polls with a deadline")]
+fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+fn tail(log: &Path) -> String {
+    const TAIL: u64 = 4096;
+    let mut text = Vec::new();
+    let Ok(mut file) = File::open(log) else {
+        return "(none)".to_owned();
+    };
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let _ = file.seek(SeekFrom::Start(length.saturating_sub(TAIL)));
+    let _ = file.read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Sets up all that the tests need on Debian 12 with Rust and a C compiler, then runs every one of them, those on a real
+# Apache Kafka included. Installs Java 17 and Maven where it may (as root or with sudo that asks no password);
+# otherwise it names what is missing and stops. It never skips.
+#
+# Arguments go to `cargo test`. The jars of Kafka are kept outside the checkout: see tests/kafka/fetch.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Runs a step and says how long it took, also when it fails.
+step() {
+  local name=$1 began=$SECONDS result=0
+  shift
+  printf '\n== %s\n' "$name"
+  # Not in an `if`: that would switch off `set -e` inside the functions that are steps.
+  set +e
+  (set -e; "$@")
+  result=$?
+  set -e
+  printf '== %s: %s after %d s\n' "$name" "$([[ $result == 0 ]] && echo ok || echo "FAILED ($result)")" $((SECONDS - began))
+  return "$result"
+}
+
+# A line per missing thing: what it is needed for, and the Debian packages that bring it after the tab.
+missing() {
+  local version
+  command -v cargo >/dev/null || printf 'cargo: Rust, see https://rustup.rs\t\n'
+  command -v cc >/dev/null || printf 'cc: librdkafka, zstd and the cryptography are compiled from source\tbuild-essential\n'
+  command -v make >/dev/null || printf 'make: librdkafka and OpenSSL are built with it\tbuild-essential\n'
+  # OpenSSL is configured by a Perl script that needs modules which `perl-base` alone does not have.
+  perl -MFindBin -MIPC::Cmd -MFile::Compare -e 1 2>/dev/null || printf 'perl: OpenSSL is configured with it\tperl\n'
+  version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1) || true
+  [[ ${version:-0} -ge 17 ]] || printf 'java 17: Kafka runs on it (found: %s)\topenjdk-17-jre-headless\n' "${version:-none}"
+  command -v mvn >/dev/null || printf 'mvn: Maven fetches the jars of Kafka\tmaven\n'
+}
+
+tools() {
+  local found packages as_root=()
+  found=$(missing)
+  [[ -n $found ]] || { echo 'nothing is missing'; return; }
+  packages=$(cut -f 2 <<<"$found" | sort -u | xargs)
+  [[ $(id -u) == 0 ]] || as_root=(sudo -n)
+  if [[ -n $packages ]] && command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
+    printf 'installing %s\n' "$packages"
+    "${as_root[@]}" apt-get update -qq
+    # shellcheck disable=SC2086  # a list of packages
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages
+    found=$(missing)
+    [[ -n $found ]] || return 0
+  fi
+  printf 'tests/run.sh: missing, and not to be installed from here:\n%s\n' "$(sed 's/\t\(..*\)/ (Debian: \1)/' <<<"$found")" >&2
+  return 1
+}
+
+# Thousands of connections are part of the tests; where the hard limit is lower they say so themselves.
+open_files=$(ulimit -Hn)
+[[ $open_files != unlimited && $open_files -le 65536 ]] || open_files=65536
+ulimit -Sn "$open_files"
+
+step 'tools' tools
+step 'jars of Apache Kafka' tests/kafka/fetch.sh
+step 'compiling the tests' cargo test --locked --no-run
+step 'tests' cargo test --locked --no-fail-fast "$@"
+printf '\n== all of it: %d s\n' "$SECONDS"
