@@ -196,9 +196,7 @@ label! {
     pub enum ConnectionError {
         /// Bytes that are no HTTP/1 request: hyper answered 400.
         MalformedRequest = "malformed-request",
-        /// The request target is too long: hyper answered 414.
-        UriTooLong = "uri-too-long",
-        /// Headers over the limit: hyper answered 431.
+        /// A request's target and headers are over the limit: hyper answered 431.
         HeadersTooLarge = "headers-too-large",
         /// A request's headers took too long.
         HeaderTimeout = "header-timeout",

@@ -183,6 +183,11 @@ impl Config {
         if ingress.listen.is_empty() && !reader.is_faulty("ingress.listen") {
             reader.fault("ingress.listen", "at least one address is required");
         }
+        let addresses = ingress.listen.len() + ingress.plain_listen.len();
+        if ingress.max_connections < addresses {
+            // Each address keeps a place for the connection that it takes next.
+            reader.fault("ingress.max_connections", format_args!("must be at least {addresses}, one for each address"));
+        }
         let listeners: Vec<(&str, &SocketAddr)> = (ingress.listen.iter().map(|a| ("ingress.listen", a)))
             .chain(ingress.plain_listen.iter().map(|a| ("ingress.plain_listen", a)))
             .chain([("admin.listen", &self.admin.listen)])
@@ -305,6 +310,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("transactional.id", "the bridge does not publish in transactions"),
     ("allow.auto.create.topics", "a missing topic is a fault, never made with the broker's defaults"),
     ("topic.metadata.propagation.max.ms", "fixed to 5s, below every publish deadline"),
+    ("statistics.interval.ms", "fixed: readiness is read from the statistics"),
     ("message.timeout.ms", DEADLINE),
     ("delivery.timeout.ms", DEADLINE),
     ("max.in.flight", IN_FLIGHT),
@@ -371,7 +377,7 @@ settings! {
         /// How long a whole body may take.
         pub body_timeout: Duration = value("20s", deadline),
         /// Bytes a second that a body must keep up, counted from its third second.
-        pub body_rate: usize = value("256KiB", bytes(0..=LARGEST_BODY)),
+        pub body_rate: usize = value("256KiB", bytes(1..=LARGEST_BODY)),
         /// How long a peer may leave an answer's bytes untaken.
         pub write_timeout: Duration = value("10s", deadline),
         /// From the end of a request's headers to its answer.

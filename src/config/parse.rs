@@ -137,13 +137,24 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
 /// A name that goes into metrics, logs and `ce_source`.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
-    characters(text, 64, allowed).ok_or_else(|| "expected 1 to 64 of a-z, 0-9, -, _ and .".to_owned())
+    let text = characters(text, 64, allowed).ok_or_else(|| "expected 1 to 64 of a-z, 0-9, -, _ and .".to_owned())?;
+    not_none(text)
+}
+
+/// In metrics, `none` is the instance or event type of a request that ended before it was known.
+fn not_none(name: String) -> Result<String, String> {
+    if name == "none" {
+        Err("expected another name: in metrics it means that none is known".to_owned())
+    } else {
+        Ok(name)
+    }
 }
 
 /// A name of an event type. Nothing but `-` stands between words, so that environment variables can name it.
 pub(super) fn event_type(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    characters(text, 64, allowed).ok_or_else(|| "expected 1 to 64 of a-z, 0-9 and -".to_owned())
+    let text = characters(text, 64, allowed).ok_or_else(|| "expected 1 to 64 of a-z, 0-9 and -".to_owned())?;
+    not_none(text)
 }
 
 /// What metrics and logs show for a secret.

@@ -10,9 +10,8 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -403,6 +402,8 @@ struct Instance {
     /// The header of each scheme that a secret is configured for.
     signature_headers: Vec<(Scheme, HeaderName)>,
     keyring: ArcSwap<Loaded>,
+    /// What was last wrong with re-reading the secrets, so that it is told once and not at every look.
+    complaint: Mutex<Vec<String>>,
     /// Topics that this instance puts in the place of the event types' own, by event type.
     topics: Vec<Option<Arc<str>>>,
 }
@@ -431,6 +432,7 @@ impl Instance {
             name: settings.name.as_str().into(),
             signature_headers: settings.signature_headers.iter().map(header_of).collect::<Result<_, Vec<String>>>()?,
             keyring: ArcSwap::from_pointee(Loaded::new(secrets)),
+            complaint: Mutex::default(),
             topics: event_types
                 .types
                 .iter()
@@ -441,7 +443,10 @@ impl Instance {
     }
 
     fn reload(&self, index: usize, metrics: &Metrics) {
-        match self.settings.load_secrets(&config::variable) {
+        let loaded = self.settings.load_secrets(&config::variable);
+        let faults = loaded.as_ref().err().cloned().unwrap_or_default();
+        let told_before = std::mem::replace(&mut *self.complaint.lock().expect("no panic while held"), faults);
+        match loaded {
             Ok(secrets) if secrets == self.keyring.load().secrets => {}
             Ok(secrets) => {
                 let loaded = Loaded::new(secrets);
@@ -452,6 +457,7 @@ impl Instance {
                 metrics.secrets_reloaded(Reload::Replaced);
                 tracing::info!(instance = &*self.name, "secrets replaced");
             }
+            Err(faults) if faults == told_before => {}
             Err(faults) => {
                 metrics.secrets_reloaded(Reload::Refused);
                 tracing::error!(

@@ -71,8 +71,14 @@ impl Listeners {
         let secured = config.ingress.listen.iter().map(|address| (address, acceptor.clone()));
         let plain = config.ingress.plain_listen.iter().map(|address| (address, None));
         let mut bound = Vec::new();
+        let all = || config.ingress.listen.iter().chain(&config.ingress.plain_listen);
         for (address, acceptor) in secured.chain(plain) {
-            let listener = listen(*address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+            // `[::]` takes IPv4 as well, whatever the system's default is, unless that is asked for apart.
+            let own_ipv4 =
+                |other: &SocketAddr| other.is_ipv4() && other.port() == address.port() && address.port() != 0;
+            let dual_stack = address.ip().is_unspecified() && !all().any(own_ipv4);
+            let listener =
+                listen(*address, dual_stack).map_err(|error| format!("cannot listen on {address}: {error}"))?;
             bound.push((listener, acceptor));
         }
         Ok(Listeners { bound, identity })
@@ -85,11 +91,10 @@ impl Listeners {
     }
 }
 
-/// An IPv6 wildcard takes IPv4 as well, whatever the system's default is.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
+        socket.set_only_v6(!dual_stack)?;
     }
     // A restarted pod must not wait for its predecessor's closed connections.
     socket.set_reuse_address(true)?;
