@@ -2,21 +2,22 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use flinks_bridge::admin;
-use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat};
+use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, TlsFiles};
 use flinks_bridge::dev::{self, Company, Dev};
 use flinks_bridge::ingress::{self, Listeners};
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{Metrics, Names};
+use flinks_bridge::tls::Identity;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 /// The command line, the settings or the secrets are at fault (EX_USAGE of sysexits.h).
@@ -25,6 +26,11 @@ const USAGE: u8 = 64;
 const FAILED: u8 = 1;
 /// The grace period ended before everything that was accepted had (EX_TEMPFAIL).
 const UNFINISHED: u8 = 75;
+
+/// How long the producers' threads may take to end.
+const CLOSING: Duration = Duration::from_secs(3);
+/// Open files besides connections: three Kafka clients to each broker, listeners, what is read.
+const OWN_FILES: u64 = 300;
 
 /// Webhook-to-Kafka bridge for Flinks: answers 200 only after Kafka has acknowledged the record.
 #[derive(Parser)]
@@ -84,33 +90,40 @@ fn main() -> ExitCode {
             print!("{}", config::reference());
             ExitCode::SUCCESS
         }
-        Role::Config { settings, print, .. } => match settings.load() {
-            Err(faults) => faulty(&faults),
-            Ok(loaded) => {
-                for warning in &loaded.warnings {
-                    eprintln!("warning: {warning}");
+        Role::Config { settings, print, .. } => {
+            match settings.load().map_err(|faults| faults.to_string()).and_then(known_to_librdkafka) {
+                Err(faults) => faulty(&faults),
+                Ok(loaded) => {
+                    for warning in &loaded.warnings {
+                        eprintln!("warning: {warning}");
+                    }
+                    if print {
+                        print!("{}", loaded.print());
+                    }
+                    ExitCode::SUCCESS
                 }
-                if print {
-                    print!("{}", loaded.print());
-                }
-                ExitCode::SUCCESS
             }
-        },
+        }
     }
 }
 
-fn faulty(faults: &config::Faults) -> ExitCode {
+fn known_to_librdkafka(loaded: Loaded) -> Result<Loaded, String> {
+    kafka::check_properties(&loaded.config.kafka).map_err(|faults| faults.join("\n"))?;
+    Ok(loaded)
+}
+
+fn faulty(faults: &str) -> ExitCode {
     eprintln!("the settings are not usable:\n{faults}");
     ExitCode::from(USAGE)
 }
 
 /// Runs the ingress, in role `dev` with its company.
 fn run(loaded: Result<Loaded, config::Faults>, dev: bool) -> ExitCode {
-    let loaded = match loaded {
+    let loaded = match loaded.map_err(|faults| faults.to_string()).and_then(known_to_librdkafka) {
         Ok(loaded) => loaded,
         Err(faults) => return faulty(&faults),
     };
-    log_to_stdout(&loaded.config.log);
+    let _guard = log_to_stdout(&loaded.config.log);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -127,13 +140,17 @@ fn run(loaded: Result<Loaded, config::Faults>, dev: bool) -> ExitCode {
     code
 }
 
-fn log_to_stdout(log: &Log) {
+/// Lines are written by a thread of their own: a reader of ours that stalls must not stall answers. Keep the guard
+/// until the end, for the last lines.
+fn log_to_stdout(log: &Log) -> WorkerGuard {
     let filter = EnvFilter::try_new(&log.level).expect("checked when the settings were read");
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stdout());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Human => builder.with_target(false).init(),
     }
+    guard
 }
 
 /// Lets the role run until a signal, and ends the process within the grace period or at a second signal.
@@ -167,7 +184,7 @@ async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
                 return match ended {
                     Ok(Ok(())) => ExitCode::SUCCESS,
                     Ok(Err(Failure { error, code })) => {
-                        tracing::error!(error = %error, "the role has ended");
+                        tracing::error!(error = chain(&*error), "the role has ended");
                         ExitCode::from(code)
                     }
                     Err(_panic) => ExitCode::from(FAILED),
@@ -190,6 +207,12 @@ async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
     }
 }
 
+/// An error and its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 struct Failure {
@@ -210,18 +233,21 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     // The embedded broker's address is known only now.
     let company = if dev { Some(Company::gather(&mut config)?) } else { None };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = loaded.print(), "starting");
+    config.ingress.max_connections = raise_file_limit(config.ingress.max_connections);
     let config = Arc::new(config);
-    raise_file_limit(config.ingress.max_connections);
 
     let registry = Registry::new();
     let topics = kafka::topics_of(&config);
     let metrics = Metrics::new(&registry, &names(&config, &topics))?;
-    let producers =
-        Arc::new(Producers::new(&config, &metrics).map_err(|error| Failure { error: error.into(), code: USAGE })?);
-    let listeners = match &company {
-        None => Listeners::bind(&config)?,
-        Some(company) => Listeners::bind_with(&config, Some(company.identity()))?,
+    let producers = Arc::new(Producers::new(&config, &metrics).map_err(|error| usage(vec![error.to_string()]))?);
+    let identity = match (&company, &config.ingress.tls) {
+        (Some(company), _) => Some(company.identity()),
+        (None, Some(TlsFiles { certificate, private_key })) => {
+            Some(Identity::load(certificate, private_key).map_err(|error| usage(vec![chain(&error)]))?)
+        }
+        (None, None) => None,
     };
+    let listeners = Listeners::bind(&config, identity)?;
     let admin_listener = TcpListener::bind(config.admin.listen)
         .await
         .map_err(|error| format!("cannot listen on admin.listen {}: {error}", config.admin.listen))?;
@@ -232,19 +258,20 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
 
     let readiness = producers.readiness();
     let draining = shutdown.clone();
-    let was_ready = AtomicBool::new(false);
+    // Neither has been told yet.
+    let told = Mutex::new(None);
     let check = {
         let metrics = metrics.clone();
         move || {
             let verdict =
                 if draining.is_cancelled() { Err(vec!["shutting down".to_owned()]) } else { readiness.check() };
             metrics.ready(verdict.is_ok());
+            let now = Some(verdict.is_ok());
+            let changed = std::mem::replace(&mut *told.lock().expect("no panic while held"), now) != now;
             match &verdict {
-                Ok(()) if !was_ready.swap(true, Ordering::Relaxed) => tracing::info!("ready"),
-                Err(reasons) if was_ready.swap(false, Ordering::Relaxed) => {
-                    tracing::warn!(reasons = reasons.join("; "), "not ready");
-                }
-                _ => {}
+                Ok(()) if changed => tracing::info!("ready"),
+                Err(reasons) if changed => tracing::warn!(reasons = reasons.join("; "), "not ready"),
+                Ok(()) | Err(_) => {}
             }
             verdict
         }
@@ -260,7 +287,10 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
         }
     });
 
-    let drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown).await;
+    let drained = tokio::select! {
+        drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown) => drained,
+        () = producers.broken() => return Err("no delivery report can be taken any more".into()),
+    };
     // Everything that was answered has its report; what is left belongs to senders that hung up.
     let flushed = producers.flush(config.kafka.large.publish_deadline + Duration::from_secs(5)).await;
     if !flushed {
@@ -270,9 +300,22 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     admin_end.cancel();
     // It ends by itself, and whether it does changes nothing any more.
     let _ = admin.await;
-    drained.map_err(|faults| Failure { error: faults.join("\n").into(), code: USAGE })?;
+    drained.map_err(usage)?;
+    // librdkafka's threads end before the process does.
+    let closed = tokio::task::spawn_blocking(move || {
+        producers.close();
+        drop(producers);
+    });
+    if tokio::time::timeout(CLOSING, closed).await.is_err() {
+        tracing::warn!("the producers' threads still run at the end");
+    }
     tracing::info!("shutdown complete");
     Ok(())
+}
+
+/// The settings are at fault, in a way that only their use could show.
+fn usage(faults: Vec<String>) -> Failure {
+    Failure { error: faults.join("; ").into(), code: USAGE }
 }
 
 fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
@@ -287,10 +330,12 @@ fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
     }
 }
 
-/// Each connection is an open file; the system's usual soft limit of 1,024 is far below the connection limit.
-fn raise_file_limit(connections: usize) {
+/// How many connections there can be: each is an open file, and the system's usual soft limit of 1,024 is far below
+/// `ingress.max_connections`. What the system does not allow is not accepted, since Kafka's connections and the secret
+/// files need descriptors too.
+fn raise_file_limit(connections: usize) -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    let needed = connections as u64 + 200;
+    let needed = connections as u64 + OWN_FILES;
     let mut limit = getrlimit(Resource::Nofile);
     let possible = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
     if limit.current.is_some_and(|current| current < possible) {
@@ -299,11 +344,10 @@ fn raise_file_limit(connections: usize) {
             tracing::warn!(%error, "the limit of open files cannot be raised");
         }
     }
-    if possible < needed {
-        tracing::warn!(
-            open_files = possible,
-            needed,
-            "fewer open files are allowed than ingress.max_connections needs"
-        );
+    if possible == needed {
+        return connections;
     }
+    let connections = possible.saturating_sub(OWN_FILES).max(16);
+    tracing::warn!(open_files = possible, connections, "fewer connections are taken than ingress.max_connections");
+    connections as usize
 }

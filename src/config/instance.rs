@@ -30,6 +30,8 @@ pub struct Instance {
     pub name: String,
     /// Path of the URL that Flinks posts to; may be a secret.
     pub path: Secret,
+    /// Where the path comes from.
+    pub path_source: SecretSource,
     /// Whether signatures are asked for.
     pub authentication: Authentication,
     /// What to do with a body that is not JSON, from an authenticated sender.
@@ -45,6 +47,15 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// Reads the path now, as [`Instance::load_secrets`] does the secrets.
+    ///
+    /// # Errors
+    /// What is wrong, naming the instance and the file or variable. Never the path.
+    pub fn load_path(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Secret, String> {
+        let path = self.path_source.read(environment).and_then(checked_path);
+        path.map_err(|what| format!("instance {}: path: {}: {what}", self.name, self.path_source))
+    }
+
     /// Reads the secrets now, in the order of `secrets`. Blocks on small files. [`super::Config::load`] has shown that
     /// they can be read; whoever looks for changes later and meets a fault keeps the secrets it has.
     ///
@@ -159,14 +170,15 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
     let name = table.required(at, parse::name);
     let helps = [
         "Path of the URL that Flinks posts to. Exactly one of `path`, `path_file` and `path_env`.",
-        "File with the path, where that is a secret. Read at start.",
+        "File with the path, where that is a secret. Read again when it changes.",
         "Environment variable with the path.",
     ];
-    let path = table.source("path", helps, read::shortened).and_then(|(key, _, path)| {
-        let checked = std::str::from_utf8(path.expose()).map_err(|_| "is not UTF-8".to_owned()).and_then(parse::path);
-        checked.map_err(|what| table.reader.fault(&key, what)).ok().map(|_| (key, path))
+    let path = table.source("path", helps, read::shortened).and_then(|(key, source, path)| {
+        let path = checked_path(path).map_err(|what| table.reader.fault(&key, what)).ok()?;
+        Some((Some(key), source, path))
     });
-    let (path_key, path) = path.map_or((None, Secret::new("")), |(key, path)| (Some(key), path));
+    let none = || (None, SecretSource::Inline(Secret::new("")), Secret::new(""));
+    let (path_key, path_source, path) = path.unwrap_or_else(none);
     let help = "`signature`: every webhook is signed; `none`: whoever knows the path is believed.";
     let choices = [("signature", Authentication::Signature), ("none", Authentication::None)];
     let authentication = table.value(At::new("authentication", help), "signature", choice(&choices));
@@ -203,7 +215,15 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
             table.reader.warn(&key, "webhooks of this instance need no signature");
         }
     }
-    (Instance { name, path, authentication, not_json, allow, signature_headers, secrets, topics }, path_key)
+    (
+        Instance { name, path, path_source, authentication, not_json, allow, signature_headers, secrets, topics },
+        path_key,
+    )
+}
+
+fn checked_path(path: Secret) -> Result<Secret, String> {
+    let text = std::str::from_utf8(path.expose()).map_err(|_| "is not UTF-8".to_owned())?;
+    parse::path(text).map(|_| path)
 }
 
 /// `[[instance.secret]]`, `None` for one with a fault. Each is read, to know that it can be.

@@ -55,7 +55,7 @@ impl Admission {
     pub async fn admit(self: &Arc<Self>, declared: Option<usize>) -> Result<Permit, NoBudget> {
         let bytes = declared.unwrap_or(self.small_body);
         let lane = self.lane(bytes);
-        let mut permit = Permit { admission: self.clone(), held: Vec::new(), bytes: 0 };
+        let mut permit = Permit { admission: self.clone(), lane, held: Vec::new(), bytes: 0 };
         let semaphore = self.semaphore(lane).clone();
         let held = match semaphore.clone().try_acquire_many_owned(units(bytes)) {
             Ok(held) => held,
@@ -65,7 +65,7 @@ impl Admission {
                 turn.map_err(|_| NoBudget)?.expect("the semaphores are never closed")
             }
         };
-        permit.add(lane, held, bytes);
+        permit.add(held, bytes);
         Ok(permit)
     }
 
@@ -80,6 +80,7 @@ impl Admission {
 /// A body's share of the budget, given back when dropped.
 pub struct Permit {
     admission: Arc<Admission>,
+    lane: Lane,
     held: Vec<(OwnedSemaphorePermit, Held)>,
     bytes: usize,
 }
@@ -91,21 +92,27 @@ impl Permit {
     }
 
     /// Grows the share of a body of unknown size so that at least `needed` bytes fit: doubled, so that a body of any
-    /// size takes few steps, and never beyond the body limit. Takes what is free in the large lane now, or refuses.
+    /// size takes few steps, and never beyond the body limit. Takes what is free in the large lane now, or refuses. A
+    /// body that outgrows the small lane leaves it, so that it holds nothing that small bodies wait for.
     ///
     /// # Errors
     /// [`NoBudget`] where the large lane has no room.
     pub fn grow(&mut self, needed: usize) -> Result<(), NoBudget> {
         let doubled = (self.bytes * 2).min(self.admission.body_limit).max(needed);
-        let more = doubled - self.bytes;
+        let leaves = self.lane == Lane::Small;
+        let more = if leaves { doubled } else { doubled - self.bytes };
         let free = self.admission.large.clone();
         let held = free.try_acquire_many_owned(units(more)).map_err(|_| NoBudget)?;
-        self.add(Lane::Large, held, more);
+        if leaves {
+            self.held.clear();
+            (self.lane, self.bytes) = (Lane::Large, 0);
+        }
+        self.add(held, more);
         Ok(())
     }
 
-    fn add(&mut self, lane: Lane, held: OwnedSemaphorePermit, bytes: usize) {
-        self.held.push((held, self.admission.metrics.admitted(lane, bytes)));
+    fn add(&mut self, held: OwnedSemaphorePermit, bytes: usize) {
+        self.held.push((held, self.admission.metrics.admitted(self.lane, bytes)));
         self.bytes += bytes;
     }
 }

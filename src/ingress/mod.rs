@@ -44,23 +44,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds the configured addresses and reads certificate and key.
+    /// Binds the configured addresses; with an identity, `ingress.listen` is served with TLS.
     ///
     /// # Errors
-    /// Names the address, or the file, and what is wrong with it.
-    pub fn bind(config: &Config) -> Result<Listeners, Box<dyn std::error::Error + Send + Sync>> {
-        let identity = match &config.ingress.tls {
-            Some(files) => Some(Identity::load(&files.certificate, &files.private_key)?),
-            None => None,
-        };
-        Listeners::bind_with(config, identity)
-    }
-
-    /// The same with an identity made elsewhere, where `ingress.listen` is to be served with TLS.
-    ///
-    /// # Errors
-    /// As [`Listeners::bind`].
-    pub fn bind_with(
+    /// Names the address and what is wrong with it.
+    pub fn bind(
         config: &Config,
         identity: Option<Arc<Identity>>,
     ) -> Result<Listeners, Box<dyn std::error::Error + Send + Sync>> {

@@ -110,7 +110,7 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     client.set("compression.type", &kafka.compression);
     client.set("message.max.bytes", (limits.body_limit + RECORD_OVERHEAD).to_string());
     // Admission bounds the memory; librdkafka's own queue limits must never bind first.
-    let queue_kbytes = (limits.bytes_in_flight / 1024).saturating_mul(2).clamp(1024 * 1024, 2_097_151);
+    let queue_kbytes = (limits.bytes_in_flight / 1024 * 2).clamp(1024 * 1024, 2_097_151);
     client.set("queue.buffering.max.kbytes", queue_kbytes.to_string());
     client.set("queue.buffering.max.messages", "1000000");
     // Brokers come back at any moment of a deadline: be there soon.
@@ -125,6 +125,27 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
         client.set(name, value);
     }
     client
+}
+
+/// Whether librdkafka takes every property of `[kafka.properties]` and `[kafka.property_files]`. Asks librdkafka
+/// itself, since it alone knows them; nothing is connected.
+///
+/// # Errors
+/// One text a property, naming it and never the value of one that may be a secret.
+pub fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>> {
+    let fault = |(name, value): (&String, &String)| {
+        let refused = ClientConfig::new().set(name, value).create_native_config().err()?;
+        let rdkafka::error::KafkaError::ClientConfig(_, description, ..) = refused else {
+            return Some(format!("kafka.properties.{name}: refused by librdkafka"));
+        };
+        // librdkafka quotes values, but not where the name is the fault.
+        let unknown = description.starts_with("No such");
+        let hidden = config::is_secret_property(name) && !unknown;
+        let what = if hidden { "librdkafka does not take the value" } else { &description };
+        Some(format!("kafka.properties.{name}: {what}"))
+    };
+    let faults: Vec<String> = kafka.properties.iter().filter_map(fault).collect();
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
 fn millis(duration: Duration) -> String {

@@ -8,10 +8,11 @@
 //! lane's thread then builds a new one, with backoff, and keeps serving the old one until its last report has come.
 //! It never hands a record over a second time: whether to try again is the sender's decision, who has seen a 503.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -21,6 +22,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::statistics::{Statistics, Window};
+use tokio_util::sync::CancellationToken;
 
 use super::readiness::Readiness;
 use super::{OnOutcome, Publish, PublishError, Receipt, producer_config};
@@ -39,6 +41,9 @@ const REBUILD_BACKOFF_RESET: Duration = Duration::from_secs(60);
 pub struct Producers {
     small: Arc<LaneProducer>,
     large: Arc<LaneProducer>,
+    /// The lanes' threads and the probe's.
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    broken: CancellationToken,
 }
 
 impl Producers {
@@ -48,17 +53,42 @@ impl Producers {
     /// When librdkafka refuses a property. That Kafka cannot be reached is no error: it is waited for.
     pub fn new(config: &config::Config, metrics: &Metrics) -> Result<Producers, KafkaSettingError> {
         let readiness = Arc::new(Readiness::new(config, metrics.clone()));
-        let small = LaneProducer::start(config, Lane::Small, metrics, &readiness)?;
-        let large = LaneProducer::start(config, Lane::Large, metrics, &readiness)?;
+        let small = Arc::new(LaneProducer::new(config, Lane::Small, metrics, &readiness)?);
+        let large = Arc::new(LaneProducer::new(config, Lane::Large, metrics, &readiness)?);
         let probe = small.clone();
-        readiness
-            .start_probe(move |topic, timeout| probe.current.load_full().client().fetch_metadata(Some(topic), timeout));
-        Ok(Producers { small, large })
+        let ask = move |topic: &str, timeout| probe.current.load_full().client().fetch_metadata(Some(topic), timeout);
+        let broken = CancellationToken::new();
+        let threads =
+            [small.clone().start(broken.clone()), large.clone().start(broken.clone()), readiness.start_probe(ask)];
+        Ok(Producers { small, large, threads: Mutex::new(threads.into()), broken })
+    }
+
+    /// Completes when a bug has ended a lane's thread: no report can come any more, so the process should end.
+    pub async fn broken(&self) {
+        self.broken.cancelled().await;
+    }
+
+    /// Ends the threads, so that none runs while the process ends. Blocks, for some seconds at most; records without an
+    /// outcome by then get none.
+    pub fn close(&self) {
+        self.stop();
+        for thread in self.threads.lock().expect("no panic while held").drain(..) {
+            thread.thread().unpark();
+            // A panic in it has been told already.
+            let _ = thread.join();
+        }
+    }
+
+    fn stop(&self) {
+        self.readiness().stop_probe();
+        for lane in [&self.small, &self.large] {
+            lane.stop.store(true, Ordering::Relaxed);
+        }
     }
 
     /// What the producers know of the cluster, for `/readyz`.
     pub fn readiness(&self) -> Arc<Readiness> {
-        self.small.context.readiness.clone()
+        self.small.current.load().context().readiness.clone()
     }
 
     /// Waits until every record that was handed over has its outcome, or `limit` has passed. True if none is left.
@@ -105,21 +135,28 @@ impl Publish for Producers {
 }
 
 impl Drop for Producers {
-    /// Ends both threads, which drop their librdkafka clients; records without an outcome by then get none.
+    /// Lets the threads end by themselves.
     fn drop(&mut self) {
-        self.readiness().stop_probe();
-        for lane in [&self.small, &self.large] {
-            lane.stop.store(true, Ordering::Relaxed);
-        }
+        self.stop();
     }
 }
 
-/// A property that librdkafka refuses.
+/// librdkafka refuses to make a producer: its settings do not go together. It names no value, since that may be secret.
 #[derive(Debug, thiserror::Error)]
-#[error("kafka.properties: librdkafka refuses the settings of the {lane} producer")]
+#[error("kafka: librdkafka cannot make the {lane} producer: {what}")]
 pub struct KafkaSettingError {
     lane: &'static str,
-    source: KafkaError,
+    what: String,
+}
+
+impl KafkaSettingError {
+    fn new(lane: Lane, error: &KafkaError) -> KafkaSettingError {
+        let what = match error {
+            KafkaError::ClientConfig(_, _, property, _) => format!("it does not take the value of {property}"),
+            other => other.to_string(),
+        };
+        KafkaSettingError { lane: lane.as_str(), what }
+    }
 }
 
 /// A librdkafka client and its generation's events.
@@ -133,34 +170,37 @@ struct LaneProducer {
     /// Producers that met a fatal error and still owe reports.
     retired: Mutex<Vec<Arc<Native>>>,
     stop: AtomicBool,
-    context: Context,
 }
 
 impl LaneProducer {
-    fn start(
+    fn new(
         config: &config::Config,
         lane: Lane,
         metrics: &Metrics,
         readiness: &Arc<Readiness>,
-    ) -> Result<Arc<LaneProducer>, KafkaSettingError> {
+    ) -> Result<LaneProducer, KafkaSettingError> {
         let client_config = producer_config(&config.kafka, &config.ingress, lane);
-        let context = Context { lane, metrics: metrics.clone(), readiness: readiness.clone() };
-        let refused = |source| KafkaSettingError { lane: lane.as_str(), source };
-        let native = Native::from_config_and_context(&client_config, context.clone()).map_err(refused)?;
-        let producer = Arc::new(LaneProducer {
+        let context = Context { lane, metrics: metrics.clone(), readiness: readiness.clone(), retired: Arc::default() };
+        let refused = |error| KafkaSettingError::new(lane, &error);
+        let native = Native::from_config_and_context(&client_config, context).map_err(refused)?;
+        Ok(LaneProducer {
             lane,
             client_config,
             current: ArcSwap::from_pointee(native),
             retired: Mutex::default(),
             stop: AtomicBool::new(false),
-            context,
-        });
-        let serving = producer.clone();
-        thread::Builder::new()
-            .name(format!("kafka-{}", lane.as_str()))
-            .spawn(move || serving.serve_events())
-            .expect("a thread can be started while the process starts");
-        Ok(producer)
+        })
+    }
+
+    fn start(self: Arc<Self>, broken: CancellationToken) -> JoinHandle<()> {
+        let name = format!("kafka-{}", self.lane.as_str());
+        let serve = move || {
+            if panic::catch_unwind(AssertUnwindSafe(|| self.serve_events())).is_err() {
+                tracing::error!(lane = self.lane.as_str(), "a bug ended the thread that takes delivery reports");
+                broken.cancel();
+            }
+        };
+        thread::Builder::new().name(name).spawn(serve).expect("a thread can be started while the process starts")
     }
 
     fn publish(&self, record: Record, on_outcome: OnOutcome) {
@@ -178,7 +218,7 @@ impl LaneProducer {
         // librdkafka copies key and payload; ours go when this function ends.
         if let Err((error, refused)) = self.current.load().send(base) {
             let error = sort(error.rdkafka_error_code(), false);
-            self.context.failed(&error, &record.topic);
+            self.current.load().context().failed(&error, &record.topic);
             (refused.delivery_opaque.on_outcome)(Err(error));
         }
     }
@@ -209,7 +249,7 @@ impl LaneProducer {
                         lane = self.lane.as_str(), code = ?code, reason, backoff_seconds = backoff.as_secs(),
                         "fatal producer error, building a new producer"
                     );
-                    self.context.readiness.producer_fatal(self.lane, format!("{code:?}: {reason}"));
+                    current.context().readiness.producer_fatal(self.lane, format!("{code:?}: {reason}"));
                     rebuild_at = Some(Instant::now() + backoff);
                 }
                 Some(at) if Instant::now() >= at => {
@@ -223,12 +263,15 @@ impl LaneProducer {
     }
 
     fn replace(&self, old: Arc<Native>) -> Result<(), KafkaError> {
-        match Native::from_config_and_context(&self.client_config, self.context.clone()) {
+        let old_context = old.context().clone();
+        let context = Context { retired: Arc::default(), ..Context::clone(&old_context) };
+        match Native::from_config_and_context(&self.client_config, context) {
             Ok(new) => {
+                old_context.retired.store(true, Ordering::Relaxed);
                 // Listed as retired first, so that a flush at this moment misses neither.
                 self.retired.lock().expect("no panic while held").push(old);
                 self.current.store(Arc::new(new));
-                self.context.metrics.producer_rebuilt(self.lane);
+                old_context.metrics.producer_rebuilt(self.lane);
                 tracing::warn!(lane = self.lane.as_str(), "producer rebuilt after a fatal error");
                 Ok(())
             }
@@ -239,17 +282,25 @@ impl LaneProducer {
         }
     }
 
-    /// Serves what retired producers still owe, and drops, here and not on a thread that serves requests (it can take
-    /// half a second), those that owe nothing and that no request holds any more.
+    /// Serves what retired producers still owe, and drops those that owe nothing and that no request holds any more.
+    /// On a thread of its own: it waits for the producer's broker threads, as one that asks for a broker's address.
     fn serve_retired(&self) {
         let retired = self.retired.lock().expect("no panic while held").clone();
         for old in retired {
-            old.poll(Duration::ZERO);
+            // A poll serves one event; as many as may have come since the last turn.
+            for _ in 0..1000 {
+                if old.in_flight_count() == 0 {
+                    break;
+                }
+                old.poll(Duration::ZERO);
+            }
             let done = old.in_flight_count() == 0;
             let mut list = self.retired.lock().expect("no panic while held");
             // Two: the list's own and the one in hand.
             if done && Arc::strong_count(&old) == 2 {
                 list.retain(|other| !Arc::ptr_eq(other, &old));
+                drop(list);
+                thread::spawn(move || drop(old));
             }
         }
     }
@@ -267,6 +318,8 @@ struct Context {
     lane: Lane,
     metrics: Metrics,
     readiness: Arc<Readiness>,
+    /// Whether another producer has taken this one's place: what it sees of the cluster is no longer told.
+    retired: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -309,6 +362,9 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
+        if self.retired.load(Ordering::Relaxed) {
+            return;
+        }
         if let Some(eos) = &statistics.eos
             && eos.idemp_state == "Assigned"
         {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
@@ -22,6 +22,8 @@ use crate::metrics::{Lane, Metrics, PublishCause};
 
 /// How often the cluster is asked.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// How many probes after one that failed each topic's `min.insync.replicas` is asked for again.
+const MIN_INSYNC_EVERY: u64 = 30;
 /// How long one question may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,8 @@ pub struct Readiness {
 #[derive(Default)]
 struct Known {
     topics: BTreeMap<Arc<str>, TopicState>,
+    /// Topics that the newest probe, and none before it, found unable to take records.
+    suspected: BTreeSet<Arc<str>>,
     /// When a probe last found a leader for any topic.
     leader_seen: Option<Instant>,
     probe_failure: Option<String>,
@@ -132,7 +136,7 @@ impl Readiness {
             Some(_) => {}
         }
         if let Some(failing) = &known.failing
-            && failing.since.elapsed() >= self.unready_after
+            && failing.newest - failing.since >= self.unready_after
         {
             let seconds = failing.since.elapsed().as_secs();
             reasons.push(format!("every publish has failed for {seconds} s, the newest with {}", failing.cause));
@@ -200,15 +204,17 @@ impl Readiness {
     pub(super) fn start_probe(
         self: &Arc<Self>,
         ask: impl Fn(&str, Duration) -> Result<Metadata, KafkaError> + Send + 'static,
-    ) {
+    ) -> JoinHandle<()> {
         let readiness = self.clone();
         let probe = move || {
             let mut insync_known = false;
-            while !readiness.stop.load(Ordering::Relaxed) {
+            for round in 0_u64.. {
+                if readiness.stop.load(Ordering::Relaxed) {
+                    break;
+                }
                 let reached = readiness.probe(&ask);
-                if reached && !insync_known {
-                    insync_known = true;
-                    readiness.learn_min_insync();
+                if reached && !insync_known && round % MIN_INSYNC_EVERY == 0 {
+                    insync_known = readiness.learn_min_insync();
                 }
                 thread::park_timeout(PROBE_INTERVAL);
             }
@@ -216,7 +222,7 @@ impl Readiness {
         thread::Builder::new()
             .name("kafka-probe".to_owned())
             .spawn(probe)
-            .expect("a thread can be started while the process starts");
+            .expect("a thread can be started while the process starts")
     }
 
     pub(super) fn stop_probe(&self) {
@@ -235,6 +241,14 @@ impl Readiness {
                     let described = metadata.topics().iter().find(|described| described.name() == &**topic);
                     let known = self.lock();
                     let state = described.map_or(TopicState::Missing, |described| known.judge(topic, described));
+                    let copies =
+                        described.and_then(|topic| topic.partitions().iter().map(|p| p.replicas().len()).min());
+                    if copies == Some(1) && !known.topics.contains_key(topic) {
+                        tracing::warn!(
+                            topic = &**topic,
+                            "one lost broker loses acknowledged records: give the topic more replicas than one"
+                        );
+                    }
                     states.insert(topic.clone(), state);
                 }
                 // The cluster does not answer: no use in asking for the other topics, each with its own timeout.
@@ -255,9 +269,19 @@ impl Readiness {
         true
     }
 
-    fn conclude(&self, states: BTreeMap<Arc<str>, TopicState>) {
+    fn conclude(&self, mut states: BTreeMap<Arc<str>, TopicState>) {
         let now = Instant::now();
         let mut known = self.lock();
+        // One bad answer may be an old one, or a connection that is being made again: two in a row are believed.
+        let mut suspected = BTreeSet::new();
+        for (topic, state) in &mut states {
+            let was_good = known.topics.get(topic).is_some_and(TopicState::can_take_records);
+            if was_good && !state.can_take_records() && !known.suspected.contains(topic) {
+                suspected.insert(topic.clone());
+                *state = TopicState::Ready;
+            }
+        }
+        known.suspected = suspected;
         let all_good = states.values().all(TopicState::can_take_records);
         let all_were_good = known.probe_failure.is_none() && known.topics.values().all(TopicState::can_take_records);
         if states.values().any(TopicState::some_leader_reachable) {
@@ -288,8 +312,8 @@ impl Readiness {
     }
 
     /// Reads each topic's `min.insync.replicas`, and warns where one lost broker would lose acknowledged records. Both
-    /// are courtesies: a cluster that does not tell is served all the same.
-    fn learn_min_insync(&self) {
+    /// are courtesies: a cluster that does not tell is served all the same. Whether the cluster told.
+    fn learn_min_insync(&self) -> bool {
         let described = client_config(&self.settings, "flinks-bridge-probe")
             .create::<AdminClient<DefaultClientContext>>()
             .and_then(|admin| {
@@ -301,7 +325,7 @@ impl Readiness {
             Ok(described) => described,
             Err(error) => {
                 tracing::info!(error = %error, "min.insync.replicas of the topics cannot be read");
-                return;
+                return false;
             }
         };
         for (topic, resource) in self.topics.iter().zip(described) {
@@ -319,6 +343,7 @@ impl Readiness {
             }
             self.lock().min_insync.insert(topic.clone(), min_insync);
         }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

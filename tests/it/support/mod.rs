@@ -123,11 +123,9 @@ impl Bridge {
                 (producers.clone() as Arc<dyn Publish>, Some(producers))
             }
         };
-        let listeners = match identity {
-            None => Listeners::bind(&config),
-            Some(identity) => Listeners::bind_with(&config, Some(identity)),
-        };
-        let listeners = listeners.expect("the listeners are bound");
+        let files = config.ingress.tls.as_ref();
+        let loaded = files.map(|files| Identity::load(&files.certificate, &files.private_key).expect("a good pair"));
+        let listeners = Listeners::bind(&config, identity.or(loaded)).expect("the listeners are bound");
         let addresses = listeners.addresses();
         let shutdown = CancellationToken::new();
         let role = tokio::spawn(ingress::run(config.clone(), listeners, publisher, metrics, shutdown.clone()));
