@@ -107,8 +107,8 @@ impl Company {
 
     /// Tells the newcomer what runs and how to use it, and from then on prints each record that arrives, on a thread
     /// of its own, until the shutdown.
-    pub fn introduce(&self, addresses: &[SocketAddr], config: &Config, shutdown: CancellationToken) {
-        print!("{}", self.introduction(addresses, config));
+    pub fn introduce(&self, addresses: &[SocketAddr], admin: SocketAddr, config: &Config, shutdown: CancellationToken) {
+        print!("{}", self.introduction(addresses, admin, config));
         let kafka = config.kafka.clone();
         let topics = topics_of(config);
         let follow = move || {
@@ -125,9 +125,9 @@ impl Company {
         std::thread::spawn(follow);
     }
 
-    fn introduction(&self, addresses: &[SocketAddr], config: &Config) -> String {
+    fn introduction(&self, addresses: &[SocketAddr], admin: SocketAddr, config: &Config) -> String {
         let [https, http] = [addresses[0], addresses[1]];
-        let (ca, broker, admin) = (self.ca_file.display(), &config.kafka.bootstrap_servers, config.admin.listen);
+        let (ca, broker) = (self.ca_file.display(), &config.kafka.bootstrap_servers);
         let topics = topics_of(config).join("\n             ");
         let secret = Secret::new(SECRET);
         let signed = |scheme: Scheme, body: &str| {

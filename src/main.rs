@@ -251,9 +251,10 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     let admin_listener = TcpListener::bind(config.admin.listen)
         .await
         .map_err(|error| format!("cannot listen on admin.listen {}: {error}", config.admin.listen))?;
-    tracing::info!(addresses = ?listeners.addresses(), admin = %admin_listener.local_addr()?, "listening");
+    let admin_address = admin_listener.local_addr()?;
+    tracing::info!(addresses = ?listeners.addresses(), admin = %admin_address, "listening");
     if let Some(company) = &company {
-        company.introduce(&listeners.addresses(), &config, shutdown.clone());
+        company.introduce(&listeners.addresses(), admin_address, &config, shutdown.clone());
     }
 
     let readiness = producers.readiness();
@@ -293,9 +294,6 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     };
     // Everything that was answered has its report; what is left belongs to senders that hung up.
     let flushed = producers.flush(config.kafka.large.publish_deadline + Duration::from_secs(5)).await;
-    if !flushed {
-        tracing::error!("records without a delivery report are given up");
-    }
     watch.abort();
     admin_end.cancel();
     // It ends by itself, and whether it does changes nothing any more.
@@ -308,6 +306,9 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     });
     if tokio::time::timeout(CLOSING, closed).await.is_err() {
         tracing::warn!("the producers' threads still run at the end");
+    }
+    if !flushed {
+        return Err(Failure { error: "records without a delivery report are given up".into(), code: UNFINISHED });
     }
     tracing::info!("shutdown complete");
     Ok(())

@@ -117,8 +117,6 @@ label! {
         SenderGone = "sender-gone",
         /// No memory budget within the admission wait: 503.
         NoBudget = "no-budget",
-        /// The request came after the drain lag: 503.
-        Draining = "draining",
         /// The producer's queue was full: 503.
         QueueFull = "queue-full",
         /// No acknowledgement within the publish deadline: 503.
@@ -150,7 +148,6 @@ impl Outcome {
             Outcome::ContentEncoding => Some(415),
             Outcome::BodyIncomplete | Outcome::SenderGone => None,
             Outcome::NoBudget
-            | Outcome::Draining
             | Outcome::QueueFull
             | Outcome::PublishDeadline
             | Outcome::KafkaRefused
@@ -185,7 +182,6 @@ impl Outcome {
             | Outcome::BodyIncomplete
             | Outcome::NoBudget => instance && !event_type,
             Outcome::RequestDeadline => instance,
-            Outcome::Draining => !event_type,
             Outcome::Internal => true,
         }
     }

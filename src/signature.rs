@@ -6,6 +6,7 @@
 //! and never prints a secret. Which header carries which scheme is a setting; whether a header must be there at all,
 //! and that it is there only once, is for the ingress to decide.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use thiserror::Error;
 
 /// A secret's bytes; prints as redacted.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
@@ -29,6 +30,13 @@ impl Secret {
 
     /// The bytes, for keying an HMAC.
     pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A map keyed by secrets, such as secret paths, is asked by bytes.
+impl Borrow<[u8]> for Secret {
+    fn borrow(&self) -> &[u8] {
         &self.0
     }
 }

@@ -15,17 +15,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
 use crate::config;
 
-/// How long, and for how many bytes, a sender that is still sending is listened to after an early answer, so that the
-/// answer is not overtaken by the reset that closing an unread connection sends.
-const LINGER: (Duration, usize) = (Duration::from_secs(1), 1024 * 1024);
+/// How long a sender that is still sending is listened to after an early answer, so that the answer is not overtaken by
+/// the reset that closing an unread connection sends. Many senders write all of a body before they read, so as many
+/// bytes are taken as a body may have.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// A connection younger than this is not closed for idleness at shutdown: its request is on the way.
+const JUST_OPENED: Duration = Duration::from_secs(1);
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,10 @@ pub struct Progress {
     peer_closed: AtomicBool,
     unread_body: AtomicBool,
     closing: AtomicBool,
+    /// Whether the record of the answer to be written next was acknowledged; `None` where no record was handed over.
+    published: Mutex<Option<bool>>,
+    /// The same of an answer that found its sender gone.
+    sender_gone: Mutex<Option<bool>>,
 }
 
 impl Progress {
@@ -67,18 +76,23 @@ impl Progress {
             peer_closed: AtomicBool::new(false),
             unread_body: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            published: Mutex::new(None),
+            sender_gone: Mutex::new(None),
         }
     }
 
     /// hyper has handed a request to the handler. When its first byte came.
     pub fn request_begun(&self) -> Instant {
         let before = std::mem::replace(&mut *self.lock(), (Phase::Request, Instant::now()));
-        before.1
+        // A pipelined request came, unseen, while the one before it was answered.
+        if before.0 == Phase::Headers { before.1 } else { Instant::now() }
     }
 
-    /// The handler has answered it, `unread` without having read all of its body.
-    pub fn request_answered(&self, unread: bool) {
+    /// The handler has answered it, `unread` without having read all of its body; `published` says of a record that
+    /// was handed over whether it was acknowledged.
+    pub fn request_answered(&self, unread: bool, published: Option<bool>) {
         self.unread_body.fetch_or(unread, Ordering::Relaxed);
+        *self.published.lock().expect("no panic while held") = published;
         *self.lock() = (Phase::Idle, Instant::now());
     }
 
@@ -90,6 +104,12 @@ impl Progress {
     /// Whether the peer has closed the connection or its sending half; these look alike from here.
     pub fn peer_closed(&self) -> bool {
         self.peer_closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the record of a sender that had closed the connection, or its sending half, before its answer was
+    /// acknowledged; `None` where none did. At most one: nothing comes after it.
+    pub fn sender_gone(&self) -> Option<bool> {
+        *self.sender_gone.lock().expect("no panic while held")
     }
 
     /// Why the stream ended the connection, if it did.
@@ -129,6 +149,7 @@ pub struct Connection {
     idle_timeout: Duration,
     header_timeout: Duration,
     write_timeout: Duration,
+    linger_bytes: usize,
     read_timer: Pin<Box<Sleep>>,
     write_timer: Option<Pin<Box<Sleep>>>,
 }
@@ -142,6 +163,7 @@ impl Connection {
             idle_timeout: limits.idle_timeout,
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
+            linger_bytes: limits.body_limit,
             read_timer: Box::pin(tokio::time::sleep(limits.idle_timeout)),
             write_timer: None,
         }
@@ -156,10 +178,11 @@ impl Connection {
     /// whole, the peer may still be sending, so what it sends is read for a while and dropped.
     pub async fn close(mut self, answered_early: bool) {
         let closed = tokio::time::timeout(self.write_timeout, self.transport_mut().shutdown()).await;
-        let unread = answered_early || self.progress.unread_body.load(Ordering::Relaxed);
+        let unread = answered_early || self.progress.unread_body.load(Ordering::Relaxed) || self.bytes_wait();
         if closed.is_ok_and(|closed| closed.is_ok()) && unread && !self.progress.peer_closed() {
-            let mut scratch = [0; 8 * 1024];
-            let mut left = LINGER.1;
+            // On the heap: an array would be part of every connection's task from its start, 8 KiB for each idle one.
+            let mut scratch = vec![0; 8 * 1024];
+            let mut left = self.linger_bytes;
             let discard = async {
                 while left > 0 {
                     match self.transport_mut().read(&mut scratch).await {
@@ -169,7 +192,7 @@ impl Connection {
                 }
             };
             // Whether it stops sending in time is its affair.
-            let _ = tokio::time::timeout(LINGER.0, discard).await;
+            let _ = tokio::time::timeout(LINGER, discard).await;
         }
     }
 
@@ -185,12 +208,23 @@ impl Connection {
     /// Whether bytes have arrived that were not read yet. Asks the socket itself: the runtime's own view of it may be
     /// older than a request that came in the last moment.
     fn bytes_wait(&self) -> bool {
-        let stream = match &self.transport {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        SockRef::from(self.stream()).peek(&mut byte).is_ok_and(|waiting| waiting > 0)
+    }
+
+    /// Whether the peer has closed the connection or its sending half. hyper, told to allow half-closed connections,
+    /// does not read while a request is being answered, so nothing else would notice. The runtime is asked and not
+    /// the bytes, before which the end of a TLS session or of another request may lie.
+    fn peer_gone(&self) -> bool {
+        let readiness = self.stream().ready(Interest::READABLE).now_or_never();
+        self.progress.peer_closed() || readiness.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
+    }
+
+    fn stream(&self) -> &TcpStream {
+        match &self.transport {
             Transport::Plain(stream) => stream,
             Transport::Tls(stream) => stream.get_ref().0,
-        };
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        SockRef::from(stream).peek(&mut byte).is_ok_and(|waiting| waiting > 0)
+        }
     }
 }
 
@@ -209,14 +243,17 @@ impl AsyncRead for Connection {
             return Poll::Ready(read);
         }
         let (phase, since) = *self.progress.lock();
-        if phase == Phase::Idle && self.progress.closing.load(Ordering::Relaxed) {
-            if !self.bytes_wait() {
+        let closing = phase == Phase::Idle && self.progress.closing.load(Ordering::Relaxed);
+        if closing {
+            if self.bytes_wait() {
+                self.progress.bytes_came();
+            } else if since.elapsed() >= JUST_OPENED {
                 // As if the peer had closed: hyper ends an idle connection without a word.
                 return Poll::Ready(Ok(()));
             }
-            self.progress.bytes_came();
         }
         let (deadline, expired) = match phase {
+            Phase::Idle if closing => (since + JUST_OPENED, Expired::Idle),
             Phase::Idle => (since + self.idle_timeout, Expired::Idle),
             Phase::Headers => (since + self.header_timeout, Expired::Headers),
             Phase::Request => return Poll::Pending,
@@ -245,6 +282,11 @@ impl Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        // The first byte of an answer to a webhook that was published.
+        let published = self.progress.published.lock().expect("no panic while held").take();
+        if published.is_some() && self.peer_gone() {
+            *self.progress.sender_gone.lock().expect("no panic while held") = published;
+        }
         let written = self.transport_mut().poll_write(cx, buf);
         self.bounded(cx, written)
     }

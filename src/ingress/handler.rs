@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -31,7 +31,7 @@ use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
 use crate::metrics::{Lane, Metrics, Outcome, PublishCause, Reload};
 use crate::record::{ce_id, is_traceparent};
-use crate::signature::{ContentHash, Keyring, LabelledSecret, Scheme, Signature, Verifier};
+use crate::signature::{ContentHash, Keyring, LabelledSecret, Scheme, Secret, Signature, Verifier};
 use crate::webhook::{EventTypes, Reception, Webhook};
 
 /// A body's rate is not looked at before this much time: the first round trips of a connection are slow.
@@ -40,7 +40,7 @@ const RATE_GRACE: Duration = Duration::from_secs(2);
 /// Answers requests. One value serves all connections.
 pub struct Handler {
     instances: Vec<Instance>,
-    by_path: HashMap<Vec<u8>, usize>,
+    by_path: ArcSwap<HashMap<Secret, usize>>,
     event_types: EventTypes,
     admission: Arc<Admission>,
     publisher: Arc<dyn Publish>,
@@ -49,8 +49,6 @@ pub struct Handler {
     retry_after: HeaderValue,
     /// From the signal on, each answer ends its connection.
     draining: AtomicBool,
-    /// The end of the drain lag: a request of which no byte came before is not begun.
-    closed_at: OnceLock<Instant>,
     next_request: AtomicU64,
 }
 
@@ -71,9 +69,9 @@ impl Handler {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let paths = instances.iter().enumerate();
+        let paths = config.instances.iter().enumerate();
         Ok(Handler {
-            by_path: paths.map(|(index, instance)| (instance.settings.path.expose().to_vec(), index)).collect(),
+            by_path: ArcSwap::from_pointee(paths.map(|(index, instance)| (instance.path.clone(), index)).collect()),
             instances,
             event_types: config.event_types.clone(),
             admission: Arc::new(Admission::new(&config.ingress, metrics.clone())),
@@ -82,7 +80,6 @@ impl Handler {
             limits: config.ingress.clone(),
             retry_after: HeaderValue::from(config.ingress.retry_after.as_secs()),
             draining: AtomicBool::new(false),
-            closed_at: OnceLock::new(),
             next_request: AtomicU64::new(1),
         })
     }
@@ -92,15 +89,19 @@ impl Handler {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// From now on no request is begun; those of which a byte has come are answered as always. The time of that.
-    pub fn close(&self) -> Instant {
-        *self.closed_at.get_or_init(Instant::now)
-    }
-
-    /// Re-reads the secrets of all instances; one whose secrets cannot be read keeps those it has.
+    /// Re-reads the secrets and paths of all instances; what cannot be read stays as it is.
     pub fn reload_secrets(&self) {
+        let before = self.by_path.load_full();
+        let mut paths = HashMap::new();
         for (index, instance) in self.instances.iter().enumerate() {
-            instance.reload(index, &self.metrics);
+            let path = instance.reload(index, &self.metrics);
+            let kept = || before.iter().find(|(_, owner)| **owner == index).map(|(path, _)| path.clone());
+            paths.extend(path.or_else(kept).map(|path| (path, index)));
+        }
+        // Two instances with one path would take each other's webhooks.
+        if paths.len() == self.instances.len() && paths != *before {
+            self.by_path.store(Arc::new(paths));
+            tracing::info!("paths of instances replaced");
         }
     }
 
@@ -125,41 +126,99 @@ impl Handler {
             lane: None,
             ended: false,
             handed_over: false,
+            body_read: false,
         };
-        let deadline = account.begun + self.limits.request_timeout;
-        let decision = AssertUnwindSafe(self.decide(&parts, &mut body, first_byte, &mut account)).catch_unwind();
+        // From the first byte, so that headers in no haste cannot outlast the grace period.
+        let deadline = first_byte + self.limits.request_timeout;
+        let decision = AssertUnwindSafe(self.decide(&parts, &mut body, &mut account)).catch_unwind();
         let end = match tokio::time::timeout_at(deadline, decision).await {
-            Ok(Ok(Ok(receipt))) => Err(receipt),
-            Ok(Ok(Err(end))) => Ok(end),
-            Ok(Err(_panic)) => Ok(Outcome::Internal.into()),
-            Err(_elapsed) => Ok(Outcome::RequestDeadline.into()),
+            Ok(Ok(decided)) => decided,
+            Ok(Err(_panic)) => Err(Outcome::Internal.into()),
+            Err(_elapsed) => Err(Outcome::RequestDeadline.into()),
         };
-        if progress.peer_closed() && account.handed_over {
-            self.metrics.sender_gone(end.is_err());
-        }
-        let unread = !body.is_end_stream();
+        let published = account.handed_over.then_some(end.is_ok());
+        // hyper tells the end of a sized body alone; that of a chunked one is known to whoever has read to it.
+        let unread = !account.body_read && !body.is_end_stream();
         let answer = match end {
-            Err(receipt) => {
+            Ok(receipt) => {
                 account.acked(receipt);
                 self.respond(Outcome::Acked, unread)
             }
-            Ok(end) => {
+            Err(end) => {
                 account.failed(&end);
                 self.respond(end.outcome, unread)
             }
         };
-        progress.request_answered(unread);
+        progress.request_answered(unread, published);
         answer
     }
 
-    async fn decide(
-        &self,
-        parts: &Parts,
-        body: &mut Incoming,
-        first_byte: Instant,
-        account: &mut Account<'_>,
-    ) -> Result<Receipt, End> {
+    async fn decide(&self, parts: &Parts, body: &mut Incoming, account: &mut Account<'_>) -> Result<Receipt, End> {
         let received_at = SystemTime::now();
+        let index = self.check_target(parts, account)?;
+        let instance = &self.instances[index];
+        let declared = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        if let Some(bytes) = declared
+            && bytes > self.limits.body_limit
+        {
+            return Err(End { outcome: Outcome::BodyTooLarge, detail: format!("{bytes} bytes declared") });
+        }
+        let signatures = instance.signatures(&parts.headers)?;
+
+        let mut permit = self.admission.admit(declared).await?;
+        let keyring = instance.keyring.load_full();
+        let well_formed = signatures.iter().map(|(_, _, signature)| signature.clone());
+        let mut verifier = Verifier::new(&keyring.keys, well_formed.collect());
+        let mut content_hash = ContentHash::new();
+        let on_chunk = |chunk: &[u8]| {
+            verifier.update(chunk);
+            content_hash.update(chunk);
+            self.metrics.body_received(index, chunk.len());
+        };
+        let payload = self.read_body(body, declared, &mut permit, on_chunk).await?;
+        account.body_read = true;
+        let lane = self.admission.lane(payload.len());
+        account.lane = Some(lane);
+        if instance.settings.authentication == Authentication::Signature {
+            let verified = verifier
+                .finish()
+                .map_err(|mismatch| End { outcome: Outcome::SignatureMismatch, detail: mismatch.to_string() })?;
+            for (_, (scheme, label)) in keyring.keys.labels().enumerate().filter(|(at, _)| verified.contains(at)) {
+                self.metrics.signature_verified(index, scheme, label);
+            }
+        }
+
+        let reception = Reception {
+            instance: instance.name.clone(),
+            received_at,
+            content_hash: content_hash.finish(),
+            content_type: parts.headers.get(header::CONTENT_TYPE).map(bytes_of),
+            signatures: signatures
+                .into_iter()
+                .map(|(name, value, _)| (name.as_str().to_owned().into(), value))
+                .collect(),
+            traceparent: traceparent(&parts.headers),
+        };
+        let outcome = match lane {
+            Lane::Small => self.publish(instance, &reception, payload, lane, permit, account)?,
+            // Some milliseconds a megabyte without a pause: the other requests of this worker go to another one.
+            Lane::Large => {
+                tokio::task::block_in_place(|| self.publish(instance, &reception, payload, lane, permit, account))?
+            }
+        };
+        // From here on nothing but the delivery report decides; its own deadline is the lane's.
+        match outcome.await {
+            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Err(error)) => Err(End { outcome: outcome_of(error.cause), detail: error.to_string() }),
+            Err(_) => {
+                Err(End { outcome: Outcome::Internal, detail: "the publish ended without an outcome".to_owned() })
+            }
+        }
+    }
+
+    /// What can be decided from the request's target, method and headers before its size and signature are looked at;
+    /// the index of its instance.
+    fn check_target(&self, parts: &Parts, account: &mut Account<'_>) -> Result<usize, End> {
         // hyper lets a list that ends in `chunked` pass. What stands before it is an encoding that nobody undoes here.
         let mut transfer_encodings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
         if transfer_encodings.next().is_some_and(|first| !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -167,7 +226,8 @@ impl Handler {
         {
             return Err(Outcome::TransferEncoding.into());
         }
-        let index = *self.by_path.get(parts.uri.path().as_bytes()).ok_or(Outcome::PathNotFound)?;
+        let paths = self.by_path.load();
+        let index = *paths.get(parts.uri.path().as_bytes()).ok_or(Outcome::PathNotFound)?;
         let instance = &self.instances[index];
         account.instance = Some(index);
         account.name = Some(instance.name.clone());
@@ -179,95 +239,71 @@ impl Handler {
         if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(Outcome::ContentEncoding.into());
         }
-        let declared = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        if let Some(bytes) = declared
-            && bytes > self.limits.body_limit
-        {
-            return Err(End { outcome: Outcome::BodyTooLarge, detail: format!("{bytes} bytes declared") });
-        }
-        let signatures = instance.signatures(&parts.headers)?;
-        if self.closed_at.get().is_some_and(|closed_at| first_byte > *closed_at) {
-            return Err(Outcome::Draining.into());
-        }
+        Ok(index)
+    }
 
-        let mut permit = self.admission.admit(declared).await?;
-        let keyring = instance.keyring.load_full();
-        let mut verifier =
-            Verifier::new(&keyring.keys, signatures.iter().map(|(_, _, signature)| signature.clone()).collect());
-        let mut content_hash = ContentHash::new();
-        let payload = self
-            .read_body(body, declared, &mut permit, |chunk| {
-                verifier.update(chunk);
-                content_hash.update(chunk);
-                self.metrics.body_received(index, chunk.len());
-            })
-            .await?;
-        let lane = self.admission.lane(payload.len());
-        account.lane = Some(lane);
-        if instance.settings.authentication == Authentication::Signature {
-            let verified = verifier
-                .finish()
-                .map_err(|mismatch| End { outcome: Outcome::SignatureMismatch, detail: mismatch.to_string() })?;
-            for (scheme, label) in
-                keyring.keys.labels().enumerate().filter_map(|(at, key)| verified.contains(&at).then_some(key))
-            {
-                self.metrics.signature_verified(index, scheme, label);
-            }
-        }
-
-        let content_hash = content_hash.finish();
+    /// Understands a body and hands its record over, without a pause in which the request could be dropped: once a body
+    /// has been read and verified, its record is published. The record's outcome is sent to the receiver.
+    fn publish(
+        &self,
+        instance: &Instance,
+        reception: &Reception,
+        payload: Vec<u8>,
+        lane: Lane,
+        permit: Permit,
+        account: &mut Account<'_>,
+    ) -> Result<oneshot::Receiver<Result<Receipt, PublishError>>, End> {
         let webhook = match Webhook::parse(&payload, &self.event_types) {
             Ok(webhook) => webhook,
+            // Nobody vouches for the sender, so this is not Flinks' body gone wrong.
+            Err(error) if instance.settings.authentication == Authentication::None => {
+                return Err(End { outcome: Outcome::NotJson, detail: error.to_string() });
+            }
             Err(error) => {
                 let not_json = Webhook::not_json(&self.event_types);
-                account.webhook =
-                    Some(Arc::new(Known::new(instance, &not_json, &self.event_types, &content_hash, payload.len())));
-                let refuse = instance.settings.authentication == Authentication::None
-                    || instance.settings.not_json == NotJson::Reject;
-                if refuse {
+                if instance.settings.not_json == NotJson::Reject {
+                    account.webhook = Some(self.known(reception, &not_json, payload.len()));
                     return Err(End { outcome: Outcome::NotJson, detail: error.to_string() });
                 }
                 not_json
             }
         };
-        let event_type = webhook.event_type();
-        let known = Arc::new(Known::new(instance, &webhook, &self.event_types, &content_hash, payload.len()));
+        let known = self.known(reception, &webhook, payload.len());
         account.webhook = Some(known.clone());
-        let reception = Reception {
-            instance: instance.name.clone(),
-            received_at,
-            content_hash,
-            content_type: parts.headers.get(header::CONTENT_TYPE).map(bytes_of),
-            signatures: signatures
-                .into_iter()
-                .map(|(name, value, _)| (name.as_str().to_owned().into(), value))
-                .collect(),
-            traceparent: traceparent(&parts.headers),
-        };
-        let topic = instance.topics[event_type].as_ref();
-        let record = webhook.into_record(&reception, &self.event_types, topic, payload.into());
+        let topic = instance.topics[known.event_type].as_ref();
+        let record = webhook.into_record(reception, &self.event_types, topic, payload.into());
 
         let (reply, outcome) = oneshot::channel();
         let metrics = self.metrics.clone();
         let on_outcome = Box::new(move |outcome: Result<Receipt, PublishError>| {
             // The bytes have left the process, or are given up.
             drop(permit);
-            // Nobody waits any more: the sender hung up. Its record's outcome is worth as much as any other.
+            // Nobody waits any more: the sender hung up, or was answered at the request's deadline. The record's
+            // outcome is worth as much as any other.
             if let Err(outcome) = reply.send(outcome) {
-                metrics.sender_gone(outcome.is_ok());
-                known.sender_gone(&outcome);
+                let answered = known.answered.load(Ordering::Relaxed);
+                if !answered {
+                    metrics.sender_gone(outcome.is_ok());
+                }
+                known.unheard(&outcome, answered);
             }
         });
         account.handed_over = true;
         self.publisher.publish(lane, record, on_outcome);
-        // From here on nothing but the delivery report decides; its own deadline is the lane's.
-        match outcome.await {
-            Ok(Ok(receipt)) => Ok(receipt),
-            Ok(Err(error)) => Err(End { outcome: outcome_of(error.cause), detail: error.to_string() }),
-            Err(_) => {
-                Err(End { outcome: Outcome::Internal, detail: "the publish ended without an outcome".to_owned() })
-            }
-        }
+        Ok(outcome)
+    }
+
+    fn known(&self, reception: &Reception, webhook: &Webhook, bytes: usize) -> Arc<Known> {
+        let event_type = webhook.event_type();
+        Arc::new(Known {
+            instance: reception.instance.clone(),
+            event_type,
+            event_type_name: self.event_types.types[event_type].name.clone(),
+            key: webhook.key().map(str::to_owned),
+            ce_id: ce_id(&reception.instance, &reception.content_hash),
+            bytes,
+            answered: AtomicBool::new(false),
+        })
     }
 
     /// Reads a body into one buffer, of the right size from the start where that is declared, within its deadlines.
@@ -442,31 +478,35 @@ impl Instance {
         })
     }
 
-    fn reload(&self, index: usize, metrics: &Metrics) {
-        let loaded = self.settings.load_secrets(&config::variable);
-        let faults = loaded.as_ref().err().cloned().unwrap_or_default();
-        let told_before = std::mem::replace(&mut *self.complaint.lock().expect("no panic while held"), faults);
-        match loaded {
-            Ok(secrets) if secrets == self.keyring.load().secrets => {}
-            Ok(secrets) => {
-                let loaded = Loaded::new(secrets);
-                for (scheme, label) in loaded.keys.labels() {
-                    metrics.secret_added(index, scheme, label);
-                }
-                self.keyring.store(Arc::new(loaded));
-                metrics.secrets_reloaded(Reload::Replaced);
-                tracing::info!(instance = &*self.name, "secrets replaced");
+    /// Takes over secrets that have changed; the path as it is now, unless that cannot be told.
+    fn reload(&self, index: usize, metrics: &Metrics) -> Option<Secret> {
+        let path = self.settings.load_path(&config::variable);
+        let secrets = self.settings.load_secrets(&config::variable);
+        let mut faults = secrets.as_ref().err().cloned().unwrap_or_default();
+        faults.extend(path.as_ref().err().cloned());
+        if let Ok(secrets) = secrets
+            && secrets != self.keyring.load().secrets
+        {
+            let loaded = Loaded::new(secrets);
+            for (scheme, label) in loaded.keys.labels() {
+                metrics.secret_added(index, scheme, label);
             }
-            Err(faults) if faults == told_before => {}
-            Err(faults) => {
-                metrics.secrets_reloaded(Reload::Refused);
-                tracing::error!(
-                    instance = &*self.name,
-                    faults = faults.join("; "),
-                    "secrets cannot be read again, those read before stay in use"
-                );
-            }
+            self.keyring.store(Arc::new(loaded));
+            metrics.secrets_reloaded(Reload::Replaced);
+            tracing::info!(instance = &*self.name, "secrets replaced");
         }
+        let mut complaint = self.complaint.lock().expect("no panic while held");
+        if !faults.is_empty() && *complaint != faults {
+            metrics.secrets_reloaded(Reload::Refused);
+            let faults = faults.join("; ");
+            tracing::error!(
+                instance = &*self.name,
+                faults,
+                "secrets cannot be read again, those read before stay in use"
+            );
+        }
+        *complaint = faults;
+        path.ok()
     }
 
     /// Whether the request's source address is on the instance's list, if it has one.
@@ -525,25 +565,22 @@ struct Known {
     key: Option<String>,
     ce_id: String,
     bytes: usize,
+    /// Its sender has an answer, whatever becomes of the record.
+    answered: AtomicBool,
 }
 
 impl Known {
-    fn new(instance: &Instance, webhook: &Webhook, types: &EventTypes, content_hash: &[u8; 32], bytes: usize) -> Known {
-        Known {
-            instance: instance.name.clone(),
-            event_type: webhook.event_type(),
-            event_type_name: types.types[webhook.event_type()].name.clone(),
-            key: webhook.key().map(str::to_owned),
-            ce_id: ce_id(&instance.name, content_hash),
-            bytes,
-        }
-    }
-
-    fn sender_gone(&self, outcome: &Result<Receipt, PublishError>) {
+    /// Tells of an outcome that came when nobody waited for it any more.
+    fn unheard(&self, outcome: &Result<Receipt, PublishError>, answered: bool) {
         let (instance, event_type, key) = (&*self.instance, &*self.event_type_name, self.key.as_deref());
         let (ce_id, bytes) = (self.ce_id.as_str(), self.bytes);
         match outcome {
+            Ok(_) if answered => {
+                tracing::info!(instance, event_type, key, ce_id, bytes, "published, but only after its answer");
+            }
             Ok(_) => tracing::info!(instance, event_type, key, ce_id, bytes, "published, but the sender has hung up"),
+            // Its answer has been told as a failure already.
+            Err(_) if answered => {}
             Err(error) => {
                 tracing::warn!(instance, event_type, key, ce_id, bytes, cause = %error, "webhook not published, and the sender has hung up");
             }
@@ -563,6 +600,7 @@ struct Account<'a> {
     webhook: Option<Arc<Known>>,
     lane: Option<Lane>,
     handed_over: bool,
+    body_read: bool,
     ended: bool,
 }
 
@@ -615,6 +653,9 @@ impl Account<'_> {
 
     fn count(&mut self, outcome: Outcome) {
         self.ended = true;
+        if let Some(known) = &self.webhook {
+            known.answered.store(outcome != Outcome::SenderGone, Ordering::Relaxed);
+        }
         let event_type = self.webhook.as_ref().map(|known| known.event_type);
         self.metrics.request_ended(self.instance, event_type, self.lane, outcome, self.begun.elapsed());
     }
@@ -625,8 +666,11 @@ impl Drop for Account<'_> {
         if !self.ended {
             // hyper dropped the request because its connection broke. Where the record was handed over, what becomes
             // of it is counted and logged with its delivery report.
-            let outcome = if self.handed_over { Outcome::SenderGone } else { Outcome::BodyIncomplete };
-            self.failed(&outcome.into());
+            if self.handed_over {
+                self.count(Outcome::SenderGone);
+            } else {
+                self.failed(&Outcome::BodyIncomplete.into());
+            }
         }
     }
 }

@@ -56,17 +56,17 @@ impl Listeners {
             Some(identity) => Some(TlsAcceptor::from(tls::server_config(identity.clone())?)),
             None => None,
         };
-        let secured = config.ingress.listen.iter().map(|address| (address, acceptor.clone()));
-        let plain = config.ingress.plain_listen.iter().map(|address| (address, None));
+        let secured = config.ingress.listen.iter().map(|address| ("ingress.listen", address, acceptor.clone()));
+        let plain = config.ingress.plain_listen.iter().map(|address| ("ingress.plain_listen", address, None));
         let mut bound = Vec::new();
         let all = || config.ingress.listen.iter().chain(&config.ingress.plain_listen);
-        for (address, acceptor) in secured.chain(plain) {
+        for (setting, address, acceptor) in secured.chain(plain) {
             // `[::]` takes IPv4 as well, whatever the system's default is, unless that is asked for apart.
             let own_ipv4 =
                 |other: &SocketAddr| other.is_ipv4() && other.port() == address.port() && address.port() != 0;
             let dual_stack = address.ip().is_unspecified() && !all().any(own_ipv4);
-            let listener =
-                listen(*address, dual_stack).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+            let listener = listen(*address, dual_stack)
+                .map_err(|error| format!("cannot listen on {setting} {address}: {error}"))?;
             bound.push((listener, acceptor));
         }
         Ok(Listeners { bound, identity })
@@ -122,7 +122,6 @@ pub async fn run(
     shutdown.cancelled().await;
     server.handler.drain();
     tokio::time::sleep(server.config.shutdown.drain_lag).await;
-    server.handler.close();
     server.closing.cancel();
     server.tasks.close();
     server.tasks.wait().await;
@@ -275,6 +274,9 @@ impl Server {
                 }
             }
         };
+        if let Some(acked) = progress.sender_gone() {
+            self.metrics.sender_gone(acked);
+        }
         let malformed = ended.as_ref().is_err_and(|error| error.is_parse());
         match (ended, progress.expired()) {
             (_, Some(Expired::Idle)) => self.metrics.connection_closed_idle(),

@@ -180,7 +180,8 @@ impl LaneProducer {
         readiness: &Arc<Readiness>,
     ) -> Result<LaneProducer, KafkaSettingError> {
         let client_config = producer_config(&config.kafka, &config.ingress, lane);
-        let context = Context { lane, metrics: metrics.clone(), readiness: readiness.clone(), retired: Arc::default() };
+        let context =
+            Context { lane, metrics: metrics.clone(), readiness: readiness.clone(), given_up: Arc::default() };
         let refused = |error| KafkaSettingError::new(lane, &error);
         let native = Native::from_config_and_context(&client_config, context).map_err(refused)?;
         Ok(LaneProducer {
@@ -249,6 +250,7 @@ impl LaneProducer {
                         lane = self.lane.as_str(), code = ?code, reason, backoff_seconds = backoff.as_secs(),
                         "fatal producer error, building a new producer"
                     );
+                    current.context().given_up.store(true, Ordering::Relaxed);
                     current.context().readiness.producer_fatal(self.lane, format!("{code:?}: {reason}"));
                     rebuild_at = Some(Instant::now() + backoff);
                 }
@@ -264,10 +266,9 @@ impl LaneProducer {
 
     fn replace(&self, old: Arc<Native>) -> Result<(), KafkaError> {
         let old_context = old.context().clone();
-        let context = Context { retired: Arc::default(), ..Context::clone(&old_context) };
+        let context = Context { given_up: Arc::default(), ..Context::clone(&old_context) };
         match Native::from_config_and_context(&self.client_config, context) {
             Ok(new) => {
-                old_context.retired.store(true, Ordering::Relaxed);
                 // Listed as retired first, so that a flush at this moment misses neither.
                 self.retired.lock().expect("no panic while held").push(old);
                 self.current.store(Arc::new(new));
@@ -318,8 +319,8 @@ struct Context {
     lane: Lane,
     metrics: Metrics,
     readiness: Arc<Readiness>,
-    /// Whether another producer has taken this one's place: what it sees of the cluster is no longer told.
-    retired: Arc<AtomicBool>,
+    /// Whether a fatal error has ended this producer: what it sees of the cluster from then on is not told.
+    given_up: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -362,7 +363,7 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
-        if self.retired.load(Ordering::Relaxed) {
+        if self.given_up.load(Ordering::Relaxed) {
             return;
         }
         if let Some(eos) = &statistics.eos
