@@ -1,9 +1,19 @@
 //! The integration tests: one binary, so that it is linked once.
 
+mod admission;
+mod answers;
+mod bad_input;
+mod binary;
+mod deadlines;
 mod docs;
 mod ingress;
 #[path = "../kafka/mod.rs"]
 mod kafka;
 mod kafka_harness;
 mod layers;
+mod privacy;
+mod publish;
+mod readiness;
+mod shutdown;
 mod support;
+mod trust;

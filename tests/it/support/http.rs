@@ -2,10 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 /// How long an answer may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +54,34 @@ impl Client {
     }
 }
 
+impl Client<TlsStream<TcpStream>> {
+    /// Connects with TLS of any version to what the authority has signed for `localhost`.
+    pub async fn connect_tls(address: SocketAddr, ca_pem: &str) -> Client<TlsStream<TcpStream>> {
+        Client::connect_tls_as(address, ca_pem, ALL_VERSIONS, &["http/1.1"]).await.expect("the handshake succeeds")
+    }
+
+    /// The same with these versions and this ALPN only.
+    pub async fn connect_tls_as(
+        address: SocketAddr,
+        ca_pem: &str,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+    ) -> io::Result<Client<TlsStream<TcpStream>>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).expect("PEM")).expect("a certificate");
+        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(versions)
+            .expect("versions that the provider has")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        let stream = TcpStream::connect(address).await.expect("the ingress accepts");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        Ok(Client::over(stream))
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Speaks over this stream.
     pub fn over(stream: S) -> Client<S> {
@@ -56,6 +91,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// The stream itself.
     pub fn stream(&mut self) -> &mut S {
         &mut self.stream
+    }
+
+    /// Gives the stream back; what was read ahead is lost.
+    pub fn into_stream(self) -> S {
+        self.stream
     }
 
     /// Sends bytes as they are.
@@ -135,4 +175,34 @@ pub fn request(path: &str, headers: &[(String, String)], body: &[u8]) -> Vec<u8>
     let mut request = request.into_bytes();
     request.extend_from_slice(body);
     request
+}
+
+/// The bytes of any request: its first line, header lines as they are, and what follows them. No header is added.
+pub fn raw(first_line: &str, headers: &[impl AsRef<str>], body: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut request = format!("{first_line}\r\n");
+    for header in headers {
+        request.push_str(header.as_ref());
+        request.push_str("\r\n");
+    }
+    request.push_str("\r\n");
+    let mut request = request.into_bytes();
+    request.extend_from_slice(body.as_ref());
+    request
+}
+
+/// Headers as the lines that [`raw`] takes.
+pub fn lines(headers: &[(String, String)]) -> Vec<String> {
+    headers.iter().map(|(name, value)| format!("{name}: {value}")).collect()
+}
+
+/// A body in chunks of this size, ended and without trailers.
+pub fn chunked(body: &[u8], size: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for chunk in body.chunks(size) {
+        bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        bytes.extend_from_slice(chunk);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    bytes
 }

@@ -2,6 +2,7 @@
 //! Kafka behind it, a small HTTP/1.1 client that can misbehave, and topics read back.
 
 pub mod http;
+pub mod log;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flinks_bridge::config::{self, Config};
+use flinks_bridge::config::Config;
 use flinks_bridge::ingress::{self, Listeners};
 use flinks_bridge::kafka::{self, Producers, Publish, Readiness, reader};
 use flinks_bridge::metrics::{Metrics, Names};
@@ -239,6 +240,26 @@ pub fn read_back(bootstrap_servers: &str, topics: &[&str], enough: impl Fn(&[Sto
     stored
 }
 
+/// Reads topics until `at_least` records have come and then nothing more for a while: all that is there.
+pub fn read_all(bootstrap_servers: &str, at_least: usize) -> Vec<Stored> {
+    // `read_back` asks again whenever nothing came for a turn of the reader.
+    let idle = std::cell::Cell::new((0, 0));
+    read_back(bootstrap_servers, &TOPICS, |stored| {
+        let (length, turns) = idle.get();
+        idle.set((stored.len(), if stored.len() == length { turns + 1 } else { 0 }));
+        stored.len() >= at_least && idle.get().1 > 10
+    })
+}
+
+/// A KYC webhook of exactly this many bytes, at least 100, each `n` another.
+pub fn kyc_of(bytes: usize, n: usize) -> Vec<u8> {
+    let head = format!(r#"{{"ResponseType":"KYC","RequestId":"{n}","Login":{{"Id":"login-{n}"}},"Padding":""#);
+    let mut body = head.into_bytes();
+    body.resize(bytes - 2, b'x');
+    body.extend_from_slice(b"\"}");
+    body
+}
+
 /// Waits until something holds, for `limit` at most.
 pub async fn eventually(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
@@ -252,12 +273,4 @@ pub async fn eventually(what: &str, limit: Duration, mut holds: impl FnMut() -> 
 pub fn payload(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/payloads").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// The process' environment is not the tests' to read; this names the type so that they can make one.
-pub type Environment = Vec<(String, String)>;
-
-/// Settings parsed from a whole text, faults included.
-pub fn parse(text: &str, environment: &Environment) -> Result<config::Loaded, config::Faults> {
-    Config::parse(text, Path::new("test.toml"), environment)
 }

@@ -1,0 +1,165 @@
+//! Readiness on Kafka's state, and back without traffic: `/readyz` itself is asked in `binary`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka_sys::types::{RDKafkaApiKey as ApiKey, RDKafkaRespErr as Error};
+use tokio_util::sync::CancellationToken;
+
+use crate::publish::{each, post, quick, webhook};
+use crate::support::http::Client;
+use crate::support::{Bridge, PATH, TOPICS, eventually, mock_cluster, settings, signed};
+
+/// The probe asks every two seconds and waits five for an answer; this is ample for a few of them.
+const AMPLE: Duration = Duration::from_secs(30);
+
+async fn ready(bridge: &Bridge, what: &str) {
+    eventually(&format!("ready: {what}"), AMPLE, || bridge.readiness().check().is_ok()).await;
+    for topic in bridge.config.event_types.types.iter().map(|event_type| &event_type.topic) {
+        assert_eq!(bridge.metric("bridge_topic_ready", &[("topic", topic)]), 1.0, "{what}: {topic}");
+    }
+}
+
+/// Waits until one of the reasons has all of these words.
+async fn not_ready(bridge: &Bridge, words: &[&str]) {
+    let told = |reasons: Vec<String>| reasons.iter().any(|reason| words.iter().all(|word| reason.contains(word)));
+    eventually(&format!("not ready: {words:?}"), AMPLE, || bridge.readiness().check().is_err_and(told)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_soon_after_the_start_without_traffic() {
+    let cluster = mock_cluster(3);
+    let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), ""));
+    ready(&bridge, "after the start").await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_that_are_missing_or_forbidden_are_named_and_mended_without_traffic() {
+    let cluster = mock_cluster(1);
+    let more = "[topics]\nkyc = \"flinks.absent-one\"\nquarantine = \"flinks.absent-two\"";
+    let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), more));
+    not_ready(&bridge, &["flinks.absent-one", "does not exist"]).await;
+    not_ready(&bridge, &["flinks.absent-two", "does not exist"]).await;
+    let reasons = bridge.readiness().check().expect_err("two topics are missing");
+    assert_eq!(reasons.len(), 2, "nothing else is wrong: {reasons:?}");
+    for (topic, state) in [("flinks.absent-one", 0.0), ("flinks.absent-two", 0.0), ("flinks.pay-events", 1.0)] {
+        assert_eq!(bridge.metric("bridge_topic_ready", &[("topic", topic)]), state, "{topic}");
+    }
+    cluster.create_topic("flinks.absent-one", 1, 1).expect("the topic is new");
+    eventually("one of them is there", AMPLE, || {
+        bridge.readiness().check().is_err_and(|reasons| reasons.len() == 1 && reasons[0].contains("flinks.absent-two"))
+    })
+    .await;
+    cluster.create_topic("flinks.absent-two", 1, 1).expect("the topic is new");
+    ready(&bridge, "both are there").await;
+    let denied = Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    cluster.topic_error("flinks.pay-events", denied).expect("the topic is there");
+    not_ready(&bridge, &["flinks.pay-events", "may not"]).await;
+    cluster.topic_error("flinks.pay-events", Error::RD_KAFKA_RESP_ERR_NO_ERROR).expect("the topic is there");
+    ready(&bridge, "permitted again").await;
+    bridge.stop().await;
+}
+
+#[test]
+fn brokers_that_go_make_it_unready_and_brokers_that_come_ready() {
+    each([false, true], async |traffic| {
+        let cluster = mock_cluster(3);
+        let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+        ready(&bridge, "at first").await;
+        if traffic {
+            assert_eq!(post(&bridge, &webhook("before", 0)).await.status, 200);
+        }
+        for broker in 1..=3 {
+            cluster.broker_down(broker).expect("there is such a broker");
+        }
+        not_ready(&bridge, &["no topic's leader has been reachable"]).await;
+        if traffic {
+            let answer = post(&bridge, &webhook("meanwhile", 0)).await;
+            assert_eq!((answer.status, answer.error().as_deref()), (503, Some("publish-deadline")));
+        }
+        assert!(bridge.readiness().check().is_err());
+        for broker in 1..=3 {
+            cluster.broker_up(broker).expect("there is such a broker");
+        }
+        ready(&bridge, "the brokers are back").await;
+        assert_eq!(post(&bridge, &webhook("after", 0)).await.status, 200);
+        let requests = bridge.metric("bridge_ingress_requests_total", &[]);
+        assert_eq!(requests, if traffic { 3.0 } else { 1.0 });
+        bridge.stop().await;
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_down_from_the_start_are_waited_for() {
+    let cluster = mock_cluster(1);
+    cluster.broker_down(1).expect("there is a broker 1");
+    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    not_ready(&bridge, &["no topic's leader has been reached since the start"]).await;
+    not_ready(&bridge, &["kafka does not answer"]).await;
+    cluster.broker_up(1).expect("there is a broker 1");
+    ready(&bridge, "the broker has come").await;
+    assert_eq!(post(&bridge, &webhook("after", 0)).await.status, 200);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_that_are_gone_count_only_when_all_are() {
+    let cluster = mock_cluster(1);
+    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    ready(&bridge, "at first").await;
+    cluster.partition_leader("flinks.kyc", 0, None).expect("there is such a partition");
+    eventually("the topic's gauge falls", AMPLE, || {
+        bridge.metric("bridge_topic_ready", &[("topic", "flinks.kyc")]) == 0.0
+    })
+    .await;
+    assert_eq!(bridge.readiness().check(), Ok(()), "the other partitions can be written");
+    for topic in TOPICS {
+        for partition in 0..3 {
+            cluster.partition_leader(topic, partition, None).expect("there is such a partition");
+        }
+    }
+    not_ready(&bridge, &["no topic's leader has been reachable"]).await;
+    not_ready(&bridge, &["flinks.pay-events", "3 of its 3 partitions"]).await;
+    for topic in TOPICS {
+        for partition in 0..3 {
+            cluster.partition_leader(topic, partition, Some(1)).expect("there is such a partition");
+        }
+    }
+    ready(&bridge, "leaders again").await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_that_all_fail_make_it_unready_until_they_have_rested() {
+    let cluster = mock_cluster(1);
+    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    ready(&bridge, "at first").await;
+    assert_eq!(post(&bridge, &webhook("before", 0)).await.status, 200);
+    let refusals = vec![Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED; 100_000];
+    cluster.request_errors(ApiKey::Produce, &refusals);
+    let end = CancellationToken::new();
+    let (address, ended) = (bridge.address, end.clone());
+    let traffic = tokio::spawn(async move {
+        let body = Arc::new(webhook("refused", 0));
+        let mut client = Client::connect(address).await;
+        let mut statuses = Vec::new();
+        while !ended.is_cancelled() {
+            statuses.push(client.post(PATH, &signed(&body), &body).await.status);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        statuses
+    });
+    not_ready(&bridge, &["every publish has failed", "permission"]).await;
+    cluster.clear_request_errors(ApiKey::Produce);
+    end.cancel();
+    let statuses = traffic.await.expect("no panic");
+    let refused = statuses.iter().filter(|status| **status == 503).count();
+    assert!(refused > 0 && statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
+    assert_eq!(bridge.ended("kafka-refused") as usize, refused);
+    let requests = bridge.metric("bridge_ingress_requests_total", &[]);
+    ready(&bridge, "after a rest").await;
+    assert_eq!(bridge.metric("bridge_ingress_requests_total", &[]), requests, "without traffic");
+    assert_eq!(post(&bridge, &webhook("after", 0)).await.status, 200);
+    bridge.stop().await;
+}
