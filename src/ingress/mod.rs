@@ -229,7 +229,9 @@ impl Server {
         let transport = match acceptor {
             None => Transport::Plain(stream),
             Some(acceptor) => {
-                match tokio::time::timeout(self.config.ingress.handshake_timeout, acceptor.accept(stream)).await {
+                // On the heap: what a handshake needs is not to be part of the connection for all its life.
+                let handshake = Box::pin(acceptor.accept(stream));
+                match tokio::time::timeout(self.config.ingress.handshake_timeout, handshake).await {
                     Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
                     Ok(Err(error)) => {
                         self.metrics.connection_failed(ConnectionError::Handshake);
@@ -249,8 +251,9 @@ impl Server {
 
     async fn serve(&self, connection: Connection, peer: SocketAddr) {
         let progress = connection.progress();
+        // On the heap while there is a request: hyper keeps room for one in every connection, idle ones too.
         let service = service_fn(|request| {
-            let answer = self.handler.answer(request, peer, &progress);
+            let answer = Box::pin(self.handler.answer(request, peer, &progress));
             async { Ok::<_, std::convert::Infallible>(answer.await) }
         });
         let mut http = http1::Builder::new()
@@ -291,7 +294,12 @@ impl Server {
     fn connection_failed(&self, cause: ConnectionError, peer: SocketAddr, error: Option<&hyper::Error>) {
         self.metrics.connection_failed(cause);
         let error = error.map(tracing::field::display);
-        tracing::info!(cause = cause.as_str(), error, peer = %peer.ip(), "connection ended");
+        if cause == ConnectionError::Io {
+            // Nothing was refused: the sender closed, as most do after an early answer.
+            tracing::debug!(cause = cause.as_str(), error, peer = %peer.ip(), "connection ended");
+        } else {
+            tracing::info!(cause = cause.as_str(), error, peer = %peer.ip(), "connection ended");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod bad_input;
 mod binary;
 mod deadlines;
 mod docs;
+mod durability;
 mod ingress;
 #[path = "../kafka/mod.rs"]
 mod kafka;

@@ -2,6 +2,7 @@
 //! Kafka behind it, a small HTTP/1.1 client that can misbehave, and topics read back.
 
 pub mod http;
+pub mod load;
 pub mod log;
 
 use std::collections::BTreeMap;
