@@ -79,7 +79,7 @@ pub(super) struct Reader<'a> {
     environment: &'a [(String, String)],
     /// Variables with our prefix that no setting has taken yet: as spelt and value, by name in upper case.
     variables: BTreeMap<String, (String, String)>,
-    /// Whether the reading is for [`reference`]: then every optional table is there, and every list of tables has one.
+    /// Whether the reading is for [`reference()`]: then every optional table is there, and every list of tables has one.
     reference: bool,
     pub(super) settings: Vec<Setting>,
     pub(super) warnings: Vec<String>,
@@ -163,7 +163,7 @@ impl<'a> Reader<'a> {
         (Some(all), reader)
     }
 
-    /// What `read` would take: see [`reference`].
+    /// What `read` would take: see [`reference()`].
     fn notes<T>(read: impl FnOnce(&mut Table<'_, '_>) -> T) -> Vec<Setting> {
         let mut reader = Reader::new("", Path::new(""), &[]);
         reader.reference = true;

@@ -1,4 +1,4 @@
-//! Role `ingress`: the webhook endpoint. Accepts connections and hands each request to [`handler`].
+//! Role `ingress`: the webhook endpoint. Accepts connections and hands each request to the handler.
 //!
 //! A connection is accepted only under a permit, so that their number is bounded before anything is allocated for
 //! them. TLS handshakes run in the connection's own task, so one slow peer delays nobody.
