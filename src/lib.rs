@@ -20,10 +20,11 @@
 //!
 //! # The modules, from the bottom
 //!
-//! [`signature`], [`record`] and [`webhook`] are values: no I/O, no async. [`config`], [`metrics`] and [`tls`] are what
-//! all roles share. [`kafka`] and [`admin`] are the edges. [`ingress`] is a role; roles never import each other. [`dev`]
-//! and the binary put all of it together. `tests/it/layers.rs` keeps it so.
+//! [`signature`], [`record`], [`webhook`] and [`ledger`] are values: no I/O, no async. [`config`], [`metrics`] and
+//! [`tls`] are what all roles share. [`kafka`] and [`admin`] are the edges. [`ingress`], [`simulate`] and [`audit`] are
+//! roles; roles never import each other. [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
 
+pub mod ledger;
 pub mod record;
 pub mod signature;
 pub mod webhook;
@@ -35,6 +36,8 @@ pub mod tls;
 pub mod admin;
 pub mod kafka;
 
+pub mod audit;
 pub mod ingress;
+pub mod simulate;
 
 pub mod dev;

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use flinks_bridge::admin;
+use flinks_bridge::audit::{self, Audit};
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, TlsFiles};
 use flinks_bridge::dev::{self, Company, Dev};
 use flinks_bridge::ingress::{self, Listeners};
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{Metrics, Names};
+use flinks_bridge::simulate::{self, Simulate};
 use flinks_bridge::tls::Identity;
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -46,6 +48,12 @@ enum Role {
     Dev(Dev),
     /// The webhook endpoint.
     Ingress(Settings),
+    /// Sends webhooks as Flinks does, to any URL, and keeps a ledger of them.
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(Box<Simulate>),
+    /// Reads the topics back and says for every 200 in a ledger whether its record is there. Exit code: 0 the promise
+    /// holds, 1 it is broken, 64 and above it could not be told.
+    Audit(Audit),
     /// Checks the settings and prints them, secrets redacted, or explains them all.
     Config {
         #[command(flatten)]
@@ -86,6 +94,13 @@ fn main() -> ExitCode {
     match role {
         Role::Dev(options) => run(dev::settings(&options), true),
         Role::Ingress(settings) => run(settings.load(), false),
+        Role::Simulate(options) => simulated(*options),
+        Role::Audit(options) => {
+            if !options.quiet {
+                log_to_stderr();
+            }
+            ExitCode::from(audit::run(&options, &config::variables()))
+        }
         Role::Config { reference: true, .. } => {
             print!("{}", config::reference());
             ExitCode::SUCCESS
@@ -115,6 +130,60 @@ fn known_to_librdkafka(loaded: Loaded) -> Result<Loaded, String> {
 fn faulty(faults: &str) -> ExitCode {
     eprintln!("the settings are not usable:\n{faults}");
     ExitCode::from(USAGE)
+}
+
+/// Runs role `simulate` and prints its result. The first signal lets it finish what is under way, the second ends it.
+fn simulated(options: Simulate) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the runtime cannot be started: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    raise_file_limit(options.connections() as usize);
+    let json_wanted = options.json();
+    let work = async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = CancellationToken::new();
+        let mut role = tokio::spawn(simulate::run(options, shutdown.clone()));
+        loop {
+            let code = tokio::select! {
+                ended = &mut role => return std::io::Result::Ok(Ok(ended)),
+                _ = terminate.recv() => 128 + 15,
+                _ = interrupt.recv() => 128 + 2,
+            };
+            if shutdown.is_cancelled() {
+                return Ok(Err(code));
+            }
+            eprintln!("waiting for what is under way; a second signal ends at once");
+            shutdown.cancel();
+        }
+    };
+    let ended = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match ended {
+        Ok(Ok(Ok(Ok(summary)))) => {
+            let json =
+                |summary| serde_json::to_string_pretty(summary).expect("numbers and texts can be written") + "\n";
+            print!("{}", if json_wanted { json(&summary) } else { summary.table() });
+            ExitCode::SUCCESS
+        }
+        Ok(Ok(Ok(Err(simulate::Failure::Usage(fault))))) => {
+            eprintln!("{fault}");
+            ExitCode::from(USAGE)
+        }
+        Ok(Ok(Ok(Err(simulate::Failure::Failed(fault))))) => {
+            eprintln!("{fault}");
+            ExitCode::from(FAILED)
+        }
+        Ok(Ok(Err(_panic))) => ExitCode::from(FAILED),
+        Ok(Err(code)) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("signals cannot be awaited: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
 /// Runs the ingress, in role `dev` with its company.
@@ -151,6 +220,12 @@ fn log_to_stdout(log: &Log) -> WorkerGuard {
         LogFormat::Human => builder.with_target(false).init(),
     }
     guard
+}
+
+/// For roles whose findings go to the output: only what hinders them, and not among the findings.
+fn log_to_stderr() {
+    let builder = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_target(false);
+    builder.with_writer(std::io::stderr).init();
 }
 
 /// Lets the role run until a signal, and ends the process within the grace period or at a second signal.

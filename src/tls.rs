@@ -21,11 +21,14 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
+use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// The certificate chain and private key served now, and the files that they come from.
 pub struct Identity {
@@ -181,6 +184,72 @@ pub fn server_config(identity: Arc<Identity>) -> Result<Arc<ServerConfig>, rustl
     Ok(Arc::new(config))
 }
 
+/// The TLS side of a connection that this process opens: TLS 1.2 and 1.3, HTTP/1.1 by ALPN.
+#[derive(Clone)]
+pub struct Client(TlsConnector);
+
+/// What a [`Client`] makes of a connection.
+pub type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// Why a handshake failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The server's certificate is not one to trust under the name that was asked for.
+    #[error("the server's certificate is not trusted: {0}")]
+    Certificate(rustls::CertificateError),
+    /// Anything else.
+    #[error("the TLS handshake failed: {0}")]
+    Failed(io::Error),
+}
+
+impl Client {
+    /// Trusts the authorities in a PEM file, or without one those of the system.
+    ///
+    /// # Errors
+    /// When the file cannot be read or has no certificate in it, or the system has none.
+    pub fn new(authorities: Option<&Path>) -> Result<Client, TlsError> {
+        let mut roots = RootCertStore::empty();
+        let (name, found) = match authorities {
+            Some(path) => {
+                let pem = fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })?;
+                let unusable = |fault: String| TlsError::Unusable { path: path.display().to_string(), fault };
+                let found = CertificateDer::pem_slice_iter(&pem)
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|error| unusable(pem_fault(&error, "certificate")))?;
+                (path.display().to_string(), found)
+            }
+            None => ("the system's certificate store".to_owned(), rustls_native_certs::load_native_certs().certs),
+        };
+        let (good, _) = roots.add_parsable_certificates(found);
+        if good == 0 {
+            let fault = "no certificate of an authority in it".to_owned();
+            return Err(TlsError::Unusable { path: name, fault });
+        }
+        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .expect("the provider has suites of both versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Client(TlsConnector::from(Arc::new(config))))
+    }
+
+    /// Shakes hands with a server under this name or address.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Certificate`] if the server is not to be trusted, else [`HandshakeError::Failed`].
+    pub async fn connect(&self, host: &str, stream: TcpStream) -> Result<ClientStream, HandshakeError> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|error| HandshakeError::Failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+        self.0.connect(name, stream).await.map_err(|error| {
+            match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(fault)) => HandshakeError::Certificate(fault.clone()),
+                _ => HandshakeError::Failed(error),
+            }
+        })
+    }
+}
+
 /// A certificate that this process made, for role `dev` and tests. All three are PEM.
 #[derive(Clone)]
 pub struct SelfMade {
@@ -331,11 +400,9 @@ fn pem_fault(error: &pem::Error, wanted: &str) -> String {
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use rustls::pki_types::ServerName;
-    use rustls::{ClientConfig, RootCertStore};
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio_rustls::{TlsAcceptor, TlsConnector};
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
 
@@ -479,6 +546,33 @@ mod tests {
         let missing = files.folder.path().join("missing.crt");
         let error = Identity::load(&missing, &files.private_key).unwrap_err();
         assert_eq!(error.to_string(), format!("cannot read {}", missing.display()));
+    }
+
+    #[tokio::test]
+    async fn a_client_trusts_the_authorities_it_was_given() {
+        let (trusted, stranger) = (made(), made());
+        let folder = TempDir::new().unwrap();
+        let authority = folder.path().join("ca.pem");
+        let bad = Client::new(Some(&authority)).map(drop).unwrap_err();
+        assert!(matches!(bad, TlsError::Unreadable { .. }), "{bad}");
+        fs::write(&authority, "no certificate").unwrap();
+        assert!(Client::new(Some(&authority)).map(drop).unwrap_err().to_string().contains("no certificate of"));
+        fs::write(&authority, &trusted.ca_pem).unwrap();
+        let client = Client::new(Some(&authority)).unwrap();
+        // Whose certificate is served, by which name, and what comes of it.
+        let cases = [(&trusted, "localhost", true), (&trusted, "example.com", false), (&stranger, "localhost", false)];
+        for (made, name, good) in cases {
+            let identity = Identity::from_pem(&made.certificate_pem, &made.private_key_pem).unwrap();
+            let acceptor = TlsAcceptor::from(server_config(identity).unwrap());
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (far, _) = listener.accept().await.unwrap();
+            let server = tokio::spawn(acceptor.accept(far));
+            let connected = client.connect(name, near).await.map(drop);
+            let seen = matches!(connected, Err(HandshakeError::Certificate(_)));
+            assert_eq!((connected.is_ok(), seen), (good, !good), "{name}: {connected:?}");
+            let _ = server.await.unwrap();
+        }
     }
 
     #[test]

@@ -107,8 +107,11 @@ pub enum SecretSource {
 }
 
 impl SecretSource {
-    /// What stands there now, less one trailing newline; never empty. The error says what is wrong, without the name.
-    pub(super) fn read(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Secret, String> {
+    /// What stands there now, less one trailing newline; never empty.
+    ///
+    /// # Errors
+    /// What is wrong, without the name.
+    pub fn read(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Secret, String> {
         let secret = match self {
             SecretSource::File(path) => {
                 let mut bytes = Vec::new();

@@ -223,6 +223,14 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// A size as settings write it, such as `8KB` or `32MiB`, for a command line.
+///
+/// # Errors
+/// What is expected.
+pub fn size(text: &str) -> Result<usize, String> {
+    bytes(1..=LARGEST_BODY)(text)
+}
+
 settings! {
     /// `[log]`
     #[derive(Debug, Clone)]

@@ -1,14 +1,14 @@
 //! Reads topics without a consumer group: nothing is committed and nobody's position moves. Role `dev` prints what it
-//! reads; it is no way to work on records, which is what consumer groups are for.
+//! reads, role `audit` judges it; it is no way to work on records, which is what consumer groups are for.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers, Message};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client_config;
@@ -26,6 +26,8 @@ pub struct ReadRecord<'a> {
     pub partition: i32,
     /// Its offset in the partition.
     pub offset: i64,
+    /// When it was made (or appended, where the topic says so), in UNIX milliseconds.
+    pub timestamp_ms: Option<i64>,
     /// Its key, if it has one.
     pub key: Option<&'a [u8]>,
     /// Header names and values in their order.
@@ -34,7 +36,20 @@ pub struct ReadRecord<'a> {
     pub payload: &'a [u8],
 }
 
-impl ReadRecord<'_> {
+impl<'a> ReadRecord<'a> {
+    fn of(message: &'a BorrowedMessage<'_>) -> ReadRecord<'a> {
+        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        ReadRecord {
+            topic: message.topic(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
+            key: message.key(),
+            headers: headers.map(|header| (header.key, header.value.unwrap_or_default())).collect(),
+            payload: message.payload().unwrap_or_default(),
+        }
+    }
+
     /// The value of the first header of this name, as text where it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(header, _)| *header == name)?;
@@ -67,17 +82,7 @@ pub fn follow(
     loop {
         let flow = match consumer.poll(TURN) {
             None => on_record(None),
-            Some(Ok(message)) => {
-                let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-                on_record(Some(ReadRecord {
-                    topic: message.topic(),
-                    partition: message.partition(),
-                    offset: message.offset(),
-                    key: message.key(),
-                    headers: headers.map(|header| (header.key, header.value.unwrap_or_default())).collect(),
-                    payload: message.payload().unwrap_or_default(),
-                }))
-            }
+            Some(Ok(message)) => on_record(Some(ReadRecord::of(&message))),
             // librdkafka goes on by itself after each of these.
             Some(Err(error)) => {
                 tracing::warn!(error = %error, "reading met an error");
@@ -90,11 +95,254 @@ pub fn follow(
     }
 }
 
+/// How long Kafka may leave one question without an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long nothing may come while Kafka is known to be there: long enough for a leader to fall and another to rise.
+const STALL: Duration = Duration::from_secs(45);
+
+/// How long a partition that came to an end before its noted one must stay there.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// A part of a partition: what there is to read of it from some time on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Its topic.
+    pub topic: String,
+    /// Its partition.
+    pub partition: i32,
+    /// The first offset to read.
+    pub start: i64,
+    /// The offset after the last to read: the partition's end when it was asked for.
+    pub end: i64,
+    /// The first offset that the partition still has.
+    pub low: i64,
+}
+
+/// Why topics cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// librdkafka refuses a property.
+    #[error("kafka.properties: librdkafka refuses the settings of the reader")]
+    Settings(#[source] KafkaError),
+    /// No answer in time.
+    #[error("kafka cannot be reached or does not answer")]
+    Unreachable(#[source] KafkaError),
+    /// Records came, and then none any more before the end that had been noted.
+    #[error("topic {0}: no record came for {seconds} s before its noted end", seconds = STALL.as_secs())]
+    Stalled(String),
+    /// There is no such topic, or we may not know of it.
+    #[error("topic {0} does not exist, or may not be described")]
+    NoTopic(String),
+    /// The topic is there and may not be read.
+    #[error("topic {0} may not be read")]
+    Forbidden(String),
+    /// Retention took away what was still to be read.
+    #[error("topic {0}: trimmed by retention while it was read")]
+    Trimmed(String),
+}
+
+/// What there is to read of these topics from `since_ms` (UNIX milliseconds) on, up to their ends at this moment. Where
+/// the broker cannot look an offset up by time, a span begins with older records, which are the caller's to pass over.
+///
+/// # Errors
+/// When a topic is missing, Kafka does not answer within ten seconds, or a leader is missing for longer than a failover
+/// takes.
+pub fn spans(kafka: &config::Kafka, topics: &[impl AsRef<str>], since_ms: i64) -> Result<Vec<Span>, ScanError> {
+    let consumer = scanner(kafka)?;
+    // Of all topics: asking for one by name is a request to make it, where the broker does so.
+    let metadata = consumer.fetch_metadata(None, PATIENCE).map_err(ScanError::Unreachable)?;
+    let no_topic = |topic: &str| ScanError::NoTopic(topic.to_owned());
+    let mut spans = Vec::new();
+    let mut wanted = TopicPartitionList::new();
+    for topic in topics {
+        let topic = topic.as_ref();
+        let described = metadata.topics().iter().find(|described| described.name() == topic);
+        let described = described.filter(|described| !described.partitions().is_empty());
+        let described = described.ok_or_else(|| no_topic(topic))?;
+        for partition in described.partitions() {
+            let partition = partition.id();
+            let (low, end) = patiently(&consumer, topic, |limit| consumer.fetch_watermarks(topic, partition, limit))?;
+            spans.push(Span { topic: topic.to_owned(), partition, start: low, end, low });
+            // It cannot fail: the name comes from the metadata and the time is no special offset.
+            wanted
+                .add_partition_offset(topic, partition, Offset::Offset(since_ms.max(0)))
+                .map_err(ScanError::Settings)?;
+        }
+    }
+    let all = topics.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(", ");
+    let found = patiently(&consumer, &all, |limit| {
+        let found = consumer.offsets_for_times(wanted.clone(), limit)?;
+        found.elements().iter().try_for_each(|element| element.error())?;
+        Ok(found)
+    })?;
+    for span in &mut spans {
+        let element = found.find_partition(&span.topic, span.partition);
+        let element = element.ok_or_else(|| no_topic(&span.topic))?;
+        match element.offset() {
+            Offset::Offset(offset) => span.start = offset.clamp(span.low, span.end),
+            // Nothing is that young; or the broker (the embedded one) has no index of times and always says so.
+            _ if span.end > span.low && last_timestamp(&consumer, span)?.is_some_and(|last| last < since_ms) => {
+                span.start = span.end;
+            }
+            _ => {}
+        }
+    }
+    Ok(spans)
+}
+
+/// Asks until there is an answer, or for [`STALL`]: a leader that has just fallen is missed by nobody for some seconds,
+/// and a new one may not know at once where its log ends.
+fn patiently<T>(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    mut ask: impl FnMut(Duration) -> Result<T, KafkaError>,
+) -> Result<T, ScanError> {
+    let deadline = Instant::now() + STALL;
+    loop {
+        match ask(PATIENCE / 2) {
+            Ok(answer) => return Ok(answer),
+            Err(error) if is_final(&error) => return Err(told(topic, error)),
+            Err(error) if Instant::now() >= deadline => return Err(told(topic, error)),
+            Err(_) => {
+                std::thread::park_timeout(TURN);
+                // Else librdkafka goes on asking the leader of before. Whether it answers is seen in the next turn.
+                let _ = consumer.fetch_metadata(None, PATIENCE / 2);
+            }
+        }
+    }
+}
+
+/// When the last record of a partition was made; `None` if its last offsets hold none or it has no time.
+fn last_timestamp(consumer: &BaseConsumer<Context>, span: &Span) -> Result<Option<i64>, ScanError> {
+    let mut assignment = TopicPartitionList::new();
+    let last = Offset::Offset(span.end - 1);
+    assignment.add_partition_offset(&span.topic, span.partition, last).map_err(ScanError::Settings)?;
+    consumer.assign(&assignment).map_err(ScanError::Settings)?;
+    let deadline = Instant::now() + STALL;
+    let timestamp = loop {
+        match consumer.poll(TURN) {
+            // What an earlier assignment still had in the queue is librdkafka's to drop; this is only for the eye.
+            Some(Ok(message)) if (message.topic(), message.partition()) == (&*span.topic, span.partition) => {
+                break message.timestamp().to_millis();
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) if partition == span.partition => break None,
+            Some(Err(error)) if is_final(&error) => return Err(told(&span.topic, error)),
+            _ if Instant::now() >= deadline => return Err(ScanError::Stalled(span.topic.clone())),
+            _ => {}
+        }
+    };
+    consumer.unassign().map_err(ScanError::Unreachable)?;
+    Ok(timestamp)
+}
+
+/// Reads these spans, one topic after the other and each partition in its order, in bounded memory.
+///
+/// # Errors
+/// When not all of them could be read.
+pub fn scan(kafka: &config::Kafka, spans: &[Span], mut on_record: impl FnMut(ReadRecord<'_>)) -> Result<(), ScanError> {
+    // librdkafka names the partition but not the topic when it has come to an end, so each topic has its own reader.
+    for of_topic in spans.chunk_by(|one, other| one.topic == other.topic) {
+        let topic = &of_topic[0].topic;
+        let mut open: Vec<&Span> = of_topic.iter().filter(|span| span.start < span.end).collect();
+        if open.is_empty() {
+            continue;
+        }
+        let consumer = scanner(kafka)?;
+        let mut assignment = TopicPartitionList::new();
+        for span in &open {
+            let start = Offset::Offset(span.start);
+            assignment.add_partition_offset(topic, span.partition, start).map_err(ScanError::Settings)?;
+        }
+        consumer.assign(&assignment).map_err(ScanError::Settings)?;
+        // Partitions that have no more for now, and since when.
+        let mut at_end: Vec<(i32, Instant)> = Vec::new();
+        let mut last_sign = Instant::now();
+        while !open.is_empty() {
+            match consumer.poll(TURN) {
+                Some(Ok(message)) => {
+                    last_sign = Instant::now();
+                    at_end.retain(|(partition, _)| *partition != message.partition());
+                    let Some(at) = open.iter().position(|span| span.partition == message.partition()) else {
+                        continue;
+                    };
+                    let span = open[at];
+                    if message.offset() + 1 >= span.end {
+                        open.swap_remove(at);
+                    }
+                    if message.offset() < span.end {
+                        on_record(ReadRecord::of(&message));
+                    }
+                }
+                // Before the noted end: its last offsets hold no records (transaction markers, compaction), or a new
+                // leader does not know yet how much of its log is safe. Then more comes soon.
+                Some(Err(KafkaError::PartitionEOF(partition))) => at_end.push((partition, Instant::now())),
+                Some(Err(error)) if is_final(&error) => return Err(told(topic, error)),
+                // Told by the client's context; librdkafka goes on by itself.
+                Some(Err(_)) | None => {}
+            }
+            while let Some(at) = at_end.iter().position(|(_, since)| since.elapsed() > SETTLED) {
+                let (partition, _) = at_end.swap_remove(at);
+                let (_, end) = patiently(&consumer, topic, |limit| consumer.fetch_watermarks(topic, partition, limit))?;
+                open.retain(|span| span.partition != partition || end < span.end);
+            }
+            if last_sign.elapsed() > STALL {
+                return Err(ScanError::Stalled(topic.clone()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn scanner(kafka: &config::Kafka) -> Result<BaseConsumer<Context>, ScanError> {
+    let mut client = client_config(kafka, "flinks-bridge-audit");
+    client.set("group.id", "flinks-bridge-audit").set("enable.auto.commit", "false");
+    client.set("allow.auto.create.topics", "false");
+    client.set("enable.partition.eof", "true");
+    // What is gone must be told, never skipped.
+    client.set("auto.offset.reset", "error");
+    // Up to the partition's end, not to the last stable offset.
+    client.set("isolation.level", "read_uncommitted");
+    // These bound the memory; a larger record still comes, alone.
+    client.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "10000");
+    client.set("fetch.message.max.bytes", "1048576").set("fetch.max.bytes", "8388608");
+    client.set("receive.message.max.bytes", "1000000000");
+    client.set("fetch.wait.max.ms", "100");
+    client.create_with_context(Context).map_err(ScanError::Settings)
+}
+
+/// Whether reading cannot go on after this error. librdkafka tries by itself after all others. That a topic is not known
+/// is none of them: brokers say so for a moment while leaders change, and the topics were there when the audit began.
+fn is_final(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::TopicAuthorizationFailed | Code::Fatal)
+    )
+}
+
+fn told(topic: &str, error: KafkaError) -> ScanError {
+    use RDKafkaErrorCode as Code;
+    let topic = topic.to_owned();
+    match error.rdkafka_error_code() {
+        Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => ScanError::Trimmed(topic),
+        Some(Code::TopicAuthorizationFailed) => ScanError::Forbidden(topic),
+        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition) => ScanError::NoTopic(topic),
+        _ => ScanError::Unreachable(error),
+    }
+}
+
 struct Context;
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         super::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // That a partition has no more for now is no error, and is told to whoever polls.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::warn!(error = %error, reason, "librdkafka reports an error");
+        }
     }
 }
 

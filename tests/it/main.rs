@@ -2,6 +2,7 @@
 
 mod admission;
 mod answers;
+mod audit;
 mod bad_input;
 mod binary;
 mod deadlines;
@@ -16,5 +17,6 @@ mod privacy;
 mod publish;
 mod readiness;
 mod shutdown;
+mod simulate;
 mod support;
 mod trust;

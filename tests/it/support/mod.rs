@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flinks_bridge::config::Config;
+use flinks_bridge::config::{Config, TlsFiles};
 use flinks_bridge::ingress::{self, Listeners};
 use flinks_bridge::kafka::{self, Producers, Publish, Readiness, reader};
 use flinks_bridge::metrics::{Metrics, Names};
@@ -125,9 +125,9 @@ impl Bridge {
                 (producers.clone() as Arc<dyn Publish>, Some(producers))
             }
         };
-        let files = config.ingress.tls.as_ref();
-        let loaded = files.map(|files| Identity::load(&files.certificate, &files.private_key).expect("a good pair"));
-        let listeners = Listeners::bind(&config, identity.or(loaded)).expect("the listeners are bound");
+        let load = |files: &TlsFiles| Identity::load(&files.certificate, &files.private_key).expect("a good pair");
+        let identity = identity.or_else(|| config.ingress.tls.as_ref().map(load));
+        let listeners = Listeners::bind(&config, identity).expect("the listeners are bound");
         let addresses = listeners.addresses();
         let shutdown = CancellationToken::new();
         let role = tokio::spawn(ingress::run(config.clone(), listeners, publisher, metrics, shutdown.clone()));
