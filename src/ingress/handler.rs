@@ -8,10 +8,10 @@
 //! the record: what a log line says of a webhook is its instance, event type, key, `ce_id` and size.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -19,19 +19,21 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
-use super::admission::{Admission, NoBudget, Permit};
+use super::account::{Account, End, Known};
+use super::admission::{Admission, Permit};
 use super::connection::Progress;
+use super::instance::{Instance, bytes_of};
 use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
-use crate::metrics::{Lane, Metrics, Outcome, PublishCause, Reload};
+use crate::metrics::{Lane, Metrics, Outcome, PublishCause};
 use crate::record::{ce_id, is_traceparent};
-use crate::signature::{ContentHash, Keyring, LabelledSecret, Scheme, Secret, Signature, Verifier};
+use crate::signature::{ContentHash, Secret, Verifier};
 use crate::webhook::{EventTypes, Reception, Webhook};
 
 /// A body's rate is not looked at before this much time: the first round trips of a connection are slow.
@@ -121,19 +123,8 @@ impl Handler {
         let first_byte = progress.request_begun();
         let _in_flight = self.metrics.request_started();
         let (parts, mut body) = request.into_parts();
-        let mut account = Account {
-            metrics: &self.metrics,
-            id: self.next_request.fetch_add(1, Ordering::Relaxed),
-            begun: Instant::now(),
-            peer,
-            instance: None,
-            name: None,
-            webhook: None,
-            lane: None,
-            ended: false,
-            handed_over: false,
-            body_read: false,
-        };
+        let id = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let mut account = Account::open(&self.metrics, id, peer);
         // From the first byte, so that headers in no haste cannot outlast the grace period.
         let deadline = first_byte + self.limits.request_timeout;
         let decision = AssertUnwindSafe(self.decide(&parts, &mut body, &mut account)).catch_unwind();
@@ -390,24 +381,6 @@ impl Handler {
     }
 }
 
-/// How a request ended other than with an ack, and what its log line says of the cause.
-struct End {
-    outcome: Outcome,
-    detail: String,
-}
-
-impl From<Outcome> for End {
-    fn from(outcome: Outcome) -> End {
-        End { outcome, detail: String::new() }
-    }
-}
-
-impl From<NoBudget> for End {
-    fn from(NoBudget: NoBudget) -> End {
-        Outcome::NoBudget.into()
-    }
-}
-
 fn outcome_of(cause: PublishCause) -> Outcome {
     match cause {
         PublishCause::QueueFull => Outcome::QueueFull,
@@ -440,252 +413,4 @@ fn traceparent(headers: &HeaderMap) -> Option<Bytes> {
     let mut values = headers.get_all("traceparent").iter();
     let only = values.next().filter(|value| is_traceparent(value.as_bytes()))?;
     values.next().is_none().then(|| bytes_of(only))
-}
-
-fn bytes_of(value: &HeaderValue) -> Bytes {
-    Bytes::copy_from_slice(value.as_bytes())
-}
-
-/// A configured instance with what is derived from its settings.
-struct Instance {
-    settings: config::Instance,
-    name: Arc<str>,
-    /// The header of each scheme that a secret is configured for.
-    signature_headers: Vec<(Scheme, HeaderName)>,
-    keyring: ArcSwap<Loaded>,
-    /// What was last wrong with re-reading the secrets, so that it is told once and not at every look.
-    complaint: Mutex<Vec<String>>,
-    /// Topics that this instance puts in the place of the event types' own, by event type.
-    topics: Vec<Option<Arc<str>>>,
-}
-
-/// Secrets as read last, with the keys made from them.
-struct Loaded {
-    secrets: Vec<LabelledSecret>,
-    keys: Keyring,
-}
-
-impl Loaded {
-    fn new(secrets: Vec<LabelledSecret>) -> Loaded {
-        Loaded { keys: Keyring::new(&secrets), secrets }
-    }
-}
-
-impl Instance {
-    fn new(settings: &config::Instance, event_types: &EventTypes) -> Result<Instance, Vec<String>> {
-        let secrets = settings.load_secrets(&config::variable)?;
-        let header_of = |(scheme, name): (&Scheme, &String)| {
-            let name = HeaderName::try_from(name.as_str())
-                .map_err(|_| vec![format!("instance {}: {name:?} is no header name", settings.name)])?;
-            Ok((*scheme, name))
-        };
-        Ok(Instance {
-            name: settings.name.as_str().into(),
-            signature_headers: settings.signature_headers.iter().map(header_of).collect::<Result<_, Vec<String>>>()?,
-            keyring: ArcSwap::from_pointee(Loaded::new(secrets)),
-            complaint: Mutex::default(),
-            topics: event_types
-                .types
-                .iter()
-                .map(|event_type| settings.topics.get(&*event_type.name).map(|topic| topic.as_str().into()))
-                .collect(),
-            settings: settings.clone(),
-        })
-    }
-
-    /// Takes over secrets that have changed; the path as it is now, unless that cannot be told.
-    fn reload(&self, index: usize, metrics: &Metrics) -> Option<Secret> {
-        let path = self.settings.load_path(&config::variable);
-        let secrets = self.settings.load_secrets(&config::variable);
-        let mut faults = secrets.as_ref().err().cloned().unwrap_or_default();
-        faults.extend(path.as_ref().err().cloned());
-        if let Ok(secrets) = secrets
-            && secrets != self.keyring.load().secrets
-        {
-            let loaded = Loaded::new(secrets);
-            for (scheme, label) in loaded.keys.labels() {
-                metrics.secret_added(index, scheme, label);
-            }
-            self.keyring.store(Arc::new(loaded));
-            metrics.secrets_reloaded(Reload::Replaced);
-            tracing::info!(instance = &*self.name, "secrets replaced");
-        }
-        let mut complaint = self.complaint.lock().expect("no panic while held");
-        if !faults.is_empty() && *complaint != faults {
-            metrics.secrets_reloaded(Reload::Refused);
-            let faults = faults.join("; ");
-            tracing::error!(
-                instance = &*self.name,
-                faults,
-                "secrets cannot be read again, those read before stay in use"
-            );
-        }
-        *complaint = faults;
-        path.ok()
-    }
-
-    /// Whether the request's source address is on the instance's list, if it has one.
-    fn allows(&self, peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Result<(), End> {
-        if self.settings.allow.is_empty() {
-            return Ok(());
-        }
-        match client_address(peer, headers, limits) {
-            Some(client) if self.settings.allow.iter().any(|range| range.contains(&client)) => Ok(()),
-            _ => Err(Outcome::AddressNotAllowed.into()),
-        }
-    }
-
-    /// The signature headers of a request: each that the instance has secrets for must be there at most once and be
-    /// well-formed, and at least one must be there.
-    fn signatures(&self, headers: &HeaderMap) -> Result<Vec<(HeaderName, Bytes, Signature)>, End> {
-        if self.settings.authentication == Authentication::None {
-            return Ok(Vec::new());
-        }
-        let mut signatures = Vec::with_capacity(1);
-        for (scheme, name) in &self.signature_headers {
-            let mut values = headers.get_all(name).iter();
-            let Some(value) = values.next() else { continue };
-            if values.next().is_some() {
-                return Err(End { outcome: Outcome::SignatureRepeated, detail: name.to_string() });
-            }
-            let signature = Signature::parse(*scheme, value.as_bytes())
-                .map_err(|_| End { outcome: Outcome::SignatureMalformed, detail: name.to_string() })?;
-            signatures.push((name.clone(), bytes_of(value), signature));
-        }
-        if signatures.is_empty() { Err(Outcome::SignatureMissing.into()) } else { Ok(signatures) }
-    }
-}
-
-/// The address that a request comes from: the peer's, or, where that is a trusted proxy, the newest address in
-/// `X-Forwarded-For` that is none. `None` where that header cannot be read as far as needed.
-fn client_address(peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Option<IpAddr> {
-    let trusted = |address: &IpAddr| limits.trusted_proxies.iter().any(|range| range.contains(address));
-    let mut client = peer.to_canonical();
-    let lines: Vec<&HeaderValue> = headers.get_all("x-forwarded-for").iter().collect();
-    let mut newest_first = lines.into_iter().rev().flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-    while trusted(&client) {
-        let Some(entry) = newest_first.next() else { break };
-        let entry = std::str::from_utf8(entry).ok()?.trim();
-        let address = entry.parse::<IpAddr>().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
-        client = address.ok()?.to_canonical();
-    }
-    Some(client)
-}
-
-/// What is known of an authenticated webhook, as its log line has it.
-struct Known {
-    instance: Arc<str>,
-    event_type: usize,
-    event_type_name: Arc<str>,
-    key: Option<String>,
-    ce_id: String,
-    bytes: usize,
-    /// Its sender has an answer, whatever becomes of the record.
-    answered: AtomicBool,
-}
-
-impl Known {
-    /// Tells of an outcome that came when nobody waited for it any more.
-    fn unheard(&self, outcome: &Result<Receipt, PublishError>, answered: bool) {
-        let (instance, event_type, key) = (&*self.instance, &*self.event_type_name, self.key.as_deref());
-        let (ce_id, bytes) = (self.ce_id.as_str(), self.bytes);
-        match outcome {
-            Ok(_) if answered => {
-                tracing::info!(instance, event_type, key, ce_id, bytes, "published, but only after its answer");
-            }
-            Ok(_) => tracing::info!(instance, event_type, key, ce_id, bytes, "published, but the sender has hung up"),
-            // Its answer has been told as a failure already.
-            Err(_) if answered => {}
-            Err(error) => {
-                tracing::warn!(instance, event_type, key, ce_id, bytes, cause = %error, "webhook not published, and the sender has hung up");
-            }
-        }
-    }
-}
-
-/// Keeps account of one request: every request ends in exactly one count, also when hyper drops it because its
-/// connection broke.
-struct Account<'a> {
-    metrics: &'a Metrics,
-    id: u64,
-    begun: Instant,
-    peer: SocketAddr,
-    instance: Option<usize>,
-    name: Option<Arc<str>>,
-    webhook: Option<Arc<Known>>,
-    lane: Option<Lane>,
-    handed_over: bool,
-    body_read: bool,
-    ended: bool,
-}
-
-impl Account<'_> {
-    fn acked(&mut self, receipt: Receipt) {
-        self.count(Outcome::Acked);
-        let Some(known) = &self.webhook else { return };
-        tracing::debug!(
-            request = self.id,
-            instance = &*known.instance,
-            event_type = &*known.event_type_name,
-            key = known.key.as_deref(),
-            ce_id = known.ce_id,
-            bytes = known.bytes,
-            partition = receipt.partition,
-            offset = receipt.offset,
-            milliseconds = self.begun.elapsed().as_millis() as u64,
-            "webhook stored"
-        );
-    }
-
-    fn failed(&mut self, end: &End) {
-        self.count(end.outcome);
-        let cause = end.outcome.as_str();
-        let detail = (!end.detail.is_empty()).then_some(end.detail.as_str());
-        let (request, status) = (self.id, end.outcome.status());
-        match &self.webhook {
-            // Authenticated, and not stored: the sender tries again in half an hour, or never.
-            Some(known) => tracing::warn!(
-                request,
-                instance = &*known.instance,
-                event_type = &*known.event_type_name,
-                key = known.key.as_deref(),
-                ce_id = known.ce_id,
-                bytes = known.bytes,
-                status,
-                cause,
-                detail,
-                "webhook not stored"
-            ),
-            None => {
-                let instance = self.name.as_deref();
-                tracing::info!(request, instance, peer = %self.peer.ip(), status, cause, detail, "request refused");
-            }
-        }
-        if end.outcome == Outcome::Internal {
-            tracing::error!(request, detail, "a bug ended a request; the process goes on");
-        }
-    }
-
-    fn count(&mut self, outcome: Outcome) {
-        self.ended = true;
-        if let Some(known) = &self.webhook {
-            known.answered.store(outcome != Outcome::SenderGone, Ordering::Relaxed);
-        }
-        let event_type = self.webhook.as_ref().map(|known| known.event_type);
-        self.metrics.request_ended(self.instance, event_type, self.lane, outcome, self.begun.elapsed());
-    }
-}
-
-impl Drop for Account<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            // hyper dropped the request because its connection broke. Where the record was handed over, what becomes
-            // of it is counted and logged with its delivery report.
-            if self.handed_over {
-                self.count(Outcome::SenderGone);
-            } else {
-                self.failed(&Outcome::BodyIncomplete.into());
-            }
-        }
-    }
 }

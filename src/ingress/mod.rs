@@ -7,9 +7,11 @@
 //! balancers notice late. Then what waits in the listeners' queues is taken, the listeners are closed, and idle
 //! connections; a request of which a byte has come is answered. [`run`] returns when the last connection has ended.
 
+mod account;
 mod admission;
 mod connection;
 mod handler;
+mod instance;
 
 use std::io;
 use std::net::SocketAddr;
