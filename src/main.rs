@@ -10,7 +10,7 @@ use flinks_bridge::admin;
 use flinks_bridge::audit::{self, Audit};
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, TlsFiles};
 use flinks_bridge::dev::{self, Company, Dev};
-use flinks_bridge::ingress::{self, Listeners};
+use flinks_bridge::ingress::{self, IngressError, Listeners};
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{Metrics, Names};
 use flinks_bridge::simulate::{self, Simulate};
@@ -80,6 +80,34 @@ impl Settings {
     }
 }
 
+/// The variable that fixes from which size on glibc maps an allocation on its own.
+const MMAP_THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
+
+/// Has glibc map large allocations one by one, so that their memory goes back when they are freed. Left alone it raises
+/// the size from which it does so to that of the largest one freed, up to 32 MiB; statements of many megabytes, which
+/// librdkafka holds until their delivery report, then leave holes in the heap of more than a hundred megabytes.
+///
+/// Only what glibc finds at its start can say so without `unsafe`, so the process starts over, as the same process. An
+/// operator's own value stands. Where it cannot start over it goes on as it is: more memory is no reason not to serve.
+#[cfg(target_env = "gnu")]
+#[expect(clippy::disallowed_methods, reason = "this variable is glibc's, not a setting of ours")]
+fn map_large_allocations() {
+    use std::os::unix::process::CommandExt;
+    if std::env::var_os(MMAP_THRESHOLD).is_some() {
+        return;
+    }
+    let start_over = |program| {
+        let mut arguments = std::env::args_os();
+        let mut again = std::process::Command::new(program);
+        again.arg0(arguments.next().unwrap_or_default()).args(arguments).env(MMAP_THRESHOLD, "131072").exec()
+    };
+    let error = std::env::current_exe().map_or_else(|error| error, start_over);
+    eprintln!("warning: {MMAP_THRESHOLD} cannot be set, so memory may have holes: {error}");
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn map_large_allocations() {}
+
 fn main() -> ExitCode {
     let role = match CommandLine::try_parse() {
         Ok(CommandLine { role }) => role,
@@ -93,7 +121,10 @@ fn main() -> ExitCode {
     };
     match role {
         Role::Dev(options) => run(dev::settings(&options), true),
-        Role::Ingress(settings) => run(settings.load(), false),
+        Role::Ingress(settings) => {
+            map_large_allocations();
+            run(settings.load(), false)
+        }
         Role::Simulate(options) => simulated(*options),
         Role::Audit(options) => {
             if !options.quiet {
@@ -314,11 +345,11 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     let registry = Registry::new();
     let topics = kafka::topics_of(&config);
     let metrics = Metrics::new(&registry, &names(&config, &topics))?;
-    let producers = Arc::new(Producers::new(&config, &metrics).map_err(|error| usage(vec![error.to_string()]))?);
+    let producers = Arc::new(Producers::new(&config, &metrics).map_err(|error| usage(error.to_string()))?);
     let identity = match (&company, &config.ingress.tls) {
         (Some(company), _) => Some(company.identity()),
         (None, Some(TlsFiles { certificate, private_key })) => {
-            Some(Identity::load(certificate, private_key).map_err(|error| usage(vec![chain(&error)]))?)
+            Some(Identity::load(certificate, private_key).map_err(|error| usage(chain(&error)))?)
         }
         (None, None) => None,
     };
@@ -373,7 +404,10 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     admin_end.cancel();
     // It ends by itself, and whether it does changes nothing any more.
     let _ = admin.await;
-    drained.map_err(usage)?;
+    drained.map_err(|error| match error {
+        IngressError::Secrets(_) => usage(error.to_string()),
+        IngressError::Accepting => error.into(),
+    })?;
     // librdkafka's threads end before the process does.
     let closed = tokio::task::spawn_blocking(move || {
         producers.close();
@@ -390,8 +424,8 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
 }
 
 /// The settings are at fault, in a way that only their use could show.
-fn usage(faults: Vec<String>) -> Failure {
-    Failure { error: faults.join("; ").into(), code: USAGE }
+fn usage(fault: String) -> Failure {
+    Failure { error: fault.into(), code: USAGE }
 }
 
 fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {

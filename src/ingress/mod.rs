@@ -23,6 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -98,16 +99,16 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
 /// Serves webhooks until `shutdown` is cancelled and all that had begun by then has ended.
 ///
 /// # Errors
-/// The faults of the instances' secrets, before anything is served.
+/// The faults of the instances' secrets, before anything is served; later only what a bug has ended.
 pub async fn run(
     config: Arc<Config>,
     listeners: Listeners,
     publisher: Arc<dyn Publish>,
     metrics: Metrics,
     shutdown: CancellationToken,
-) -> Result<(), Vec<String>> {
+) -> Result<(), IngressError> {
     let server = Arc::new(Server {
-        handler: Handler::new(&config, publisher, metrics.clone())?,
+        handler: Handler::new(&config, publisher, metrics.clone()).map_err(IngressError::Secrets)?,
         connections: Arc::new(Semaphore::new(config.ingress.max_connections)),
         tasks: TaskTracker::new(),
         closing: CancellationToken::new(),
@@ -118,23 +119,42 @@ pub async fn run(
         server.metrics.certificate_expires(identity.not_after());
     }
     let reload = tokio::spawn(server.clone().reload(listeners.identity.clone()));
+    let mut accepting = JoinSet::new();
     for (listener, acceptor) in listeners.bound {
-        server.tasks.spawn(server.clone().accept(listener, acceptor));
+        accepting.spawn(server.clone().accept(listener, acceptor));
     }
-    shutdown.cancelled().await;
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        // They end at `closing`, so this one did not end by itself. A process that accepts nothing looks well from
+        // everywhere but outside, so it must not go on.
+        Some(_ended) = accepting.join_next() => return Err(IngressError::Accepting),
+    }
     server.handler.drain();
     tokio::time::sleep(server.config.shutdown.drain_lag).await;
     server.closing.cancel();
+    // What they take last counts among the connections below.
+    while accepting.join_next().await.is_some() {}
     server.tasks.close();
     server.tasks.wait().await;
     reload.abort();
     Ok(())
 }
 
+/// Why the ingress does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum IngressError {
+    /// Secrets of instances cannot be used: a line each, naming the setting.
+    #[error("{}", .0.join("; "))]
+    Secrets(Vec<String>),
+    /// A bug ended the task that accepts a listener's connections.
+    #[error("a bug ended the task that accepts connections")]
+    Accepting,
+}
+
 struct Server {
     handler: Handler,
     connections: Arc<Semaphore>,
-    /// Accept loops and connections.
+    /// Connections.
     tasks: TaskTracker,
     /// Cancelled at the end of the drain lag.
     closing: CancellationToken,

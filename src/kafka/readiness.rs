@@ -208,13 +208,15 @@ impl Readiness {
         let readiness = self.clone();
         let probe = move || {
             let mut insync_known = false;
+            let mut ask_insync_from = 0;
             for round in 0_u64.. {
                 if readiness.stop.load(Ordering::Relaxed) {
                     break;
                 }
                 let reached = readiness.probe(&ask);
-                if reached && !insync_known && round % MIN_INSYNC_EVERY == 0 {
+                if reached && !insync_known && round >= ask_insync_from {
                     insync_known = readiness.learn_min_insync();
+                    ask_insync_from = round + MIN_INSYNC_EVERY;
                 }
                 thread::park_timeout(PROBE_INTERVAL);
             }

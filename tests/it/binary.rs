@@ -315,6 +315,9 @@ async fn the_example_serves_without_kafka_and_ends_with_0() {
     let made = example(directory.path(), "[shutdown]\ndrain_lag = \"0s\"\n");
     let mut bridge = Running::start(&["ingress", "--config", "flinks-bridge.toml"], directory.path(), &[]);
     let (addresses, admin) = bridge.addresses().await;
+    let environment = std::fs::read(format!("/proc/{}/environ", bridge.child.id())).expect("it runs");
+    let mut variables = environment.split(|byte| *byte == 0);
+    assert!(variables.any(|variable| variable == b"MALLOC_MMAP_THRESHOLD_=131072"), "large allocations are not mapped");
     assert_eq!(get(admin, "/livez").await, (200, "live\n".to_owned()));
     let (status, reasons) = get(admin, "/readyz").await;
     assert_eq!(status, 503);

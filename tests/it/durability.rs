@@ -387,7 +387,7 @@ fn pressure(cluster: &Cluster, runtime: &Runtime, tls: bool) -> Vec<Named> {
     let peak = bridge.memory().1;
     let kind = if tls { "TLS" } else { "plain" };
     println!(
-        "1,000 posts of 5 MB at once, {IDLE} idle {kind} connections (debug build): RSS {at_start} MiB at start, \
+        "1,000 posts of 5 MB at once, {IDLE} idle {kind} connections: RSS {at_start} MiB at start, \
          {idle} MiB with the idle connections, {peak} MiB at its peak\n{statements}{pay}"
     );
     // What finds no room within the admission wait is refused; 408 is what a sender sees whom a thousand others, on the

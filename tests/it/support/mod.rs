@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flinks_bridge::config::{Config, TlsFiles};
-use flinks_bridge::ingress::{self, Listeners};
+use flinks_bridge::ingress::{self, IngressError, Listeners};
 use flinks_bridge::kafka::{self, Producers, Publish, Readiness, reader};
 use flinks_bridge::metrics::{Metrics, Names};
 use flinks_bridge::signature::{Scheme, Secret, sign};
@@ -94,7 +94,7 @@ pub struct Bridge {
     /// The producers, where real ones are used.
     pub producers: Option<Arc<Producers>>,
     registry: Registry,
-    role: JoinHandle<Result<(), Vec<String>>>,
+    role: JoinHandle<Result<(), IngressError>>,
 }
 
 impl Bridge {
