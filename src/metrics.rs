@@ -226,6 +226,8 @@ label! {
         Fatal = "fatal",
         /// Thrown out of the queue when a producer was given up or at shutdown.
         Purged = "purged",
+        /// The producer takes it for stored, but no broker has named its offset.
+        Unproven = "unproven",
         /// Anything else.
         Other = "other",
     }

@@ -264,9 +264,9 @@ settings! {
         /// How records are compressed (`compression.type`): `none`, `lz4`, `zstd`, `snappy` or `gzip`.
         pub compression: String = value("lz4", choice(&COMPRESSIONS.map(|name| (name, name.to_owned())))),
         /// The producer for bodies up to `ingress.small_body`.
-        pub small: Lane = table(|lane| Lane::read(lane, "20s", "6s", "5s", "5")),
+        pub small: Lane = table(|lane| Lane::read(lane, "20s", "6s", "5s")),
         /// The producer for larger bodies.
-        pub large: Lane = table(|lane| Lane::read(lane, "30s", "15s", "12s", "2")),
+        pub large: Lane = table(|lane| Lane::read(lane, "30s", "15s", "12s")),
         /// How long no topic's leader may be reachable, or every publish fail, before the bridge says that it is not
         /// ready.
         pub unready_after: Duration = value("15s", deadline),
@@ -295,7 +295,7 @@ impl fmt::Debug for Kafka {
 settings! {
     /// `[kafka.small]`, `[kafka.large]`
     #[derive(Debug, Clone)]
-    pub struct Lane[publish_deadline, socket_timeout, request_timeout, max_in_flight] {
+    pub struct Lane[publish_deadline, socket_timeout, request_timeout] {
         /// How long a publish may take before it has failed (`message.timeout.ms`); more than 5s.
         pub publish_deadline: Duration = value(publish_deadline, deadline),
         /// How long a broker may leave a request unanswered before the connection is given up (`socket.timeout.ms`).
@@ -305,8 +305,6 @@ settings! {
         /// How long the broker itself may wait for its replicas (`request.timeout.ms`).
         pub request_timeout: Duration =
             value(request_timeout, duration(Duration::from_millis(1)..=Duration::from_secs(900))),
-        /// Requests under way at once on a connection (`max.in.flight`), 1 to 5: above that the order is not kept.
-        pub max_in_flight: u32 = value(max_in_flight, number(1..=5)),
     }
 }
 
@@ -339,7 +337,7 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 const ACKS: &str = "the bridge always publishes with acks=all";
 const DEADLINE: &str = "use kafka.small.publish_deadline and kafka.large.publish_deadline";
-const IN_FLIGHT: &str = "use kafka.small.max_in_flight and kafka.large.max_in_flight";
+const IN_FLIGHT: &str = "fixed to 1: with more, a record that Kafka refused can be taken for stored";
 const SERVERS: &str = "use kafka.bootstrap_servers";
 const LINGER: &str = "use kafka.linger";
 const COMPRESSION: &str = "use kafka.compression";
@@ -611,9 +609,9 @@ listen = "127.0.0.1:9464"
         let seconds = Duration::from_secs;
         assert_eq!((log.format, &*log.level), (LogFormat::Json, "info"));
         assert_eq!((kafka.linger, &*kafka.compression, kafka.unready_after), (seconds(0), "lz4", seconds(15)));
-        let lane = |l: Lane| (l.publish_deadline, l.socket_timeout, l.request_timeout, l.max_in_flight);
-        assert_eq!(lane(kafka.small), (seconds(20), seconds(6), seconds(5), 5));
-        assert_eq!(lane(kafka.large), (seconds(30), seconds(15), seconds(12), 2));
+        let lane = |l: Lane| (l.publish_deadline, l.socket_timeout, l.request_timeout);
+        assert_eq!(lane(kafka.small), (seconds(20), seconds(6), seconds(5)));
+        assert_eq!(lane(kafka.large), (seconds(30), seconds(15), seconds(12)));
         assert_eq!(ingress.listen, ["0.0.0.0:8443".parse().expect("an address")]);
         assert!(ingress.plain_listen.is_empty() && ingress.tls.is_none() && ingress.trusted_proxies.is_empty());
         let sizes = (ingress.body_limit, ingress.bytes_in_flight, ingress.small_reserve, ingress.small_body);
@@ -664,8 +662,8 @@ kafka.unready_after = "0s"
 kafka.linger = "1001ms"
 ! kafka.linger = "1001ms" (bridge.toml:2): expected a duration from 0s to 1s, such as 20s or 500ms
 
-kafka.small.max_in_flight = 6
-! kafka.small.max_in_flight = "6" (bridge.toml:2): expected a number from 1 to 5
+kafka.small.socket_timeout = "5ms"
+! kafka.small.socket_timeout = "5ms" (bridge.toml:2): expected a duration from 10ms to 5m, such as 20s or 500ms
 
 kafka.compression = "rar"
 ! kafka.compression = "rar" (bridge.toml:2): expected none or lz4 or zstd or snappy or gzip
@@ -747,7 +745,7 @@ kafka.properties."linger.ms" = 5
 
 kafka.properties.max.in.flight = 5
 ! kafka.properties.max.in.flight = "5" (bridge.toml:2):
-  not allowed: use kafka.small.max_in_flight and kafka.large.max_in_flight
+  not allowed: fixed to 1: with more, a record that Kafka refused can be taken for stored
 
 $ FLINKS_BRIDGE__KAFKA__PROPERTIES__MESSAGE_TIMEOUT_MS=1
 ! kafka.properties.message.timeout.ms = "1" (FLINKS_BRIDGE__KAFKA__PROPERTIES__MESSAGE_TIMEOUT_MS):
@@ -958,7 +956,7 @@ $ FLINKS_BRIDGE__NO=1
             &[
                 ("FLINKS_BRIDGE__LOG__LEVEL", "warn"),
                 ("flinks_bridge__ingress__listen", "127.0.0.1:2, [::1]:2"),
-                ("FLINKS_BRIDGE__KAFKA__SMALL__MAX_IN_FLIGHT", "1"),
+                ("FLINKS_BRIDGE__KAFKA__SMALL__SOCKET_TIMEOUT", "7s"),
                 ("FLINKS_BRIDGE__KAFKA__PROPERTIES__SASL_PASSWORD", "hunter2"),
                 ("FLINKS_BRIDGE__TOPICS__ACCOUNTS_DETAIL", "accounts"),
                 ("FLINKS_BRIDGE__INSTANCE__0__NAME", "renamed"),
@@ -978,7 +976,7 @@ $ FLINKS_BRIDGE__NO=1
         assert_eq!(config.log.level, "warn");
         let listen: Vec<String> = config.ingress.listen.iter().map(ToString::to_string).collect();
         assert_eq!(listen, ["127.0.0.1:2", "[::1]:2"]);
-        assert_eq!(config.kafka.small.max_in_flight, 1);
+        assert_eq!(config.kafka.small.socket_timeout, Duration::from_secs(7));
         assert_eq!(config.kafka.properties["sasl.password"], "hunter2");
         let [first, second] = &config.instances[..] else { panic!("{:?}", config.instances) };
         assert_eq!((&*first.name, &*second.name, second.path.expose()), ("renamed", "second", "/second".as_bytes()));

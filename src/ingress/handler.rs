@@ -390,6 +390,7 @@ fn outcome_of(cause: PublishCause) -> Outcome {
         | PublishCause::Permission
         | PublishCause::Fatal
         | PublishCause::Purged
+        | PublishCause::Unproven
         | PublishCause::Other => Outcome::KafkaRefused,
     }
 }

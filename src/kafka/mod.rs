@@ -1,8 +1,8 @@
 //! Everything that speaks Kafka; no other module touches rdkafka.
 //!
 //! The ack rule, on which the product rests: a [`Receipt`] exists only if a delivery report without an error said that
-//! the record is persisted, with `acks=all`. Nothing else makes one: not the hand-over to librdkafka, not the end of a
-//! wait, not a flush. Each record is handed to librdkafka once; librdkafka retries it idempotently until the lane's
+//! the record is persisted, with `acks=all`, and at which offset. Nothing else makes one: not the hand-over to
+//! librdkafka, not the end of a wait, not a flush, and not what librdkafka concludes from a later record's success. Each record is handed to librdkafka once; librdkafka retries it idempotently until the lane's
 //! publish deadline, and exactly one outcome comes back.
 //!
 //! The seam to the layers above is [`Publish`]. It says nothing of HTTP, and nothing of rdkafka's types leaves here.
@@ -69,12 +69,16 @@ pub trait Publish: Send + Sync {
 /// librdkafka properties that both producers, the readiness probe and the reader share.
 fn client_config(kafka: &config::Kafka, client_id: &str) -> ClientConfig {
     let mut client = ClientConfig::new();
+    set_client_properties(&mut client, kafka, client_id);
+    client
+}
+
+fn set_client_properties(client: &mut ClientConfig, kafka: &config::Kafka, client_id: &str) {
     client.set("bootstrap.servers", &kafka.bootstrap_servers);
     client.set("client.id", client_id);
     for (name, value) in &kafka.properties {
         client.set(name, value);
     }
-    client
 }
 
 /// How much larger than the body a record may be: its key and headers. What a sender can put there is bounded by the
@@ -105,7 +109,10 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     client.set("socket.timeout.ms", millis(own.socket_timeout));
     client.set("request.timeout.ms", millis(own.request_timeout));
     client.set("socket.connection.setup.timeout.ms", millis(own.socket_timeout));
-    client.set("max.in.flight", own.max_in_flight.to_string());
+    // A broker that knows nothing of the producer in a partition takes its second request although it refused the first
+    // (no leader yet, too few replicas), and librdkafka then reports the first as persisted too (its "implicit ack").
+    // Little is lost: a broker works on one request a connection at a time, and each takes all that waits.
+    client.set("max.in.flight", "1");
     client.set("linger.ms", millis(kafka.linger));
     client.set("compression.type", &kafka.compression);
     client.set("message.max.bytes", (limits.body_limit + RECORD_OVERHEAD).to_string());
@@ -121,9 +128,8 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     // What Java's producer does, so that these topics and others keyed by LoginId can be joined by partition.
     client.set("partitioner", "murmur2_random");
     client.set("statistics.interval.ms", "2000");
-    for (name, value) in client_config(kafka, &format!("flinks-bridge-{}", lane.as_str())).config_map() {
-        client.set(name, value);
-    }
+    // Last, so that they win. Not copied from another `ClientConfig`, which does not give passwords away again.
+    set_client_properties(&mut client, kafka, &format!("flinks-bridge-{}", lane.as_str()));
     client
 }
 
@@ -173,5 +179,39 @@ fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
         Level::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
         Level::Notice | Level::Info => tracing::info!(target: "librdkafka", facility, "{message}"),
         Level::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::path::Path;
+
+    #[test]
+    fn properties_reach_the_producers_as_they_were_given() {
+        let text = r#"
+            [kafka]
+            bootstrap_servers = "127.0.0.1:1"
+            [kafka.properties]
+            "sasl.password" = "invented"
+            "client.rack" = "a"
+            [[instance]]
+            name = "toolbox"
+            path = "/"
+            authentication = "none"
+        "#;
+        let config = Config::parse(text, Path::new("test.toml"), &[]).map_err(|faults| faults.to_string());
+        let config = config.expect("the settings are good").config;
+        for lane in [Lane::Small, Lane::Large] {
+            let client = producer_config(&config.kafka, &config.ingress, lane);
+            let native = client.create_native_config().expect("librdkafka takes it");
+            let get = |name| native.get(name).expect("librdkafka knows it");
+            assert_eq!((get("sasl.password"), get("client.rack")), ("invented".to_owned(), "a".to_owned()));
+            assert_eq!(
+                (get("acks"), get("max.in.flight"), get("bootstrap.servers")),
+                ("-1".into(), "1".into(), "127.0.0.1:1".into())
+            );
+        }
     }
 }

@@ -25,7 +25,7 @@ use rdkafka::statistics::{Statistics, Window};
 use tokio_util::sync::CancellationToken;
 
 use super::readiness::Readiness;
-use super::{OnOutcome, Publish, PublishError, Receipt, producer_config};
+use super::{OnOutcome, Publish, PublishError, Receipt, client_config, producer_config};
 use crate::config;
 use crate::metrics::{BrokerStatistics, Lane, Metrics, ProducerStatistics, PublishCause, Quantiles};
 use crate::record::Record;
@@ -55,8 +55,13 @@ impl Producers {
         let readiness = Arc::new(Readiness::new(config, metrics.clone()));
         let small = Arc::new(LaneProducer::new(config, Lane::Small, metrics, &readiness)?);
         let large = Arc::new(LaneProducer::new(config, Lane::Large, metrics, &readiness)?);
-        let probe = small.clone();
-        let ask = move |topic: &str, timeout| probe.current.load_full().client().fetch_metadata(Some(topic), timeout);
+        // A client of its own: a broker takes one request a connection at a time, and records are not to wait for it.
+        let mut probe = client_config(&config.kafka, "flinks-bridge-probe");
+        let probe: BaseProducer<ProbeContext> = probe
+            .set("allow.auto.create.topics", "false")
+            .create_with_context(ProbeContext)
+            .map_err(|error| KafkaSettingError::new("probe", &error))?;
+        let ask = move |topic: &str, timeout| probe.client().fetch_metadata(Some(topic), timeout);
         let broken = CancellationToken::new();
         let threads =
             [small.clone().start(broken.clone()), large.clone().start(broken.clone()), readiness.start_probe(ask)];
@@ -141,21 +146,21 @@ impl Drop for Producers {
     }
 }
 
-/// librdkafka refuses to make a producer: its settings do not go together. It names no value, since that may be secret.
+/// librdkafka refuses to make a client: its settings do not go together. It names no value, since that may be secret.
 #[derive(Debug, thiserror::Error)]
-#[error("kafka: librdkafka cannot make the {lane} producer: {what}")]
+#[error("kafka: librdkafka cannot make the {client} client: {what}")]
 pub struct KafkaSettingError {
-    lane: &'static str,
+    client: &'static str,
     what: String,
 }
 
 impl KafkaSettingError {
-    fn new(lane: Lane, error: &KafkaError) -> KafkaSettingError {
+    fn new(client: &'static str, error: &KafkaError) -> KafkaSettingError {
         let what = match error {
             KafkaError::ClientConfig(_, _, property, _) => format!("it does not take the value of {property}"),
             other => other.to_string(),
         };
-        KafkaSettingError { lane: lane.as_str(), what }
+        KafkaSettingError { client, what }
     }
 }
 
@@ -182,7 +187,7 @@ impl LaneProducer {
         let client_config = producer_config(&config.kafka, &config.ingress, lane);
         let context =
             Context { lane, metrics: metrics.clone(), readiness: readiness.clone(), given_up: Arc::default() };
-        let refused = |error| KafkaSettingError::new(lane, &error);
+        let refused = |error| KafkaSettingError::new(lane.as_str(), &error);
         let native = Native::from_config_and_context(&client_config, context).map_err(refused)?;
         Ok(LaneProducer {
             lane,
@@ -338,13 +343,16 @@ impl ProducerContext for Context {
 
     fn delivery(&self, report: &DeliveryResult<'_>, outstanding: Box<Outstanding>) {
         let outcome = match report {
-            Ok(message) if persistence(message) == Persistence::Yes => {
+            Ok(message) if persistence(message) == Persistence::Yes && message.offset() >= 0 => {
                 self.metrics.record_acked(self.lane, outstanding.handed_over.elapsed());
                 self.readiness.acked();
                 Ok(Receipt { partition: message.partition(), offset: message.offset() })
             }
-            // No error, and yet not persisted: cannot be with acks=all, and is not taken for an ack if it ever is.
-            Ok(message) => Err((sort(None, persistence(message) != Persistence::No), message)),
+            // No broker has said so of this record: librdkafka has concluded it from another one's success.
+            Ok(message) => {
+                let detail = "no offset is known".to_owned();
+                Err((PublishError { cause: PublishCause::Unproven, possibly_persisted: true, detail }, message))
+            }
             Err((error, message)) => {
                 Err((sort(error.rdkafka_error_code(), persistence(message) != Persistence::No), message))
             }
@@ -379,6 +387,25 @@ impl ClientContext for Context {
         // Transient by librdkafka's own account (it goes on trying); fatal errors are told by the lane's thread.
         tracing::warn!(lane = self.lane.as_str(), error = %error, reason, "librdkafka reports an error");
     }
+}
+
+/// The readiness probe's client: it only asks, and what fails is told by what it is asked for.
+struct ProbeContext;
+
+impl ClientContext for ProbeContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        super::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(error = %error, reason, "the probe's client reports an error");
+    }
+}
+
+impl ProducerContext for ProbeContext {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
 fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {

@@ -167,6 +167,7 @@ impl Readiness {
             | PublishCause::Deadline
             | PublishCause::Fatal
             | PublishCause::Purged
+            | PublishCause::Unproven
             | PublishCause::Other => {}
         }
         let now = Instant::now();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use flinks_bridge::config::Config;
+use flinks_bridge::config::{Config, Kafka};
 use flinks_bridge::kafka::{OnOutcome, Publish, PublishError, Receipt};
 use flinks_bridge::metrics::{Lane, PublishCause};
 use flinks_bridge::record::Record;
@@ -27,6 +27,10 @@ use crate::support::{Bridge, PATH, Stored, TOPICS, eventually, mock_cluster, rea
 const DEADLINE: Duration = Duration::from_secs(2);
 /// How much later than a deadline an answer may come on a busy machine.
 const SLACK: Duration = Duration::from_secs(8);
+
+/// How long a publish may take where a broker takes a second and a half for each request: the readiness probe's, one a
+/// topic, go before it on the same connection.
+const BEHIND_PROBES: Duration = Duration::from_secs(40);
 
 /// Deadlines lower than the settings allow: what they are is tested elsewhere, what follows from them is tested here.
 pub fn quick(bootstrap_servers: &str) -> Config {
@@ -249,6 +253,54 @@ pub async fn recovers(bridge: &Bridge, body: &[u8]) {
     }
 }
 
+/// Two records of one key, of which the broker refuses the first, once, while both are under way if the producer lets
+/// them: their answers, and how often each is stored.
+async fn refused_once(config: Config) -> (Bridge, [Answer; 2], [usize; 2]) {
+    let cluster = mock_cluster(1);
+    let config = Config { kafka: Kafka { bootstrap_servers: cluster.bootstrap_servers(), ..config.kafka }, ..config };
+    let bridge = Bridge::start(config);
+    // The producer knows its topic and has its number.
+    assert_eq!(post(&bridge, &webhook("before", 0)).await.status, 200);
+    let bodies = [webhook("same", 1), webhook("same", 2)];
+    cluster.request_errors(ApiKey::Produce, &[Error::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS]);
+    cluster.broker_round_trip_time(1, Duration::from_secs(1)).expect("there is a broker 1");
+    let mut answers = Vec::new();
+    for body in &bodies {
+        answers.push(post_in_background(&bridge, body.clone()));
+        let begun = answers.len() as f64;
+        let in_flight = || bridge.metric("bridge_ingress_requests_in_flight", &[]) == begun;
+        eventually("the request is in flight", Duration::from_secs(5), in_flight).await;
+    }
+    let [first, second] = <[_; 2]>::try_from(answers).expect("two were posted");
+    let answers = [first.await.expect("no panic"), second.await.expect("no panic")];
+    cluster.broker_round_trip_time(1, Duration::ZERO).expect("there is a broker 1");
+    let acked = answers.iter().filter(|answer| answer.status == 200).count();
+    let stored = all_stored(&cluster.bootstrap_servers(), 1 + acked);
+    (bridge, answers, bodies.map(|body| times(&stored, &body)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_record_is_tried_again_before_a_later_one() {
+    let (bridge, answers, stored) = refused_once(settings("set-later:1", "")).await;
+    assert_eq!((answers.map(|answer| answer.status), stored), ([200, 200], [1, 1]));
+    assert_eq!(counted(&bridge), plain(3, 3));
+    bridge.stop().await;
+}
+
+/// What the producer's settings keep from happening: with several requests under way, librdkafka takes the success of the
+/// second for that of the first, which is nowhere (`rd_kafka_dr_implicit_ack`).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_without_an_offset_is_no_receipt() {
+    let mut config = settings("set-later:1", "");
+    config.kafka.properties.insert("max.in.flight".to_owned(), "5".to_owned());
+    let (bridge, [refused, later], stored) = refused_once(config).await;
+    assert_unavailable(&refused, "kafka-refused", "reported without an offset");
+    assert_eq!((later.status, stored), (200, [0, 1]), "the case is one in which a record is reported and not there");
+    assert_eq!(errors_of(&bridge, PublishCause::Unproven), 1.0);
+    assert_eq!(counted(&bridge), Counted { errors: 1, possibly_persisted: 1, ..plain(3, 2) });
+    bridge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_never_sent_is_not_possibly_persisted() {
     let cluster = mock_cluster(1);
@@ -393,7 +445,7 @@ fn a_sender_that_hangs_up_does_not_cancel_its_publish() {
             SockRef::from(&*client.stream()).set_linger(Some(Duration::ZERO)).expect("a socket option");
         }
         drop(client);
-        eventually(&format!("the hang-up is counted: {what}"), Duration::from_secs(15), || {
+        eventually(&format!("the hang-up is counted: {what}"), BEHIND_PROBES, || {
             bridge.metric("bridge_ingress_sender_gone_total", &[("outcome", "acked")]) == 1.0
         })
         .await;
@@ -439,7 +491,7 @@ fn a_hang_up_through_tls_is_noticed_as_well() {
                 SockRef::from(client.stream().get_ref().0).set_linger(Some(Duration::ZERO)).expect("a socket option");
             }
             drop(client);
-            eventually(&format!("the hang-up is counted: {what}"), Duration::from_secs(15), || {
+            eventually(&format!("the hang-up is counted: {what}"), BEHIND_PROBES, || {
                 bridge.metric("bridge_ingress_sender_gone_total", &[("outcome", "acked")]) == 1.0
             })
             .await;
@@ -569,6 +621,7 @@ async fn the_outcome_is_a_failure_until_a_receipt_says_otherwise() {
             | PublishCause::Permission
             | PublishCause::Fatal
             | PublishCause::Purged
+            | PublishCause::Unproven
             | PublishCause::Other => "kafka-refused",
         };
         for possibly_persisted in [false, true] {
