@@ -263,17 +263,18 @@ async fn refused_once(config: Config) -> (Bridge, [Answer; 2], [usize; 2]) {
     assert_eq!(post(&bridge, &webhook("before", 0)).await.status, 200);
     let bodies = [webhook("same", 1), webhook("same", 2)];
     cluster.request_errors(ApiKey::Produce, &[Error::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS]);
-    cluster.broker_round_trip_time(1, Duration::from_secs(1)).expect("there is a broker 1");
+    // Long enough for the producer's statistics to tell that it has the one and then the other.
+    cluster.broker_round_trip_time(1, Duration::from_millis(5500)).expect("there is a broker 1");
     let mut answers = Vec::new();
     for body in &bodies {
         answers.push(post_in_background(&bridge, body.clone()));
         let begun = answers.len() as f64;
-        let in_flight = || bridge.metric("bridge_ingress_requests_in_flight", &[]) == begun;
-        eventually("the request is in flight", Duration::from_secs(5), in_flight).await;
+        let handed_over = || bridge.metric("bridge_kafka_queue_records", &[("lane", "small")]) == begun;
+        eventually("the producer has the record", Duration::from_secs(10), handed_over).await;
     }
+    cluster.broker_round_trip_time(1, Duration::ZERO).expect("there is a broker 1");
     let [first, second] = <[_; 2]>::try_from(answers).expect("two were posted");
     let answers = [first.await.expect("no panic"), second.await.expect("no panic")];
-    cluster.broker_round_trip_time(1, Duration::ZERO).expect("there is a broker 1");
     let acked = answers.iter().filter(|answer| answer.status == 200).count();
     let stored = all_stored(&cluster.bootstrap_servers(), 1 + acked);
     (bridge, answers, bodies.map(|body| times(&stored, &body)))
