@@ -53,17 +53,18 @@ Examples:
     flinks-bridge simulate --url https://localhost:8443/flinks/dev --instance dev --cacert FILE \\
       --secret not-a-secret-only-for-dev --count 1000 --max-size 8KB --ledger run.ledger
 
-  All instances of an ingress, 50 webhooks a second for ten minutes, some senders misbehaving, Flinks' half hour in half
-  a second, and a page with pictures:
-    flinks-bridge simulate --config flinks-bridge.toml --url-base https://bridge.example --rate 50 --duration 10m \\
-      --ramp 30s --time-scale 3600 --misbehave wrong-signature=0.01,hang-up=0.01 --report run.html
+  All instances of an ingress, 50 webhooks a second for ten minutes, some senders misbehaving,
+  Flinks' half hour in half a second, and a page with pictures:
+    flinks-bridge simulate --config flinks-bridge.toml --url-base https://bridge.example \\
+      --rate 50 --duration 10m --ramp 30s --time-scale 3600 \\
+      --misbehave wrong-signature=0.01,hang-up=0.01 --report run.html
 
-Only 200 counts. Bodies are invented, dates in them are fixed, and the result is printed at the end; Ctrl-C ends the
-sending, waits for answers under way and prints it too. Memory: bodies as many as --memory allows, and about 50 bytes
-for each webhook that waits for a retry.
+Only 200 counts. Bodies are invented, dates in them are fixed, and the result is printed at the
+end; Ctrl-C ends the sending, waits for answers under way and prints it too. Memory: bodies as many
+as --memory allows, and about 50 bytes for each webhook that waits for a retry.
 
-Exit codes: 0 ran to its end, whatever was answered; 1 no connection, or a certificate that is not to be trusted;
-64 the command line is at fault.";
+Exit codes: 0 ran to its end, whatever was answered; 1 no connection, or a certificate that is not
+to be trusted; 64 the command line is at fault.";
 
 /// Options of role `simulate`.
 #[derive(Debug, Clone, Args)]
