@@ -415,6 +415,11 @@ impl Metrics {
         self.0.possibly_persisted[lane as usize].inc();
     }
 
+    /// A record was reported that may have been written twice: see the family's help.
+    pub fn possibly_doubled(&self, lane: Lane) {
+        self.0.possibly_doubled[lane as usize].inc();
+    }
+
     /// A fatal error has led to a new producer.
     pub fn producer_rebuilt(&self, lane: Lane) {
         self.0.producer_rebuilds[lane as usize].inc();
@@ -537,6 +542,8 @@ families! {
         "Publishes that failed.";
     POSSIBLY_PERSISTED: "counter" "bridge_kafka_possibly_persisted_total" ["lane"]
         "Publishes that failed although their record may be in the topic.";
+    POSSIBLY_DOUBLED: "counter" "bridge_kafka_possibly_doubled_total" ["lane"]
+        "Records that were under way when another publish of their producer failed: librdkafka may have written them twice.";
     PRODUCER_REBUILDS: "counter" "bridge_kafka_producer_rebuilds_total" ["lane"]
         "Producers replaced after a fatal error.";
     QUEUE_RECORDS: "gauge" "bridge_kafka_queue_records" ["lane"]
@@ -632,6 +639,7 @@ struct Families {
     ack_duration: Vec<Histogram>,
     publish_errors: Vec<Vec<IntCounter>>,
     possibly_persisted: Vec<IntCounter>,
+    possibly_doubled: Vec<IntCounter>,
     producer_rebuilds: Vec<IntCounter>,
     queue_records: Vec<IntGauge>,
     queue_bytes: Vec<IntGauge>,
@@ -685,6 +693,7 @@ impl Families {
                 })
                 .collect(),
             possibly_persisted: POSSIBLY_PERSISTED.counters_of(registry, lanes)?,
+            possibly_doubled: POSSIBLY_DOUBLED.counters_of(registry, lanes)?,
             producer_rebuilds: PRODUCER_REBUILDS.counters_of(registry, lanes)?,
             queue_records: QUEUE_RECORDS.gauges_of(registry, lanes)?,
             queue_bytes: QUEUE_BYTES.gauges_of(registry, lanes)?,

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Sets up all that the tests need on Debian 12 with Rust and a C compiler, then runs every one of them, those on a real
-# Apache Kafka included. Installs Java 17 and Maven where it may (as root or with sudo that asks no password);
-# otherwise it names what is missing and stops. It never skips.
+# Apache Kafka included. Installs Java 17, Maven, haproxy and libfaketime where it may (as root or with sudo that asks
+# no password); otherwise it names what is missing and stops. It never skips.
 #
-# Arguments go to `cargo test`. The jars of Kafka are kept outside the checkout: see tests/kafka/fetch.sh.
+# Arguments go to `cargo test`, and with any the fault matrix is left out; FLINKS_BRIDGE_LONG_FAULTS=1 makes its loads
+# longer and runs the rows that cost too much otherwise. The jars of Kafka are kept outside the checkout: see tests/kafka/fetch.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,6 +33,11 @@ missing() {
   version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1) || true
   [[ ${version:-0} -ge 17 ]] || printf 'java 17: Kafka runs on it (found: %s)\topenjdk-17-jre-headless\n' "${version:-none}"
   command -v mvn >/dev/null || printf 'mvn: Maven fetches the jars of Kafka\tmaven\n'
+  # Debian puts it where only root's PATH looks.
+  PATH=$PATH:/usr/sbin command -v haproxy >/dev/null ||
+    printf 'haproxy: the fault matrix replaces two ingresses behind it\thaproxy\n'
+  compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null ||
+    printf 'libfaketime: the fault matrix sets the clock of the ingress with it\tlibfaketime\n'
 }
 
 tools() {
@@ -60,5 +66,10 @@ ulimit -Sn "$open_files"
 step 'tools' tools
 step 'jars of Apache Kafka' tests/kafka/fetch.sh
 step 'compiling the tests' cargo test --locked --no-run
+step 'compiling the fault matrix' cargo test --locked --no-run --test faults
 step 'tests' cargo test --locked --no-fail-fast "$@"
+# Some tests were asked for by name: the matrix is not one of them.
+if [[ $# == 0 ]]; then
+  step 'fault matrix' cargo test --locked --test faults -- ${FLINKS_BRIDGE_LONG_FAULTS:+--long}
+fi
 printf '\n== all of it: %d s\n' "$SECONDS"

@@ -47,6 +47,10 @@ pub struct Body {
     pub unavailable: u16,
     /// Records with exactly these bytes.
     pub copies: u16,
+    /// Of these, further ones of one publish: they stand on one partition and have the same `ce_time`.
+    pub doubled: u16,
+    /// Hash of the `ce_time` of the copy read last, or 0.
+    pub newest: u64,
     /// Whether the small lane has it.
     pub small: bool,
     /// Whether any attempt should, or could, have been stored.
@@ -251,6 +255,8 @@ impl Bodies {
                     open: 0,
                     unavailable: 0,
                     copies: 0,
+                    doubled: 0,
+                    newest: 0,
                     small: sent.bytes <= config.ingress.small_body as u64,
                     wanted: false,
                     accepted: false,

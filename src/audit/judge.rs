@@ -3,7 +3,9 @@
 //! A record belongs to the body that its bytes hash to, whatever its headers say; what its headers say is then judged.
 //! How many copies of a body there may be follows from the answers alone: one for each 200; one for each attempt that
 //! ended without an answer; one for each 503, but of those no more, over all bodies, than the bridge has counted as
-//! possibly persisted. Attempts that were refused, by intent or with a 4xx, explain none.
+//! possibly persisted. Attempts that were refused, by intent or with a 4xx, explain none. One publish leaves two records
+//! only where librdkafka sent it again in a new epoch: both then have the same `ce_time`, which another attempt has not,
+//! and there are no more such bodies than the bridge has counted as possibly doubled.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -93,6 +95,11 @@ impl Judge {
         } else if body.place == place_index {
             body.offset = body.offset.min(record.offset);
         }
+        let made = key_hash(only(record, header::TIME).map(str::as_bytes));
+        if made != 0 && made == body.newest && body.place == place_index {
+            body.doubled = body.doubled.saturating_add(1);
+        }
+        body.newest = made;
         let body = &bodies.rows[row as usize];
         let route = bodies.route_of(body);
         if *route.topic != *record.topic {
@@ -155,10 +162,11 @@ impl Judge {
         self.bodies.find(self.bodies.instance(instance)?, &parse_hash(digits)?)
     }
 
-    /// When every record has been taken: the verdict. `possibly_persisted` is by how much the bridge's metric rose.
-    pub fn finish(mut self, possibly_persisted: Option<u64>, exclusive: bool) -> Report {
+    /// When every record has been taken: the verdict. `possibly_persisted` and `possibly_doubled` are by how much the
+    /// bridge's metrics rose.
+    pub fn finish(mut self, possibly_persisted: Option<u64>, possibly_doubled: u64, exclusive: bool) -> Report {
         self.find_survivors();
-        self.judge_copies(possibly_persisted);
+        self.judge_copies(possibly_persisted, possibly_doubled);
         self.judge_order();
         let Judge { bodies, mut report, .. } = self;
         report.ledgers = bodies.ledgers;
@@ -178,7 +186,7 @@ impl Judge {
         }
     }
 
-    fn judge_copies(&mut self, possibly_persisted: Option<u64>) {
+    fn judge_copies(&mut self, possibly_persisted: Option<u64>, possibly_doubled: u64) {
         // A body of a topic that is sent later than this was certainly not trimmed.
         let mut doubtful_until: HashMap<&str, u64> = HashMap::new();
         for place in self.places.iter().filter(|place| place.doubtful) {
@@ -188,6 +196,7 @@ impl Judge {
         let mut trimmed: HashMap<Arc<str>, u64> = HashMap::new();
         // Copies that only a 503 explains, and of those the ones beyond a body's first.
         let (mut by_503, mut copies_by_503, mut by_503_examples) = (0, 0, Vec::new());
+        let mut may_be_doubled = possibly_doubled;
         let report = &mut self.report;
         for body in &self.bodies.rows {
             let Body { acked, copies, .. } = *body;
@@ -232,7 +241,14 @@ impl Judge {
                 report.count(Class::Unanswered, 1);
             }
             let explained = acked.saturating_add(body.open);
-            let extra = copies.saturating_sub(explained);
+            let mut extra = copies.saturating_sub(explained);
+            // First of all, since their `ce_time` shows that no other attempt has left them.
+            let doubled = extra.min(body.doubled);
+            if doubled > 0 && may_be_doubled > 0 {
+                may_be_doubled -= 1;
+                extra -= doubled;
+                report.doubled += u64::from(doubled);
+            }
             let of_503 = extra.min(body.unavailable);
             by_503 += u64::from(of_503);
             if of_503 > 0 {

@@ -41,6 +41,10 @@ pub struct Audit {
     /// tell.
     #[arg(long, value_name = "N")]
     pub possibly_persisted: Option<u64>,
+    /// By how much bridge_kafka_possibly_doubled_total rose meanwhile, over all ingress processes: so many bodies may be
+    /// there more than once by one publish, as their equal ce_time shows.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub possibly_doubled: u64,
     /// Nobody else publishes to these topics: a record that no ledger knows is a fault.
     #[arg(long)]
     pub exclusive: bool,
@@ -131,7 +135,7 @@ fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, Ca
         judge.record(&record);
     })?;
     progress.finish_and_clear();
-    let mut report = judge.finish(options.possibly_persisted, options.exclusive);
+    let mut report = judge.finish(options.possibly_persisted, options.possibly_doubled, options.exclusive);
     report.warnings.append(&mut warnings);
     Ok(report)
 }

@@ -147,6 +147,8 @@ pub struct Report {
     pub records: u64,
     /// Records that are there although their attempts were answered 503.
     pub possibly_persisted: u64,
+    /// Further records that one publish has left, explained by what the bridge counted as possibly doubled.
+    pub doubled: u64,
     /// How many there are of each class; of copies the records, else bodies.
     pub counts: BTreeMap<Class, u64>,
     /// Of each class some.
@@ -229,6 +231,9 @@ impl Report {
                 let mark = if self.faulty.contains(class) { "  <--" } else { "" };
                 writeln!(out, "  {:<40}{:>12}{mark}", class.text(), HumanCount(*count).to_string())?;
             }
+        }
+        if !brief && self.doubled > 0 {
+            writeln!(out, "  {:<40}{:>12}", "further records of one publish", HumanCount(self.doubled).to_string())?;
         }
         // What is no fault is not told one by one.
         for (class, examples) in self.examples.iter().filter(|(class, _)| self.faulty.contains(class)) {

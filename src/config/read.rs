@@ -117,7 +117,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Default => f.write_str("default"),
-            Origin::Place(text) | Origin::Variable(text) => f.write_str(text),
+            Origin::Place(text) | Origin::Variable(text) => f.write_str(&escaped(text)),
         }
     }
 }
@@ -186,7 +186,7 @@ impl<'a> Reader<'a> {
 
     /// Ends the reading.
     pub(super) fn into_faults(self) -> Vec<String> {
-        self.faults
+        self.faults.iter().map(|fault| escaped(fault)).collect()
     }
 
     pub(super) fn has_faults(&self) -> bool {
@@ -666,9 +666,22 @@ fn flatten(entries: &mut DeTable<'_>) -> Vec<String> {
     entries.keys().map(|name| name.get_ref().to_string()).collect()
 }
 
-/// A JSON string is a TOML string too, and never spans lines.
+/// A JSON string is a TOML string too, and never spans lines. TOML wants one control character more escaped, DEL.
 fn quoted(text: &str) -> String {
-    serde_json::json!(text).to_string()
+    escaped(&serde_json::json!(text).to_string())
+}
+
+/// The text with its control characters escaped: a name of the file or the environment may hold any, and what is said
+/// of it stays on its line and leaves a terminal alone.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            char if char.is_control() => escaped += &format!("\\u{:04x}", u32::from(char)),
+            char => escaped.push(char),
+        }
+    }
+    escaped
 }
 
 fn suggestion<'n>(name: &str, known: impl Iterator<Item = &'n String>) -> String {

@@ -185,8 +185,13 @@ impl LaneProducer {
         readiness: &Arc<Readiness>,
     ) -> Result<LaneProducer, KafkaSettingError> {
         let client_config = producer_config(&config.kafka, &config.ingress, lane);
-        let context =
-            Context { lane, metrics: metrics.clone(), readiness: readiness.clone(), given_up: Arc::default() };
+        let context = Context {
+            lane,
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            given_up: Arc::default(),
+            newest_failure: Arc::default(),
+        };
         let refused = |error| KafkaSettingError::new(lane.as_str(), &error);
         let native = Native::from_config_and_context(&client_config, context).map_err(refused)?;
         Ok(LaneProducer {
@@ -271,7 +276,8 @@ impl LaneProducer {
 
     fn replace(&self, old: Arc<Native>) -> Result<(), KafkaError> {
         let old_context = old.context().clone();
-        let context = Context { given_up: Arc::default(), ..Context::clone(&old_context) };
+        let context =
+            Context { given_up: Arc::default(), newest_failure: Arc::default(), ..Context::clone(&old_context) };
         match Native::from_config_and_context(&self.client_config, context) {
             Ok(new) => {
                 // Listed as retired first, so that a flush at this moment misses neither.
@@ -326,9 +332,23 @@ struct Context {
     readiness: Arc<Readiness>,
     /// Whether a fatal error has ended this producer: what it sees of the cluster from then on is not told.
     given_up: Arc<AtomicBool>,
+    /// When this producer last reported a failure.
+    newest_failure: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Context {
+    /// After a failure librdkafka goes on in a new epoch, and publishes in it once more what was under way without an
+    /// answer; a broker that has it already cannot know. Whatever was handed over before may stand twice.
+    fn count_possibly_doubled(&self, handed_over: Instant, failed: bool, persistence: &Persistence) {
+        let mut newest_failure = self.newest_failure.lock().expect("no panic while held");
+        if *persistence != Persistence::No && newest_failure.is_some_and(|failure| handed_over < failure) {
+            self.metrics.possibly_doubled(self.lane);
+        }
+        if failed {
+            *newest_failure = Some(Instant::now());
+        }
+    }
+
     fn failed(&self, error: &PublishError, topic: &str) {
         self.metrics.publish_failed(self.lane, error.cause);
         if error.possibly_persisted {
@@ -342,6 +362,8 @@ impl ProducerContext for Context {
     type DeliveryOpaque = Box<Outstanding>;
 
     fn delivery(&self, report: &DeliveryResult<'_>, outstanding: Box<Outstanding>) {
+        let (Ok(reported) | Err((_, reported))) = report;
+        self.count_possibly_doubled(outstanding.handed_over, report.is_err(), &persistence(reported));
         let outcome = match report {
             Ok(message) if persistence(message) == Persistence::Yes && message.offset() >= 0 => {
                 self.metrics.record_acked(self.lane, outstanding.handed_over.elapsed());

@@ -1,9 +1,9 @@
 //! The promise under fire: the ingress as the binary that operators run, with the settings' own deadlines, in front of
 //! three nodes of a real Kafka (replication 3, `min.insync.replicas` 2), under a load that plays Flinks.
 //!
-//! Brokers are killed, hang, restart, and all go away; the link to them is slow; the ingress is told to stop; a
-//! thousand statements come at once beside thousands of idle connections. After each the topics are read back and held
-//! against the ledger of what was answered with 200. `--nocapture` shows the figures.
+//! Brokers are killed, hang and restart at two hundred webhooks a second; the ingress is told to stop; a thousand
+//! statements come at once beside thousands of idle connections. After each the topics are read back and held against
+//! the ledger of what was answered with 200. `--nocapture` shows the figures. What else breaks is in the fault matrix.
 //!
 //! What is asserted is the promise and the deadlines, never speed: the machine is shared with the other tests.
 
@@ -30,16 +30,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
 use crate::kafka::{Cluster, ClusterOptions};
-use crate::support::load::{Audit, End, Entry, Ledger, Load, LoadOptions, Skeleton, Topics};
+use crate::support::load::{Audit, End, Ledger, Load, LoadOptions, Skeleton, Topics};
 use crate::support::{Bridge, PATH, SECRET, TOPICS, settings, sum};
 
 /// Partitions of each topic.
 const PARTITIONS: i32 = 6;
-/// Publish deadlines of the lanes, as the settings have them by default.
-const SMALL_DEADLINE: Duration = Duration::from_secs(20);
-const LARGE_DEADLINE: Duration = Duration::from_secs(30);
-/// What an answer may take beyond a deadline: librdkafka looks for expired records once a second.
-const SLACK: Duration = Duration::from_secs(2);
 /// `shutdown.drain_lag` and `shutdown.grace_period` by default.
 const DRAIN_LAG: Duration = Duration::from_secs(5);
 const GRACE_PERIOD: Duration = Duration::from_secs(70);
@@ -167,147 +162,11 @@ fn terminated(runtime: &Runtime, mut bridge: Ingress, keep_alive: bool) -> Ledge
 }
 
 #[test]
-fn what_kafka_does_not_take_is_answered_503_in_time_and_taken_once_it_can() {
-    // The broker would make topics up, if the bridge let it.
-    let properties = vec![("auto.create.topics.enable".to_owned(), "true".to_owned())];
-    let cluster = cluster(ClusterOptions { properties, ..ClusterOptions::default() });
-    let runtime = runtime();
-    missing_topic_and_short_topic(&cluster, &runtime);
-
-    let bridge = Ingress::start(&cluster.bootstrap_servers(), "", "");
-    bridge.wait_ready();
-    let outages =
-        [("two of three down (min.insync.replicas lost)", vec![1, 2]), ("all three down", cluster.node_ids())];
-    let mut ledgers = Vec::new();
-    for (name, nodes) in outages {
-        let ledger = outage(&cluster, &runtime, &bridge, name, &nodes);
-        cluster.wait_in_sync(PATIENCE);
-        ledgers.push((name, ledger));
-    }
-    let topics = Topics::read(&cluster, &TOPICS);
-    let mut table = Table::new();
-    for (name, ledger) in &ledgers {
-        table.row(name, ledger, &topics.audit(ledger));
-    }
-    table.print();
-    for (name, ledger) in &ledgers {
-        // Records that ran into their deadline are part of this, so some may stand twice: see `assert_none_doubled`.
-        println!("{name}: {}", topics.audit(ledger));
-        topics.audit(ledger).assert_kept(name);
-    }
-}
-
-/// A topic that is not there, and one that takes only short records; both need a person, and the rest goes on.
-fn missing_topic_and_short_topic(cluster: &Cluster, runtime: &Runtime) {
-    cluster.create_topic("flinks.short", 1, 3, &[("max.message.bytes", "100000")]);
-    let topics = "[topics]\nkyc = \"flinks.nowhere\"\naccounts-detail = \"flinks.short\"";
-    let bridge = Ingress::start(&cluster.bootstrap_servers(), "", topics);
-    wait("not ready, by the topic's name", || {
-        let (status, reasons) = bridge.get("/readyz");
-        status == 503 && reasons.contains("flinks.nowhere")
-    });
-    let once = |skeleton| {
-        let mix = vec![(Arc::new(skeleton), 1)];
-        let count = Some(1);
-        let options = LoadOptions { connections: 1, count, mix, ..LoadOptions::flinks(bridge.address) };
-        runtime.block_on(Load::start(runtime.handle(), options).finish()).entries.remove(0)
-    };
-    let errors =
-        |lane, cause| sum(&bridge.metrics(), "bridge_kafka_publish_errors_total", &[("lane", lane), ("cause", cause)]);
-    let missing = once(Skeleton::kyc());
-    assert_eq!((missing.end, missing.retry_after.is_some()), (End::Status(503), true));
-    assert!(missing.latency < SMALL_DEADLINE + SLACK, "{:?}", missing.latency);
-    assert_eq!(errors("small", "topic"), 1.0);
-    let too_large = once(Skeleton::incompressible("450 kB", 450_000));
-    assert_eq!((too_large.end, too_large.retry_after.is_some()), (End::Status(503), true));
-    assert!(too_large.latency < LARGE_DEADLINE + SLACK, "{:?}", too_large.latency);
-    assert_eq!(errors("large", "too-large"), 1.0);
-    assert!(once(Skeleton::pay()).acked(), "what has a topic is served");
-    assert!(!cluster.topics().contains(&"flinks.nowhere".to_owned()), "the topic was made up");
-    println!(
-        "topic missing: 503 after {:.1?}; record larger than the topic takes: 503 after {:.1?}",
-        missing.latency, too_large.latency
-    );
-
-    cluster.create_topic("flinks.nowhere", 1, 3, &[]);
-    bridge.wait_ready();
-    assert!(once(Skeleton::kyc()).acked(), "served as soon as somebody has made the topic");
-}
-
-/// Takes nodes away under a load, waits for refusals, and brings them back.
-fn outage(cluster: &Cluster, runtime: &Runtime, bridge: &Ingress, name: &str, nodes: &[i32]) -> Ledger {
-    // Connections enough for all that wait for a deadline.
-    let options = LoadOptions { connections: 600, rate: 12.0, ..LoadOptions::flinks(bridge.address) };
-    let load = Load::start(runtime.handle(), options);
-    wait("the load runs", || load.acked() > 30);
-    let down = Instant::now();
-    for node in nodes {
-        cluster.kill(*node);
-    }
-    let all = nodes.len() == cluster.node_ids().len();
-    let mut unready = None;
-    if all {
-        let in_time = Duration::from_secs(15 + 10);
-        while unready.is_none() {
-            assert!(down.elapsed() < in_time, "still ready {in_time:?} after the last broker went");
-            assert_eq!(bridge.get("/livez").0, 200);
-            let (status, reasons) = bridge.get("/readyz");
-            if status == 503 {
-                unready = Some((down.elapsed(), reasons.trim().replace('\n', "; ")));
-            }
-            pause();
-        }
-    }
-    // Small ones run into their deadline meanwhile, and where all is down the first large ones into theirs.
-    let deadline = if all { LARGE_DEADLINE } else { SMALL_DEADLINE };
-    wait("a deadline has passed", || down.elapsed() > deadline + SLACK);
-    assert_eq!(bridge.get("/livez").0, 200);
-    let readiness = bridge.get("/readyz").1.trim().replace('\n', "; ");
-    let acked = load.acked();
-    let up = Instant::now();
-    for node in nodes {
-        cluster.start_node(*node);
-    }
-    wait("served again", || load.acked() > acked);
-    let recovered = up.elapsed();
-    cluster.wait_up(PATIENCE);
-    let serving = up.elapsed();
-    bridge.wait_ready();
-    let ready = up.elapsed();
-    wait_for_acks(&load, 200);
-    load.stop();
-    let ledger = runtime.block_on(load.finish());
-
-    if let Some((after, reasons)) = unready {
-        println!("{name}: not ready after {:.1} s: {reasons}", after.as_secs_f64());
-    }
-    println!(
-        "{name}: last said of readiness: {readiness}\n  from the nodes' start: first 200 after {:.1} s, all nodes back \
-         after {:.1} s, ready after {:.1} s\n{ledger}",
-        recovered.as_secs_f64(),
-        serving.as_secs_f64(),
-        ready.as_secs_f64(),
-    );
-    let refused = ledger.entries.iter().filter(|entry| !entry.acked());
-    assert!(refused.clone().count() > 50, "{}", ledger.answers());
-    for entry in refused {
-        assert_eq!((entry.end, entry.retry_after), (End::Status(503), Some(30)), "{entry:?}");
-    }
-    for entry in &ledger.entries {
-        let deadline = if entry.bytes <= 64 * 1024 { SMALL_DEADLINE } else { LARGE_DEADLINE };
-        assert!(entry.latency < deadline + SLACK, "{entry:?}");
-    }
-    // What came at the end came to a Kafka that was whole again.
-    assert!(ledger.entries.iter().max_by_key(|entry| entry.begun).is_some_and(Entry::acked));
-    ledger
-}
-
-#[test]
 fn large_webhooks_do_not_hurt_small_ones() {
-    let cluster = cluster(ClusterOptions { link_rate: Some(4_000_000), ..ClusterOptions::default() });
+    let cluster = cluster(ClusterOptions::default());
     let runtime = runtime();
     let mut table = Table::new();
-    let mut ledgers = vec![slow_link(&cluster, &runtime)];
+    let mut ledgers = Vec::new();
     raise_file_limit();
     for tls in [false, true] {
         ledgers.extend(pressure(&cluster, &runtime, tls));
@@ -328,29 +187,6 @@ fn large_webhooks_do_not_hurt_small_ones() {
 }
 
 type Named = (&'static str, Ledger);
-
-/// 30 MB over 4 MB/s, beside small ones.
-fn slow_link(cluster: &Cluster, runtime: &Runtime) -> Named {
-    let bridge = Ingress::start(&cluster.link_servers(), "", "");
-    bridge.wait_ready();
-    let mix = vec![(Arc::new(Skeleton::pay()), 8), (Arc::new(Skeleton::kyc()), 2)];
-    let options = LoadOptions { rate: 100.0, mix, ..LoadOptions::flinks(bridge.address) };
-    let small = Load::start(runtime.handle(), options);
-    wait("the load runs", || small.acked() > 200);
-    let crossed = || cluster.node_ids().into_iter().map(|node| cluster.link(node).bytes_to_node()).sum::<u64>();
-    let before = crossed();
-    let mix = vec![(Arc::new(Skeleton::incompressible("30 MB", 30_000_000)), 1)];
-    let options = LoadOptions { connections: 1, count: Some(1), mix, ..LoadOptions::flinks(bridge.address) };
-    let large = runtime.block_on(Load::start(runtime.handle(), options).finish());
-    let meanwhile = crossed() - before;
-    small.stop();
-    let small = runtime.block_on(small.finish());
-    println!("30 MB over a link of 4 MB/s\n{large}small ones meanwhile\n{small}");
-    let entry = &large.entries[0];
-    assert!(entry.acked(), "{entry:?}");
-    assert!(meanwhile >= 30_000_000 && entry.latency > Duration::from_secs(6), "it did not go over the link");
-    ("Pay and KYC beside 30 MB over a 4 MB/s link", small)
-}
 
 /// A thousand statements at once beside five thousand idle connections: memory stays bounded, Pay events are served.
 fn pressure(cluster: &Cluster, runtime: &Runtime, tls: bool) -> Vec<Named> {

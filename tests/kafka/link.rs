@@ -27,6 +27,8 @@ struct Shared {
     upstream: SocketAddr,
     /// Bytes per second in each direction. Zero: nothing passes, and connections stay open.
     rate: AtomicU64,
+    /// Whether what nodes answer is held back.
+    deaf: AtomicBool,
     closed: AtomicBool,
     to_node: Line,
     to_client: Line,
@@ -45,6 +47,8 @@ struct Connection {
 struct Line {
     free_at: Mutex<Option<Instant>>,
     passed: AtomicU64,
+    /// Whether it is the one that [`LinkProxy::hold_answers`] holds.
+    answers: bool,
 }
 
 impl LinkProxy {
@@ -60,9 +64,10 @@ impl LinkProxy {
         let shared = Arc::new(Shared {
             upstream: SocketAddr::from((Ipv4Addr::LOCALHOST, upstream_port)),
             rate: AtomicU64::new(bytes_per_second),
+            deaf: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             to_node: Line::default(),
-            to_client: Line::default(),
+            to_client: Line { answers: true, ..Line::default() },
             connections: Mutex::new(Vec::new()),
         });
         let accepting = thread::spawn({
@@ -82,11 +87,16 @@ impl LinkProxy {
         self.shared.rate.store(bytes_per_second, Ordering::SeqCst);
     }
 
-    /// Cuts every connection there is. New ones are taken as before.
-    pub fn cut(&self) {
-        for connection in self.shared.connections().drain(..) {
-            connection.cut();
-        }
+    /// From now on requests reach the node and its answers do not come back, or they do again.
+    pub fn hold_answers(&self, hold: bool) {
+        self.shared.deaf.store(hold, Ordering::SeqCst);
+    }
+
+    /// Cuts every connection there is, and says how many they were. New ones are taken as before.
+    pub fn cut(&self) -> usize {
+        let mut connections = self.shared.connections();
+        connections.retain(|connection| !connection.cut.load(Ordering::SeqCst));
+        connections.drain(..).map(|connection| connection.cut()).count()
     }
 
     /// Bytes that have passed towards the node.
@@ -174,6 +184,7 @@ impl Line {
             match shared.rate.load(Ordering::SeqCst) {
                 _ if cut.load(Ordering::SeqCst) => return false,
                 0 => pause(STEP),
+                _ if self.answers && shared.deaf.load(Ordering::SeqCst) => pause(STEP),
                 rate => break rate,
             }
         };

@@ -19,7 +19,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,11 +27,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
@@ -61,13 +61,26 @@ pub struct ClusterOptions {
     /// With a rate in bytes per second, every node gets a second listener that clients reach only through a
     /// [`LinkProxy`] of that rate: see [`Cluster::link_servers`] and [`Cluster::link`].
     pub link_rate: Option<u64>,
+    /// With a name and a password, who comes over the links has to log in with them (SASL PLAIN), and can be denied
+    /// what all others may do: see [`Cluster::rule`].
+    pub link_login: Option<(&'static str, &'static str)>,
     /// The heap of each node, in MiB.
     pub heap_mib: u32,
+    /// A node whose data stand on a disk of its own, a tmpfs of so many MiB: see [`Cluster::set_disk`]. It is mounted
+    /// in a namespace of its own, for which no privilege is needed where the kernel lets users make namespaces.
+    pub small_disk: Option<(i32, u64)>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        ClusterOptions { nodes: 3, properties: Vec::new(), link_rate: None, heap_mib: 512 }
+        ClusterOptions {
+            nodes: 3,
+            properties: Vec::new(),
+            link_rate: None,
+            link_login: None,
+            heap_mib: 512,
+            small_disk: None,
+        }
     }
 }
 
@@ -81,8 +94,59 @@ pub struct Cluster {
     watcher: Mutex<Watcher>,
     jars: &'static Path,
     heap_mib: u32,
+    link_login: Option<(&'static str, &'static str)>,
     directory: tempfile::TempDir,
     _turn: Turn,
+}
+
+/// What may be done or not: see [`Cluster::rule`].
+#[derive(Debug, Clone, Copy)]
+pub struct Rule<'a> {
+    /// Which of both.
+    pub permission: Permission,
+    /// What.
+    pub operation: Operation,
+    /// On which kind of thing.
+    pub resource: Resource,
+    /// On which of them; `*` for each.
+    pub name: &'a str,
+}
+
+/// With the numbers in Kafka's protocol.
+#[derive(Debug, Clone, Copy)]
+pub enum Permission {
+    /// It must not be done.
+    Deny = 2,
+    /// It may be done, unless it is denied.
+    Allow = 3,
+}
+
+/// With the numbers in Kafka's protocol.
+#[derive(Debug, Clone, Copy)]
+pub enum Operation {
+    /// Whatever there is.
+    All = 2,
+    /// To publish to a topic.
+    Write = 4,
+}
+
+/// With the numbers in Kafka's protocol.
+#[derive(Debug, Clone, Copy)]
+pub enum Resource {
+    /// A topic.
+    Topic = 2,
+}
+
+/// Numbers of Kafka's protocol: two requests, and what stands in them.
+const CREATE_ACLS: i16 = 30;
+const DELETE_ACLS: i16 = 31;
+const ANY: u8 = 1;
+const LITERAL: u8 = 3;
+
+/// A string as the protocol has it.
+fn string(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as i16).to_be_bytes());
+    out.extend(text.as_bytes());
 }
 
 /// One record as it was read back.
@@ -125,12 +189,18 @@ impl Cluster {
                 controller_port: ports[1],
                 link: options.link_rate.map(|rate| LinkProxy::start(ports[2], rate)),
                 link_port: ports[2],
+                disk: options.small_disk.filter(|(node, _)| *node == id).map(|(_, mib)| mib),
                 process: Mutex::new(Process::Down),
+                mounted: OnceLock::new(),
             })
             .collect();
         let watcher = Mutex::new(Watcher::start(directory.path()));
-        let cluster = Cluster { nodes, watcher, jars, heap_mib: options.heap_mib, directory, _turn: turn };
+        let ClusterOptions { heap_mib, link_login, .. } = options;
+        let cluster = Cluster { nodes, watcher, jars, heap_mib, link_login, directory, _turn: turn };
 
+        for node in &cluster.nodes {
+            cluster.mount(node);
+        }
         cluster.format(&options.properties);
         for node in &cluster.nodes {
             cluster.launch(node);
@@ -200,6 +270,108 @@ impl Cluster {
         });
     }
 
+    /// Deletes a topic and returns when no running node knows it any more.
+    pub fn delete_topic(&self, name: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+        for result in block_on(admin.delete_topics(&[name], &options)).expect("the request to delete a topic") {
+            result.unwrap_or_else(|(topic, code)| panic!("topic {topic} was not deleted: {code}"));
+        }
+        self.eventually(&format!("topic {name} gone"), Duration::from_secs(30), || {
+            self.running().all(|node| {
+                node.metadata(None).is_some_and(|all| !all.topics().iter().any(|topic| topic.name() == name))
+            })
+        });
+    }
+
+    /// Sets a property of a topic; of those that it had of its own, no other stays.
+    pub fn alter_topic(&self, topic: &str, setting: &str, value: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(setting, value);
+        let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
+        for result in block_on(admin.alter_configs([&change], &options)).expect("the request to alter a topic") {
+            result.unwrap_or_else(|(topic, code)| panic!("{topic:?} was not altered: {code}"));
+        }
+        self.eventually(&format!("{setting}={value} of topic {topic}"), Duration::from_secs(30), || {
+            self.topic_setting(topic, setting).as_deref() == Some(value)
+        });
+    }
+
+    /// Denies or allows an operation to who comes over the links, in a cluster with [`ClusterOptions::link_login`].
+    pub fn rule(&self, rule: &Rule<'_>) {
+        let Rule { permission, operation, resource, name } = rule;
+        let mut body = 1i32.to_be_bytes().to_vec();
+        body.push(*resource as u8);
+        string(&mut body, name);
+        body.push(LITERAL);
+        string(&mut body, &format!("User:{}", self.link_login.expect("ClusterOptions::link_login is set").0));
+        string(&mut body, "*");
+        body.extend([*operation as u8, *permission as u8]);
+        let answer = self.ask(CREATE_ACLS, &body);
+        // After the throttle time and the count: the error code of the only creation.
+        assert_eq!(answer[8..10], [0, 0], "{rule:?} was refused: {answer:?}");
+    }
+
+    /// Takes back every rule.
+    pub fn no_rules(&self) {
+        let mut body = 1i32.to_be_bytes().to_vec();
+        // Any resource of any name and pattern, any principal, any host, any operation, any permission.
+        body.extend([ANY, 0xff, 0xff, ANY, 0xff, 0xff, 0xff, 0xff, ANY, ANY]);
+        let answer = self.ask(DELETE_ACLS, &body);
+        assert_eq!(answer[8..10], [0, 0], "the rules were not taken back: {answer:?}");
+    }
+
+    /// Sends one request as Kafka's protocol has it, for which the client library has no call, and returns the body of
+    /// its answer. The request has version 1, which has no tagged fields.
+    fn ask(&self, api: i16, body: &[u8]) -> Vec<u8> {
+        let port = self.running().next().expect("a running node").port;
+        let mut request = api.to_be_bytes().to_vec();
+        request.extend(1i16.to_be_bytes());
+        request.extend(7i32.to_be_bytes());
+        string(&mut request, "flinks-bridge-test");
+        request.extend(body);
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a running node accepts");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        stream.write_all(&(request.len() as i32).to_be_bytes()).expect("the node reads");
+        stream.write_all(&request).expect("the node reads");
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).expect("an answer in time");
+        let mut answer = vec![0; i32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut answer).expect("a whole answer");
+        // Without the correlation id.
+        answer.split_off(4)
+    }
+
+    /// The partition of these topics that has the most records, of those that have a leader.
+    pub fn busiest(&self, topics: &[&'static str]) -> (&'static str, i32) {
+        let consumer: BaseConsumer = self.client().create().expect("a consumer");
+        let partitions =
+            topics.iter().flat_map(|topic| self.partitions(topic).map(move |partition| (*topic, partition)));
+        let records = |(topic, partition): &(&'static str, i32)| self.watermarks(&consumer, topic, *partition).1;
+        partitions.max_by_key(records).expect("there are topics")
+    }
+
+    /// What stands at an offset; `None` where the partition ends before it, or nothing is there any more.
+    pub fn record_at(&self, topic: &str, partition: i32, offset: i64) -> Option<OwnedRecord> {
+        let mut consumer = self.client();
+        consumer.set("group.id", "flinks-bridge-test-reader").set("enable.auto.commit", "false");
+        let consumer: BaseConsumer = consumer.set("auto.offset.reset", "error").create().expect("a consumer");
+        let (low, high) = self.watermarks(&consumer, topic, partition);
+        if !(low..high).contains(&offset) {
+            return None;
+        }
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("an offset of zero or more");
+        consumer.assign(&assignment).expect("an assignment");
+        let deadline = Instant::now() + READ_STALL;
+        while Instant::now() < deadline {
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(200)) {
+                return (message.offset() == offset).then(|| owned(&message));
+            }
+        }
+        None
+    }
+
     /// The value of a setting that holds for a topic, wherever it was set.
     pub fn topic_setting(&self, topic: &str, setting: &str) -> Option<String> {
         let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
@@ -250,6 +422,31 @@ impl Cluster {
             }
             _ => panic!("node {node} is not stopped"),
         };
+    }
+
+    /// Whether a node has ended by itself, as one does that cannot write its data any more. It then counts as down.
+    pub fn has_ended(&self, node: i32) -> bool {
+        let mut process = self.node(node).lock();
+        if let Process::Up(child) = &mut *process
+            && child.try_wait().expect("the child is ours").is_some()
+        {
+            self.watcher().forget(child);
+            *process = Process::Down;
+        }
+        matches!(*process, Process::Down)
+    }
+
+    /// Makes the disk of the node that has one of its own larger or smaller than what is on it by so many bytes.
+    pub fn set_disk(&self, node: i32, free: u64) {
+        let node = self.node(node);
+        let holder = node.mounted.get().expect("ClusterOptions::small_disk is this node");
+        // tmpfs counts in pages, and never becomes smaller than what it holds.
+        let script = r#"used=$(df --block-size=1 --output=used "$1" | tail -n 1)
+            mount -o "remount,size=$(((used + $2 + 4095) / 4096 * 4096))" "$1""#;
+        let mut command = holder.enter("sh");
+        command.args(["-c", script, "sh"]).arg(node.data()).arg(free.to_string());
+        let output = command.output().expect("nsenter is on the PATH");
+        assert!(output.status.success(), "the disk was not changed: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Starts a node again with the data it had, after asking it to shut down if it runs, and returns when it serves
@@ -357,13 +554,7 @@ impl Cluster {
                         left.remove(&message.partition());
                     }
                     if message.offset() < end {
-                        each(OwnedRecord {
-                            partition: message.partition(),
-                            offset: message.offset(),
-                            key: message.key().map(<[u8]>::to_vec),
-                            headers: message.headers().map(owned_headers).unwrap_or_default(),
-                            payload: message.payload().map(<[u8]>::to_vec),
-                        });
+                        each(owned(&message));
                     }
                 }
                 // Where compaction, a transaction's marker or a deletion took the last offsets, this tells the end.
@@ -440,6 +631,27 @@ impl Cluster {
         self.nodes.iter().filter(|node| matches!(*node.lock(), Process::Up(_)))
     }
 
+    /// Mounts a node's own disk, if it is to have one, in a namespace that a process of its own keeps.
+    fn mount(&self, node: &Node) {
+        let Some(mib) = node.disk else { return };
+        fs::create_dir_all(node.data()).expect("a directory for the node's data");
+        // Ends with the pipe to its standard input, so also with this process.
+        let script = r#"mount -t tmpfs -o "size=$2m" tmpfs "$1" && echo mounted && exec cat"#;
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(node.data()).arg(mib.to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().expect("unshare is on the PATH");
+        let mut said = [0; 7];
+        let told = child.stdout.as_mut().expect("piped").read_exact(&mut said);
+        assert!(
+            told.is_ok() && said == *b"mounted",
+            "no disk of its own for node {}: the kernel lets nobody mount one in a namespace; see what it said above",
+            node.id
+        );
+        self.watcher().watch(&child);
+        node.mounted.set(Holder(child)).unwrap_or_else(|_| panic!("mounted once"));
+    }
+
     /// Writes every node's properties and formats its storage, all nodes at once.
     fn format(&self, overrides: &[(String, String)]) {
         let formatting: Vec<(i32, Child)> = self
@@ -484,7 +696,7 @@ impl Cluster {
             ("listener.security.protocol.map", "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT"),
             ("inter.broker.listener.name", "CLIENT"),
             ("controller.listener.names", "CONTROLLER"),
-            ("log.dirs", &node.directory.join("data").to_string_lossy()),
+            ("log.dirs", &node.data().to_string_lossy()),
             // A bridge that lets the broker make topics up would pass tests that it must fail.
             ("auto.create.topics.enable", "false"),
             ("default.replication.factor", &replication),
@@ -507,6 +719,20 @@ impl Cluster {
         ] {
             properties.insert(key, value.to_owned());
         }
+        if let Some((user, password)) = self.link_login {
+            let module = "org.apache.kafka.common.security.plain.PlainLoginModule required";
+            for (key, value) in [
+                ("listener.security.protocol.map", "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:SASL_PLAINTEXT"),
+                ("listener.name.link.sasl.enabled.mechanisms", "PLAIN"),
+                ("listener.name.link.plain.sasl.jaas.config", &format!("{module} user_{user}=\"{password}\";")),
+                ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+                ("allow.everyone.if.no.acl.found", "true"),
+                // Who comes without a login: the nodes themselves, and the tests.
+                ("super.users", "User:ANONYMOUS"),
+            ] {
+                properties.insert(key, value.to_owned());
+            }
+        }
         for (key, value) in overrides {
             properties.insert(key, value.clone());
         }
@@ -520,7 +746,8 @@ impl Cluster {
     fn java(&self, node: &Node, heap: &str) -> Command {
         let log = File::options().create(true).append(true).open(node.directory.join("server.log"));
         let log = log.expect("the node's log");
-        let mut command = Command::new("java");
+        // Where a node has a disk of its own, only those in its namespace see it.
+        let mut command = node.mounted.get().map_or_else(|| Command::new("java"), |holder| holder.enter("java"));
         command
             .args([&format!("-Xmx{heap}"), "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true"])
             // Nodes live for a minute: the second compiler would cost more at their start than it gives back.
@@ -585,9 +812,13 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("the test failed with this cluster{}", self.log_tails());
         }
-        for node in &self.nodes {
+        for node in &mut self.nodes {
             if let Process::Up(child) | Process::Stopped(child) = &mut *node.lock() {
                 // SIGKILL also ends a process that is stopped. One that has ended by itself is only reaped.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            if let Some(Holder(mut child)) = node.mounted.take() {
                 let _ = child.kill();
                 let _ = child.wait();
             }
@@ -604,7 +835,23 @@ struct Node {
     controller_port: u16,
     link_port: u16,
     link: Option<LinkProxy>,
+    /// Size of a disk of its own, in MiB.
+    disk: Option<u64>,
     process: Mutex<Process>,
+    mounted: OnceLock<Holder>,
+}
+
+/// A process that does nothing but keep the namespaces in which a node's disk is mounted, also while the node is down.
+struct Holder(Child);
+
+impl Holder {
+    /// A command in those namespaces.
+    fn enter(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.0.id().to_string(), "--user", "--preserve-credentials", "--mount", "--"]);
+        command.arg(program);
+        command
+    }
 }
 
 enum Process {
@@ -614,6 +861,10 @@ enum Process {
 }
 
 impl Node {
+    fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
     fn lock(&self) -> MutexGuard<'_, Process> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -633,9 +884,9 @@ impl Node {
 }
 
 /// A shell that outlives this process by a moment: when the pipe to its standard input closes, for whatever reason, it
-/// kills the nodes it was told of and removes the directory. Rust's own pipes are closed in every child, so no node
+/// kills the processes it was told of and removes the directory. Rust's own pipes are closed in every child, so no node
 /// keeps it open.
-struct Watcher(Child);
+pub struct Watcher(Child);
 
 impl Watcher {
     const SCRIPT: &str = r#"
@@ -651,19 +902,21 @@ impl Watcher {
         rm -rf -- "$1"
     "#;
 
-    fn start(directory: &Path) -> Watcher {
+    /// Starts it, with a directory to remove at the end.
+    pub fn start(directory: &Path) -> Watcher {
         let mut command = Command::new("sh");
         command.args(["-c", Self::SCRIPT, "flinks-bridge-kafka-watcher"]).arg(directory);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         Watcher(command.spawn().expect("sh is on the PATH"))
     }
 
-    fn watch(&mut self, child: &Child) {
+    /// Tells it of a process.
+    pub fn watch(&mut self, child: &Child) {
         self.tell("watch", child);
     }
 
     /// A process that was waited for may have given its number to another one: it must not be killed.
-    fn forget(&mut self, child: &Child) {
+    pub fn forget(&mut self, child: &Child) {
         self.tell("forget", child);
     }
 
@@ -673,7 +926,7 @@ impl Watcher {
     }
 
     /// For the orderly end, after all nodes were waited for: nothing is left to kill.
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -732,13 +985,23 @@ fn client(servers: &str) -> ClientConfig {
     config
 }
 
+fn owned(message: &BorrowedMessage<'_>) -> OwnedRecord {
+    OwnedRecord {
+        partition: message.partition(),
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        headers: message.headers().map(owned_headers).unwrap_or_default(),
+        payload: message.payload().map(<[u8]>::to_vec),
+    }
+}
+
 fn owned_headers<H: Headers>(headers: &H) -> Vec<(String, Vec<u8>)> {
     headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect()
 }
 
 /// Ports on loopback that nothing listens on, from outside the range the kernel hands out by itself: an outgoing
 /// connection, even one that tries to reach a node that is down, must not take the node's port from it.
-fn free_ports(count: usize) -> Vec<u16> {
+pub fn free_ports(count: usize) -> Vec<u16> {
     static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let first_ephemeral = range.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(32768);

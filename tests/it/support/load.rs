@@ -61,12 +61,6 @@ impl Skeleton {
         Skeleton::statements(name, "flinks.accounts-detail", "GetAccountsDetail", bytes)
     }
 
-    /// GetAccountsDetail of about this many bytes that no compression makes smaller.
-    pub fn incompressible(name: &'static str, bytes: usize) -> Skeleton {
-        let prefix = format!(r#"{{"ResponseType":"GetAccountsDetail","Scan":"{}","#, text(bytes, 7));
-        Skeleton::new(name, "flinks.accounts-detail", prefix, login)
-    }
-
     fn statements(name: &'static str, topic: &'static str, response_type: &str, bytes: usize) -> Skeleton {
         let mut prefix = format!(r#"{{"ResponseType":"{response_type}","HttpStatusCode":200,"Transactions":["#);
         let mut row = 0;
@@ -107,7 +101,7 @@ impl Skeleton {
             BASE64_STANDARD.encode(hmac.sign()),
         );
         let sha256 = digest.finish().as_ref().try_into().expect("SHA-256 has 32 bytes");
-        Request { head: head.into_bytes(), suffix: suffix.into_bytes(), sha256, bytes }
+        Request { head: head.into_bytes(), suffix: suffix.into_bytes(), sha256 }
     }
 }
 
@@ -116,7 +110,6 @@ struct Request {
     head: Vec<u8>,
     suffix: Vec<u8>,
     sha256: [u8; 32],
-    bytes: usize,
 }
 
 /// Letters and digits that look random and are the same each time.
@@ -221,8 +214,6 @@ pub struct Entry {
     pub sha256: [u8; 32],
     /// Index of the size class in the mix.
     pub class: usize,
-    /// Size of the body.
-    pub bytes: usize,
     /// When its last attempt began.
     pub begun: Instant,
     /// When the first byte of that was written, if one was.
@@ -231,8 +222,6 @@ pub struct Entry {
     pub reused: bool,
     /// How it ended.
     pub end: End,
-    /// `Retry-After` of the answer, in seconds.
-    pub retry_after: Option<u64>,
     /// From the attempt's begin, connecting included, to its end.
     pub latency: Duration,
     /// From when it was to be sent to its end: also the wait for a free connection.
@@ -346,26 +335,25 @@ impl Shared {
             let reused = connection.is_some();
             let mut sent = None;
             let attempt = self.attempt(skeleton, &request, connection, &mut sent);
-            let (end, retry_after) = match tokio::time::timeout(PATIENCE, attempt).await {
+            let end = match tokio::time::timeout(PATIENCE, attempt).await {
                 Ok(Ok(answer)) => {
                     if answer.close || !self.options.keep_alive {
                         *connection = None;
                     }
-                    (End::Status(answer.status), answer.retry_after)
+                    End::Status(answer.status)
                 }
                 Ok(Err(error)) => {
                     *connection = None;
-                    let end = match error.kind() {
+                    match error.kind() {
                         io::ErrorKind::ConnectionRefused => End::Refused,
                         io::ErrorKind::UnexpectedEof => End::Closed,
                         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset,
                         other => panic!("not a fault of the ingress: {other}: {error}"),
-                    };
-                    (end, None)
+                    }
                 }
                 Err(_elapsed) => {
                     *connection = None;
-                    (End::TimedOut, None)
+                    End::TimedOut
                 }
             };
             if end != End::Status(200) && unanswered + 1 < self.options.attempts {
@@ -376,16 +364,14 @@ impl Shared {
                 self.acked.fetch_add(1, Ordering::Relaxed);
             }
             let (latency, waited) = (begun.elapsed(), due.elapsed());
-            let (sha256, bytes) = (request.sha256, request.bytes);
+            let sha256 = request.sha256;
             self.entries.lock().expect("no panic while held").push(Entry {
                 sha256,
                 class,
-                bytes,
                 begun,
                 sent,
                 reused,
                 end,
-                retry_after,
                 latency,
                 waited,
                 unanswered,
@@ -470,7 +456,6 @@ impl Connection {
 struct Answer {
     status: u16,
     close: bool,
-    retry_after: Option<u64>,
 }
 
 async fn read_answer(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<Answer> {
@@ -485,9 +470,8 @@ async fn read_answer(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>
             let length: usize = header("content-length").map_or(0, |length| length.parse().expect("a number"));
             if buffer.len() >= end + 4 + length {
                 let close = header("connection") == Some("close");
-                let retry_after = header("retry-after").map(|value| value.parse().expect("a number"));
                 buffer.drain(..end + 4 + length);
-                return Ok(Answer { status, close, retry_after });
+                return Ok(Answer { status, close });
             }
         }
         if stream.read_buf(buffer).await? == 0 {

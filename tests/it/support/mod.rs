@@ -1,6 +1,7 @@
 //! What the tests share: the ingress as a whole role on free ports with metrics of its own, an embedded or a real
 //! Kafka behind it, a small HTTP/1.1 client that can misbehave, and topics read back.
 
+pub mod bad;
 pub mod http;
 pub mod load;
 pub mod log;

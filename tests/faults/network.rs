@@ -1,0 +1,498 @@
+//! The group `network`: peers that are slow, half gone, many or silent, and certificates that change, beside senders
+//! who do nothing wrong and are to notice nothing.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use flinks_bridge::ledger::{End, Expect as Fate, FORMAT, Line, Sent};
+use flinks_bridge::signature::ContentHash;
+use flinks_bridge::webhook::{EventTypes, Webhook};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+use crate::frame::{DEFAULTS, Expect, Fault, LOAD, Load, PATIENCE, Place, Scene, Settings, UNNOTICED, now_ms};
+use crate::kafka::ClusterOptions;
+use crate::support::http::{Client, chunked, lines, raw, request};
+use crate::support::{PATH, kyc_of, signed, sum};
+
+/// The cluster of the groups that leave Kafka alone.
+pub const PLACE: Place = Place { name: "process, network, input", cluster: ClusterOptions::default };
+
+const ERRORS: &str = "bridge_ingress_connection_errors_total";
+const REQUESTS: &str = "bridge_ingress_requests_total";
+const RELOADS: &str = "bridge_tls_reloads_total";
+
+/// Deadlines of connections that a row can wait for.
+const HASTY: Settings = Settings {
+    root: "ingress.header_timeout = \"3s\"\ningress.body_idle_timeout = \"1s\"\ningress.handshake_timeout = \"3s\"\n\
+           ingress.reload_interval = \"500ms\"",
+    ..DEFAULTS
+};
+const HASTY_TLS: Settings = Settings { tls: true, ..HASTY };
+const MANY: Settings = Settings { root: "ingress.max_connections = 10500", ..DEFAULTS };
+
+/// Senders who end it all themselves.
+const RESTLESS: Load = Load { more: &["--misbehave", "hang-up=0.2,half-body=0.1"], ..LOAD };
+
+/// How many misbehave at once.
+const CROWD: usize = 300;
+const IDLE: usize = 10_000;
+/// Files of a process besides those connections: the load's, Kafka's, listeners, logs.
+const OTHER_FILES: u64 = 600;
+/// What an idle connection may cost in KiB: its 16 KiB of headers, as the settings say, and as much again.
+const IDLE_KIB: u64 = 32;
+
+const fn row(name: &'static str, title: &'static str, make: fn(&mut Scene<'_>) -> String) -> Fault {
+    Fault { name, title, long_only: false, place: &PLACE, ingress: HASTY, load: Some(LOAD), expect: UNNOTICED, make }
+}
+
+/// Where [`Journal`] stands, for the audit of a row.
+macro_rules! journal_of {
+    ($name:literal) => {
+        &["--ledger", concat!(env!("CARGO_TARGET_TMPDIR"), "/../faults/", $name, "/journal")]
+    };
+}
+pub(crate) use journal_of;
+
+/// The rows.
+pub const FAULTS: &[Fault] = &[
+    row("slow-headers", "300 senders whose headers never end", slow_headers),
+    row("slow-body", "300 senders whose bodies dribble or stall", slow_body),
+    Fault {
+        expect: Expect { audit: journal_of!("one-byte-chunks"), ..UNNOTICED },
+        ..row("one-byte-chunks", "bodies in chunks of one byte, each written apart", one_byte_chunks)
+    },
+    Fault {
+        expect: Expect { audit: journal_of!("half-closed"), ..UNNOTICED },
+        ..row("half-closed", "senders that close their half after the request", half_closed)
+    },
+    Fault {
+        load: Some(RESTLESS),
+        expect: Expect { ends: &["hung-up"], at_least: 20, ..UNNOTICED },
+        ..row("hang-up", "senders that hang up before the answer, or half-way", hang_up)
+    },
+    Fault { ingress: MANY, ..row("idle-connections", "10,000 idle connections", idle_connections) },
+    Fault { ingress: HASTY_TLS, ..row("endless-handshake", "300 TLS handshakes that never end", endless_handshake) },
+    Fault {
+        ingress: HASTY_TLS,
+        load: None,
+        ..row("certificate-replaced", "certificate replaced four times", certificate_replaced)
+    },
+    Fault {
+        ingress: HASTY_TLS,
+        load: None,
+        ..row("broken-certificate", "certificate replaced by broken pairs", broken_certificate)
+    },
+];
+
+fn slow_headers(scene: &mut Scene<'_>) -> String {
+    let mut crowd = Crowd::connect(scene.ingress.address, CROWD);
+    crowd.send(format!("POST {PATH} HTTP/1.1\r\nHost: bridge.test\r\nX-Slow: ").as_bytes());
+    scene.wait("all are closed", || {
+        crowd.send(b"a");
+        crowd.listen();
+        crowd.closed() == CROWD
+    });
+    assert!(crowd.peers.iter().all(|peer| peer.heard.is_empty()), "closed without an answer");
+    let counted = scene.rise(ERRORS, &[("cause", "header-timeout")]);
+    assert_eq!(counted, CROWD as f64, "each is counted");
+    scene.acks(60);
+    format!("{counted} connections closed as header-timeout")
+}
+
+fn slow_body(scene: &mut Scene<'_>) -> String {
+    let head = |bytes: usize| {
+        let mut head = request(PATH, &signed(b""), b"");
+        let text = String::from_utf8(std::mem::take(&mut head)).expect("a head is ASCII");
+        text.replace("Content-Length: 0", &format!("Content-Length: {bytes}")).into_bytes()
+    };
+    // Of the large lane and of the small one: neither may keep others from their share.
+    let mut large = Crowd::connect(scene.ingress.address, CROWD / 2);
+    let mut small = Crowd::connect(scene.ingress.address, CROWD / 2);
+    large.send(&head(400_000));
+    small.send(&head(4_000));
+    let mut most = 0.0_f64;
+    scene.wait("all are answered 408 and closed", || {
+        large.send(b" ");
+        for crowd in [&mut large, &mut small] {
+            crowd.listen();
+        }
+        most = most.max(scene.metric("bridge_ingress_admitted_bytes", &[]));
+        large.closed() + small.closed() == CROWD
+    });
+    let refused = large.answered("408") + small.answered("408");
+    assert_eq!(refused, CROWD, "each is told");
+    let counted = |outcome| scene.rise(REQUESTS, &[("outcome", outcome)]);
+    let [stalled, slow] = ["body-stalled", "body-too-slow"].map(counted);
+    assert!(stalled > 0.0 && slow > 0.0 && stalled + slow == CROWD as f64, "each is counted: {stalled}, {slow}");
+    scene.acks(60);
+    format!(
+        "408 for {slow} as body-too-slow and {stalled} as body-stalled, which held up to {most} bytes of the budget"
+    )
+}
+
+fn one_byte_chunks(scene: &mut Scene<'_>) -> String {
+    let mut journal = Journal::create(&scene.directory, now_ms());
+    let begun = scene.metric(REQUESTS, &[("outcome", "acked")]);
+    let mut sent = 0;
+    for n in 0..20 {
+        let body = kyc_of(1000 + n, now_ms() as usize);
+        let mut headers = lines(&signed(&body));
+        headers.extend(["Host: bridge.test".to_owned(), "Transfer-Encoding: chunked".to_owned()]);
+        let attempt = journal.sent(&body, Fate::Stored);
+        let mut peer = Peer::connect(scene.ingress.address);
+        peer.stream.write_all(&raw(&format!("POST {PATH} HTTP/1.1"), &headers, b"")).expect("taken");
+        for chunk in body.chunks(1) {
+            let mut bytes = chunked(chunk, 1);
+            bytes.truncate(bytes.len() - b"0\r\n\r\n".len());
+            peer.stream.write_all(&bytes).expect("taken");
+            sent += 1;
+        }
+        peer.stream.write_all(b"0\r\n\r\n").expect("taken");
+        assert_eq!(journal.answered(attempt, peer), Some(200));
+    }
+    assert!(scene.metric(REQUESTS, &[("outcome", "acked")]) >= begun + 20.0);
+    format!("20 webhooks in {sent} chunks answered 200")
+}
+
+fn half_closed(scene: &mut Scene<'_>) -> String {
+    let mut journal = Journal::create(&scene.directory, now_ms());
+    let mut all = Vec::new();
+    for n in 0..100 {
+        // Of both lanes.
+        let body = kyc_of(if n % 2 == 0 { 300 } else { 100_000 }, now_ms() as usize * 1000 + n);
+        let attempt = journal.sent(&body, Fate::Stored);
+        let mut peer = Peer::connect(scene.ingress.address);
+        peer.stream.write_all(&request(PATH, &signed(&body), &body)).expect("taken");
+        peer.stream.shutdown(Shutdown::Write).expect("half of it is closed");
+        all.push((attempt, peer));
+    }
+    let count = all.len();
+    for (attempt, peer) in all {
+        assert_eq!(journal.answered(attempt, peer), Some(200));
+    }
+    // A half-closed connection and one that is gone look alike until the answer cannot be sent.
+    let gone = scene.rise("bridge_ingress_sender_gone_total", &[]);
+    assert!(gone >= 1.0, "the half-closing is seen");
+    format!("{count} half-closing senders answered 200, {gone} of them counted as gone before their answer")
+}
+
+fn hang_up(scene: &mut Scene<'_>) -> String {
+    scene.wait("hang-ups are counted", || {
+        scene.rise("bridge_ingress_sender_gone_total", &[]) >= 20.0
+            && scene.rise(REQUESTS, &[("outcome", "body-incomplete")]) >= 10.0
+    });
+    let gone = scene.rise("bridge_ingress_sender_gone_total", &[("outcome", "acked")]);
+    let incomplete = scene.rise(REQUESTS, &[("outcome", "body-incomplete")]);
+    format!("{gone} gone before their answer and published all the same, {incomplete} bodies left incomplete")
+}
+
+fn idle_connections(scene: &mut Scene<'_>) -> String {
+    for pid in [None, Pid::from_raw(scene.ingress.pid() as i32)] {
+        let needed = IDLE as u64 + OTHER_FILES;
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        assert!(
+            maximum.is_none_or(|maximum| maximum >= needed),
+            "the hard limit of open files is {maximum:?}, this row needs {needed}: raise it (ulimit -Hn)"
+        );
+        let wanted = current.unwrap_or(u64::MAX).max(needed);
+        prlimit(pid, Resource::Nofile, Rlimit { current: Some(wanted), maximum }).expect("below the hard limit");
+    }
+    let [before, _] = scene.ingress.memory();
+    let crowd = Crowd::connect(scene.ingress.address, IDLE);
+    let open = |scene: &Scene<'_>| scene.metric("bridge_ingress_connections", &[]);
+    scene.wait("all are accepted", || open(scene) >= IDLE as f64);
+    scene.acks(300);
+    let [after, _] = scene.ingress.memory();
+    let cost = after.saturating_sub(before) * 1024 / IDLE as u64;
+    assert!(cost <= IDLE_KIB, "an idle connection costs {cost} KiB");
+    let most = open(scene);
+    drop(crowd);
+    scene.mended();
+    scene.wait("their places are free again", || open(scene) < 1000.0);
+    format!("{most} connections open at once, {cost} KiB of memory for each, {before} MiB without them")
+}
+
+fn endless_handshake(scene: &mut Scene<'_>) -> String {
+    let mut crowd = Crowd::connect(scene.ingress.address, CROWD);
+    // The head of a record that announces 512 bytes, and of a ClientHello.
+    crowd.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+    scene.wait("all are closed", || {
+        crowd.send(b"a");
+        crowd.listen();
+        crowd.closed() == CROWD
+    });
+    let counted = scene.rise(ERRORS, &[("cause", "handshake-timeout")]);
+    assert_eq!(counted, CROWD as f64, "each is counted");
+    scene.acks(60);
+    format!("{counted} connections closed as handshake-timeout")
+}
+
+fn certificate_replaced(scene: &mut Scene<'_>) -> String {
+    let authority = Authority::installed(scene);
+    let mut seen = Vec::new();
+    for n in 1..=4_u64 {
+        scene.mark("certificate replaced");
+        authority.issue(scene, n);
+        seen.push(authority.wait_for(scene, n));
+        scene.acks(120);
+    }
+    scene.mended();
+    let replaced = scene.rise(RELOADS, &[("outcome", "replaced")]);
+    format!("{replaced} certificates taken over, new connections had each: {}", seen.join(", "))
+}
+
+fn broken_certificate(scene: &mut Scene<'_>) -> String {
+    let authority = Authority::installed(scene);
+    authority.issue(scene, 1);
+    authority.wait_for(scene, 1);
+    let directory = scene.ingress.directory.clone();
+    let stranger = KeyPair::generate().expect("a key").serialize_pem();
+    let pairs: [(&str, &str, &[u8]); 4] = [
+        ("a key of another certificate", "tls.key", stranger.as_bytes()),
+        ("no PEM", "tls.crt", b"not a certificate\n"),
+        ("an empty key", "tls.key", b""),
+        ("an empty certificate", "tls.crt", b""),
+    ];
+    let mut refused = 0.0;
+    for (what, file, content) in pairs {
+        scene.mark(what);
+        replace(&directory.join(file), content);
+        scene.wait(&format!("{what} is refused"), || scene.rise(RELOADS, &[("outcome", "refused")]) > refused);
+        refused = scene.rise(RELOADS, &[("outcome", "refused")]);
+        assert_eq!(authority.presented(scene.ingress.address), authority.not_after(1), "after {what}: the old one");
+        scene.acks(60);
+    }
+    authority.issue(scene, 2);
+    scene.mended();
+    authority.wait_for(scene, 2);
+    format!("{refused} broken pairs refused while the one before went on serving, the next good one taken over")
+}
+
+/// An authority for a row's certificates, whose time of expiry tells one from another.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    base: u64,
+}
+
+impl Authority {
+    /// Makes one, has the ingress use a certificate of it, and starts the load, which trusts nobody else.
+    fn installed(scene: &mut Scene<'_>) -> Authority {
+        let mut params = CertificateParams::new([]).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let key = KeyPair::generate().expect("a key");
+        let pem = params.self_signed(&key).expect("an authority").pem();
+        let day = 24 * 3600;
+        let authority = Authority { issuer: Issuer::new(params, key), pem, base: now_ms() / 1000 + 30 * day };
+        let directory = scene.ingress.directory.clone();
+        fs::write(directory.join("ca.pem"), &authority.pem).expect("written");
+        authority.issue(scene, 0);
+        authority.wait_for(scene, 0);
+        scene.start_load(scene.ingress.address, LOAD);
+        scene.acks(120);
+        authority
+    }
+
+    fn not_after(&self, n: u64) -> u64 {
+        self.base + n * 3600
+    }
+
+    /// Writes certificate number `n` and its key over those that are there, one file after the other.
+    fn issue(&self, scene: &Scene<'_>, n: u64) {
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("names");
+        params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
+        params.not_after = (UNIX_EPOCH + Duration::from_secs(self.not_after(n))).into();
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        replace(&scene.ingress.directory.join("tls.key"), key.serialize_pem().as_bytes());
+        replace(&scene.ingress.directory.join("tls.crt"), certificate.pem().as_bytes());
+    }
+
+    /// Waits until certificate number `n` is in use: in the metric, and for who connects now.
+    fn wait_for(&self, scene: &Scene<'_>, n: u64) -> String {
+        let expiry = || sum(&scene.ingress.metrics(), "bridge_tls_certificate_expiry_timestamp_seconds", &[]);
+        scene.wait("the certificate is taken over", || expiry() == self.not_after(n) as f64);
+        assert_eq!(self.presented(scene.ingress.address), self.not_after(n));
+        format!("valid until {}", self.not_after(n))
+    }
+
+    /// When the certificate that is presented to a new connection expires.
+    fn presented(&self, address: SocketAddr) -> u64 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let stream = Client::connect_tls(address, &self.pem).await.into_stream();
+            let chain = stream.get_ref().1.peer_certificates().expect("a server presents one");
+            let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).expect("it can be read");
+            leaf.validity().not_after.timestamp().unsigned_abs()
+        })
+    }
+}
+
+/// Puts a file in the place of another at once, as orchestrators do.
+fn replace(file: &Path, content: &[u8]) {
+    let beside = file.with_extension("new");
+    fs::write(&beside, content).expect("written");
+    fs::rename(&beside, file).expect("moved");
+}
+
+/// Connections that send what they please, all from one thread.
+pub struct Crowd {
+    /// Each of them.
+    pub peers: Vec<Peer>,
+}
+
+impl Crowd {
+    /// So many of them.
+    pub fn connect(address: SocketAddr, count: usize) -> Crowd {
+        let connect = |_| {
+            let peer = Peer::connect(address);
+            peer.stream.set_nonblocking(true).expect("a socket option");
+            peer
+        };
+        Crowd { peers: (0..count).map(connect).collect() }
+    }
+
+    /// Sends the same over each; who has been closed is passed over.
+    pub fn send(&mut self, bytes: &[u8]) {
+        for peer in self.peers.iter_mut().filter(|peer| !peer.closed) {
+            // What fails shows when it is listened to.
+            let _ = peer.stream.write(bytes);
+        }
+    }
+
+    /// Takes what has come.
+    pub fn listen(&mut self) {
+        self.peers.iter_mut().for_each(Peer::listen);
+    }
+
+    /// How many the ingress has closed.
+    pub fn closed(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.closed).count()
+    }
+
+    /// How many were answered with this status.
+    pub fn answered(&self, status: &str) -> usize {
+        let head = format!("HTTP/1.1 {status} ");
+        self.peers.iter().filter(|peer| peer.heard.starts_with(head.as_bytes())).count()
+    }
+}
+
+/// One connection.
+pub struct Peer {
+    /// It.
+    pub stream: TcpStream,
+    /// All that came over it.
+    pub heard: Vec<u8>,
+    closed: bool,
+}
+
+impl Peer {
+    /// Connects; no write waits for another.
+    pub fn connect(address: SocketAddr) -> Peer {
+        let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("no connection: {error}"));
+        stream.set_nodelay(true).expect("a socket option");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+        Peer { stream, heard: Vec::new(), closed: false }
+    }
+
+    fn listen(&mut self) {
+        let mut chunk = [0; 4096];
+        while !self.closed {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => self.closed = true,
+                Ok(read) => self.heard.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => self.closed = true,
+            }
+        }
+    }
+
+    /// The status of the first answer, once its head has come; `None` where the connection ends without one.
+    pub fn status(&mut self) -> Option<u16> {
+        let mut chunk = [0; 4096];
+        while !self.heard.windows(4).any(|window| window == b"\r\n\r\n") {
+            match self.stream.read(&mut chunk) {
+                Ok(read) if read > 0 => self.heard.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("neither an answer nor an end"),
+                _ => return None,
+            }
+        }
+        std::str::from_utf8(self.heard.get(9..12)?).ok()?.parse().ok()
+    }
+}
+
+/// The ledger of what a row sends by itself, with bytes that neither `simulate` nor the frame would send. The audit
+/// reads it where the row's [`Expect::audit`] names it by [`journal_of`].
+pub struct Journal {
+    path: PathBuf,
+    text: String,
+    attempts: u64,
+    types: EventTypes,
+}
+
+impl Journal {
+    /// In the row's directory; no record of it is older than `began_ms`.
+    pub fn create(directory: &Path, began_ms: u64) -> Journal {
+        let run = Line::Run { format: FORMAT, began_ms, version: "faults".to_owned(), seed: 0 };
+        let mut journal =
+            Journal { path: directory.join("journal"), text: String::new(), attempts: 0, types: EventTypes::builtin() };
+        journal.write(&run);
+        journal
+    }
+
+    /// An attempt begins.
+    pub fn sent(&mut self, body: &[u8], expect: Fate) -> u64 {
+        let webhook = Webhook::parse(body, &self.types).unwrap_or_else(|_| Webhook::not_json(&self.types));
+        self.attempts += 1;
+        let sent = Sent {
+            attempt_id: self.attempts,
+            sent_ms: now_ms(),
+            instance: "toolbox".to_owned(),
+            event_type: self.types.types[webhook.event_type()].name.to_string(),
+            sha256: ContentHash::of(body).map(|byte| format!("{byte:02x}")).concat(),
+            bytes: body.len() as u64,
+            key: webhook.key().map(str::to_owned),
+            attempt: 1,
+            expect,
+        };
+        self.write(&Line::Sent(sent));
+        self.attempts
+    }
+
+    /// It is over.
+    pub fn ended(&mut self, attempt_id: u64, end: End) {
+        self.write(&Line::Ended { attempt_id, ended_ms: now_ms(), end });
+    }
+
+    /// It is over once its answer has come, or the end of its connection.
+    pub fn answered(&mut self, attempt_id: u64, mut peer: Peer) -> Option<u16> {
+        let status = peer.status();
+        self.ended(attempt_id, status.map_or(End::Cut, |status| End::Answered { status }));
+        status
+    }
+
+    /// Posts a good webhook over a connection of its own: the status of its answer.
+    pub fn post(&mut self, address: SocketAddr, body: &[u8]) -> Option<u16> {
+        let attempt = self.sent(body, Fate::Stored);
+        let mut peer = Peer::connect(address);
+        peer.stream.write_all(&request(PATH, &signed(body), body)).expect("the ingress takes it");
+        self.answered(attempt, peer)
+    }
+
+    fn write(&mut self, line: &Line) {
+        self.text.push_str(&line.write());
+    }
+}
+
+impl Drop for Journal {
+    /// The audit comes after the row's function: then it is whole.
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(&self.path, &self.text) {
+            eprintln!("{}: {error}", self.path.display());
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The parsers that are fuzzed, compiled from the project's own sources, and nothing else of it.
+
+/// The project's sources.
+#[path = "../../src"]
+mod sources {
+    pub mod config;
+    pub mod record;
+    pub mod signature;
+    pub mod webhook;
+}
+
+// Where the sources expect each other.
+pub use sources::{config, record, signature, webhook};

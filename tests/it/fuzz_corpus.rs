@@ -1,0 +1,73 @@
+//! The stored corpus of the fuzz targets, and the payloads, held against the same properties on every run of the tests.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use flinks_bridge::webhook::{EventTypes, Webhook};
+
+#[path = "../fuzz/properties.rs"]
+mod properties;
+
+/// Runs a property over every file of a directory, in the order of their names; a failure names the file.
+fn walk(directory: &str, property: fn(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(directory);
+    let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let mut files: Vec<_> =
+        entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file()).collect();
+    files.sort();
+    assert!(files.len() >= 8, "{} is not the corpus it was", directory.display());
+    for file in files {
+        let input = fs::read(&file).expect("it can be read");
+        if let Err(panic) = std::panic::catch_unwind(|| property(&input)) {
+            eprintln!("the input was {}", file.display());
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn bodies() {
+    walk("fuzz/corpus/body", properties::body);
+    walk("payloads", properties::body);
+}
+
+#[test]
+fn signatures() {
+    walk("fuzz/corpus/signature", properties::signature);
+}
+
+#[test]
+fn configurations() {
+    walk("fuzz/corpus/config", properties::config);
+}
+
+/// Members repeated to 2 MiB: what is quadratic in them would take hours, so a minute tells.
+#[test]
+fn a_body_is_read_in_linear_time() {
+    const PARTS: [&str; 8] = [
+        r#""a":1,"#,
+        r#""Login":{"Id":"a","Id":"b"},"#,
+        r#""e":"SessionSetupStatusChanged","#,
+        r#""\u0065":"SessionSetupStatus\u0043hanged","#,
+        r#""x":{"sessionId":"s","y":{"sessionId":[[[[]]]]}},"#,
+        r#""requestId":"r","status":1,"DocumentAnalysis":[],"#,
+        r#""ResponseType":"KYC","#,
+        r#""aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa":"\ud800","#,
+    ];
+    let (done, waiting) = mpsc::channel();
+    std::thread::spawn(move || {
+        for part in PARTS {
+            let body = format!("{{{}\"end\":1}}", part.repeat((2 << 20) / part.len()));
+            assert!(Webhook::parse(body.as_bytes(), &EventTypes::builtin()).is_ok());
+        }
+        // One object below the top that holds all of it, in a name that carries the event too.
+        let inner = PARTS.concat().repeat((2 << 20) / PARTS.concat().len());
+        let name = "n".repeat(1 << 19);
+        let body = format!(r#"{{"{name}":"SessionSetupStatusChanged","{name}m":0,"Login":{{{inner}"end":1}}}}"#);
+        assert!(Webhook::parse(body.as_bytes(), &EventTypes::builtin()).is_ok());
+        done.send(()).expect("the test waits");
+    });
+    waiting.recv_timeout(Duration::from_secs(60)).expect("read within a minute, and without a panic");
+}
