@@ -529,7 +529,7 @@ families! {
     SIGNATURES_VERIFIED: "counter" "bridge_ingress_signatures_verified_total" ["instance", "scheme", "label"]
         "Signatures verified by each secret: one that no longer grows is no longer in use.";
     SENDER_GONE: "counter" "bridge_ingress_sender_gone_total" ["outcome"]
-        "Senders that hung up, or closed their side, before the answer; their publish went on to this outcome.";
+        "Senders that hung up before the answer, or closed their side and had it all the same; their publish went on to this outcome.";
     SECRET_RELOADS: "counter" "bridge_secret_reloads_total" ["outcome"]
         "Changes of secret files by what became of them.";
     TLS_RELOADS: "counter" "bridge_tls_reloads_total" ["outcome"]

@@ -286,6 +286,20 @@ const CASES: &[Case] = &[
     ("as many copies after a 503 as possibly persisted", two_after_503, &["--possibly-persisted", "2"], 0, "kept=4"),
     ("one more than that", two_after_503, &["--possibly-persisted", "1"], 1, "kept=4 unexplained=1"),
     ("two more than that", two_after_503, &["--possibly-persisted", "0"], 1, "kept=4 unexplained=2"),
+    ("one publish that stands twice", one_publish_twice, &[], 1, "kept=3 unexplained=1"),
+    ("as many as possibly doubled", one_publish_twice, &["--possibly-doubled", "1"], 0, "kept=3"),
+    (
+        "two publishes, however many are possibly doubled",
+        |scene| {
+            let body = kyc("c", 3);
+            scene.sent(&body);
+            scene.store(&body);
+            set(scene.store(&body), header::TIME, Some("2026-01-01T00:00:00.000Z"));
+        },
+        &["--possibly-doubled", "9"],
+        1,
+        "kept=3 unexplained=1",
+    ),
     (
         "only a 503, and there",
         |scene| {
@@ -483,6 +497,14 @@ const CASES: &[Case] = &[
 ];
 
 /// Two bodies answered 503 and then 200, there twice each.
+/// As librdkafka leaves it in a new epoch: the same record again.
+fn one_publish_twice(scene: &mut Scene) {
+    let body = kyc("c", 3);
+    scene.sent(&body);
+    let record = scene.store(&body).clone();
+    scene.records.push(record);
+}
+
 fn two_after_503(scene: &mut Scene) {
     for number in [3, 4] {
         let body = kyc("c", number);
