@@ -221,7 +221,8 @@ fn possibly_persisted(scene: &mut Scene<'_>) -> String {
     links(scene).for_each(|link| link.hold_answers(true));
     scene.mark("answers held back");
     let risen = |scene: &Scene<'_>| scene.rise("bridge_kafka_possibly_persisted_total", &[]);
-    scene.wait("publishes that are possibly persisted", || risen(scene) >= 20.0);
+    // What was under way then, one request for each broker; all others have not been sent.
+    scene.wait("publishes that are possibly persisted", || risen(scene) >= 1.0);
     release(scene);
     scene.mended();
     scene.ends("200", 60);
