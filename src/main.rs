@@ -82,6 +82,9 @@ impl Settings {
 
 /// The variable that fixes from which size on glibc maps an allocation on its own.
 const MMAP_THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
+/// Tells the process that it has started over. The variable above does not always reach it: in a process with
+/// capabilities of its own, as one that may listen on port 443, newer glibc takes it out of the environment.
+const STARTED_OVER: &str = "FLINKS_BRIDGE_STARTED_OVER";
 
 /// Has glibc map large allocations one by one, so that their memory goes back when they are freed. Left alone it raises
 /// the size from which it does so to that of the largest one freed, up to 32 MiB; statements of many megabytes, which
@@ -90,16 +93,17 @@ const MMAP_THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
 /// Only what glibc finds at its start can say so without `unsafe`, so the process starts over, as the same process. An
 /// operator's own value stands. Where it cannot start over it goes on as it is: more memory is no reason not to serve.
 #[cfg(target_env = "gnu")]
-#[expect(clippy::disallowed_methods, reason = "this variable is glibc's, not a setting of ours")]
+#[expect(clippy::disallowed_methods, reason = "these variables are no settings of ours")]
 fn map_large_allocations() {
     use std::os::unix::process::CommandExt;
-    if std::env::var_os(MMAP_THRESHOLD).is_some() {
+    if [MMAP_THRESHOLD, STARTED_OVER].iter().any(|name| std::env::var_os(name).is_some()) {
         return;
     }
     let start_over = |program| {
         let mut arguments = std::env::args_os();
         let mut again = std::process::Command::new(program);
-        again.arg0(arguments.next().unwrap_or_default()).args(arguments).env(MMAP_THRESHOLD, "131072").exec()
+        again.arg0(arguments.next().unwrap_or_default()).args(arguments);
+        again.env(MMAP_THRESHOLD, "131072").env(STARTED_OVER, "1").exec()
     };
     let error = std::env::current_exe().map_or_else(|error| error, start_over);
     eprintln!("warning: {MMAP_THRESHOLD} cannot be set, so memory may have holes: {error}");

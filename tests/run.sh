@@ -3,8 +3,9 @@
 # Apache Kafka included. Installs Java 17, Maven, haproxy and libfaketime where it may (as root or with sudo that asks
 # no password); otherwise it names what is missing and stops. It never skips.
 #
-# Arguments go to `cargo test`, and with any the fault matrix is left out; FLINKS_BRIDGE_LONG_FAULTS=1 makes its loads
-# longer and runs the rows that cost too much otherwise. The jars of Kafka are kept outside the checkout: see tests/kafka/fetch.sh.
+# Arguments go to `cargo test`, and with any the fault matrix is left out; FLINKS_BRIDGE_LONG_FAULTS, set to anything,
+# makes its loads longer and runs the rows that cost too much otherwise. The jars of Kafka are kept outside the checkout:
+# see tests/kafka/fetch.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,6 +37,8 @@ missing() {
   # Debian puts it where only root's PATH looks.
   PATH=$PATH:/usr/sbin command -v haproxy >/dev/null ||
     printf 'haproxy: the fault matrix replaces two ingresses behind it\thaproxy\n'
+  unshare --map-root-user --mount true 2>/dev/null ||
+    printf 'unshare: the fault matrix mounts a small disk in a namespace, which this system does not allow\t\n'
   compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null ||
     printf 'libfaketime: the fault matrix sets the clock of the ingress with it\tlibfaketime\n'
 }

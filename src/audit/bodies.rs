@@ -49,8 +49,8 @@ pub struct Body {
     pub copies: u16,
     /// Of these, further ones of one publish: they stand on one partition and have the same `ce_time`.
     pub doubled: u16,
-    /// Hash of the `ce_time` of the copy read last, or 0.
-    pub newest: u64,
+    /// The publishes that left the newest two copies: hashes of partition and `ce_time`, or 0.
+    pub newest: [u64; 2],
     /// Whether the small lane has it.
     pub small: bool,
     /// Whether any attempt should, or could, have been stored.
@@ -256,7 +256,7 @@ impl Bodies {
                     unavailable: 0,
                     copies: 0,
                     doubled: 0,
-                    newest: 0,
+                    newest: [0; 2],
                     small: sent.bytes <= config.ingress.small_body as u64,
                     wanted: false,
                     accepted: false,

@@ -314,6 +314,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("acks", ACKS),
     ("request.required.acks", ACKS),
     ("enable.idempotence", "the bridge always publishes with enable.idempotence=true"),
+    ("enable.gapless.guarantee", "one record that Kafka does not take would end the producer"),
     ("delivery.report.only.error", "only a delivery report makes a 200"),
     ("transactional.id", "the bridge does not publish in transactions"),
     ("allow.auto.create.topics", "a missing topic is a fault, never made with the broker's defaults"),

@@ -674,14 +674,15 @@ fn quoted(text: &str) -> String {
 /// The text with its control characters escaped: a name of the file or the environment may hold any, and what is said
 /// of it stays on its line and leaves a terminal alone.
 fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
+    let mut out = String::with_capacity(text.len());
     for char in text.chars() {
-        match char {
-            char if char.is_control() => escaped += &format!("\\u{:04x}", u32::from(char)),
-            char => escaped.push(char),
+        if char.is_control() {
+            out += &format!("\\u{:04x}", u32::from(char));
+        } else {
+            out.push(char);
         }
     }
-    escaped
+    out
 }
 
 fn suggestion<'n>(name: &str, known: impl Iterator<Item = &'n String>) -> String {

@@ -123,12 +123,12 @@ pub async fn run(
     for (listener, acceptor) in listeners.bound {
         accepting.spawn(server.clone().accept(listener, acceptor));
     }
-    tokio::select! {
-        () = shutdown.cancelled() => {}
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
         // They end at `closing`, so this one did not end by itself. A process that accepts nothing looks well from
-        // everywhere but outside, so it must not go on.
-        Some(_ended) = accepting.join_next() => return Err(IngressError::Accepting),
-    }
+        // everywhere but outside, so it must not go on; what it has begun is finished.
+        Some(_ended) = accepting.join_next() => Err(IngressError::Accepting),
+    };
     server.handler.drain();
     tokio::time::sleep(server.config.shutdown.drain_lag).await;
     server.closing.cancel();
@@ -137,7 +137,7 @@ pub async fn run(
     server.tasks.close();
     server.tasks.wait().await;
     reload.abort();
-    Ok(())
+    ended
 }
 
 /// Why the ingress does not serve.

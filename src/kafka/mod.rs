@@ -2,8 +2,9 @@
 //!
 //! The ack rule, on which the product rests: a [`Receipt`] exists only if a delivery report without an error said that
 //! the record is persisted, with `acks=all`, and at which offset. Nothing else makes one: not the hand-over to
-//! librdkafka, not the end of a wait, not a flush, and not what librdkafka concludes from a later record's success. Each record is handed to librdkafka once; librdkafka retries it idempotently until the lane's
-//! publish deadline, and exactly one outcome comes back.
+//! librdkafka, not the end of a wait, not a flush, and not what librdkafka concludes from a later record's success. Each
+//! record is handed to librdkafka once; librdkafka retries it idempotently until the lane's publish deadline, and
+//! exactly one outcome comes back.
 //!
 //! The seam to the layers above is [`Publish`]. It says nothing of HTTP, and nothing of rdkafka's types leaves here.
 

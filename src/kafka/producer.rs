@@ -61,7 +61,13 @@ impl Producers {
             .set("allow.auto.create.topics", "false")
             .create_with_context(ProbeContext)
             .map_err(|error| KafkaSettingError::new("probe", &error))?;
-        let ask = move |topic: &str, timeout| probe.client().fetch_metadata(Some(topic), timeout);
+        let ask = move |topic: &str, timeout| {
+            // Whatever it reports meanwhile would pile up; a poll takes one of it.
+            for _ in 0..100 {
+                probe.poll(Duration::ZERO);
+            }
+            probe.client().fetch_metadata(Some(topic), timeout)
+        };
         let broken = CancellationToken::new();
         let threads =
             [small.clone().start(broken.clone()), large.clone().start(broken.clone()), readiness.start_probe(ask)];

@@ -54,7 +54,7 @@ pub const FAULTS: &[Fault] = &[
         ingress: settings(NOTHING),
         load: Some(FORGED),
         // Who comes after the end finds nobody.
-        expect: Expect { recovers: false, exit_code: Some(0), ends: &["no-connection", "503"], ..UNNOTICED },
+        expect: Expect { recovers: false, exit_code: Some(0), ends: &["no-connection", "503"], races: 3, ..UNNOTICED },
         make: terminated,
     },
     Fault {
@@ -68,6 +68,7 @@ pub const FAULTS: &[Fault] = &[
             recovers: false,
             exit_code: Some(0),
             ends: &["no-connection", "503"],
+            races: 3,
             caught: Some("users saw cut"),
             ..UNNOTICED
         },
@@ -132,6 +133,8 @@ fn killed(scene: &mut Scene<'_>) -> String {
     scene.acks(50);
     scene.ingress.end(Signal::KILL);
     for node in scene.cluster.node_ids() {
+        // What the links hold is not to arrive later.
+        scene.cluster.link(node).cut();
         scene.cluster.link(node).set_rate(FAST);
     }
     "killed while nothing passed to Kafka".to_owned()

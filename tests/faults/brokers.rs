@@ -33,8 +33,8 @@ const FEWER: Load = Load { rate: 25, retry_after: 5, ..LOAD };
 
 const OVER_LINKS: Settings = Settings { over_links: true, ..DEFAULTS };
 
-/// The rows; first the one with a cluster of its own, since the next groups go on with the other. A loss was once seen
-/// in `all-down` right after `two-down` on the same cluster: keep them so.
+/// The rows; first the one with a cluster of its own, since the next groups go on with the other. `all-down` comes right
+/// after `two-down` on the same cluster and ingress: publishes that ran into their deadline have left their traces then.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "disk-full",
@@ -400,7 +400,9 @@ fn disk_full(scene: &mut Scene<'_>) -> String {
     cluster.set_disk(FULL, 2 << 20);
     scene.wait("the node with the full disk ends", || cluster.has_ended(FULL));
     let log = std::fs::read_to_string(cluster.directory(FULL).join("server.log")).expect("it has a log");
-    let complaint = log.lines().find(|line| line.contains("No space left") || line.contains("unsafe memory access"));
+    let complaint = log
+        .lines()
+        .find(|line| ["No space left", "unsafe memory access", "SIGBUS"].iter().any(|what| line.contains(what)));
     let complaint = complaint.expect("it says that its disk is full").to_owned();
     cluster.wait_down(FULL, PATIENCE);
     scene.acks(120);

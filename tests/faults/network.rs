@@ -27,7 +27,7 @@ const RELOADS: &str = "bridge_tls_reloads_total";
 
 /// Deadlines of connections that a row can wait for.
 const HASTY: Settings = Settings {
-    root: "ingress.header_timeout = \"3s\"\ningress.body_idle_timeout = \"1s\"\ningress.handshake_timeout = \"3s\"\n\
+    root: "ingress.header_timeout = \"3s\"\ningress.body_idle_timeout = \"1500ms\"\ningress.handshake_timeout = \"3s\"\n\
            ingress.reload_interval = \"500ms\"",
     ..DEFAULTS
 };

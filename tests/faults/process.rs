@@ -59,7 +59,7 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         // Who comes between the end of the one and the start of the next finds nobody.
-        expect: Expect { ends: &["no-connection"], at_least: 1, ..UNNOTICED },
+        expect: Expect { ends: &["no-connection"], races: 3, at_least: 1, ..UNNOTICED },
         ..row("sigterm", "SIGTERM under load, then started again", sigterm)
     },
     Fault {
@@ -175,6 +175,7 @@ impl Proxy {
         let text = format!(
             "global\n  maxconn 4000\n  log stderr local0 notice\n\
              defaults\n  mode http\n  log global\n  timeout connect 2s\n  timeout client 150s\n  timeout server 100s\n\
+             \x20 timeout check 2s\n\
              \x20 retries 3\n  retry-on conn-failure\n  option redispatch 1\n\
              frontend webhooks\n  bind {address}\n  default_backend ingress\n\
              backend ingress\n  balance roundrobin\n  option httpchk\n  http-check send meth GET uri /readyz\n{servers}"

@@ -134,6 +134,8 @@ fn first_refused(scene: &mut Scene<'_>) -> String {
     links(scene).for_each(|link| link.hold_answers(false));
     let answers = [first, second].map(|posting| scene.end_post(posting).status);
     assert_eq!(answers, [200, 200]);
+    let sent = crossed(scene) - before;
+    assert!(sent > 20_000 + 20_000 + 10_000, "{sent} bytes have crossed: the first record was not sent twice");
     let stored = |key: &str| {
         let log = scene.ingress.log();
         let lines = log.lines().filter(|line| line.contains("webhook stored") && line.contains(key));
@@ -165,6 +167,7 @@ fn fatal_error(scene: &mut Scene<'_>) -> String {
     let mut seen = String::new();
     for round in 1..=2 {
         scene.mark("fatal error");
+        let refused = scene.load().ended("503");
         scene.ingress.signal(Signal::USR1);
         scene.wait("not ready, by the producer", || {
             let (status, reasons) = scene.ingress.get("/readyz");
@@ -172,7 +175,8 @@ fn fatal_error(scene: &mut Scene<'_>) -> String {
             status == 503 && seen.contains("met a fatal error")
         });
         assert_eq!(scene.ingress.get("/livez").0, 200);
-        scene.ends("503", 5);
+        let load = scene.load();
+        crate::frame::wait("some are refused", || load.ended("503") >= refused + 5);
         scene.mended();
         scene.wait("both producers are replaced", || rebuilds(scene) >= f64::from(2 * round));
         scene.ingress.wait_ready();

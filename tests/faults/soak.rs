@@ -12,8 +12,9 @@ const MINUTES: u32 = 15;
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long it is looked how much the machine can do.
 const SOUNDING: Duration = Duration::from_secs(15);
-/// `ingress.bytes_in_flight` by default and what the process may need beside it, in MiB.
-const MOST_MEMORY: u64 = 256 + 150;
+/// `ingress.bytes_in_flight` by default, what the process may need beside it, and 16 KiB of headers for each of the
+/// load's connections, in MiB.
+const MOST_MEMORY: u64 = 256 + 150 + 4_000 * 16 / 1024;
 /// Files that a client of Kafka may have open at one time and not at another.
 const FEW_FILES: usize = 12;
 

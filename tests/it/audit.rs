@@ -289,6 +289,21 @@ const CASES: &[Case] = &[
     ("one publish that stands twice", one_publish_twice, &[], 1, "kept=3 unexplained=1"),
     ("as many as possibly doubled", one_publish_twice, &["--possibly-doubled", "1"], 0, "kept=3"),
     (
+        "two publishes, each doubled, their copies mixed",
+        |scene| {
+            let body = kyc("c", 3);
+            scene.attempt(&body, Expect::Stored, End::Cut);
+            scene.sent(&body);
+            let first = scene.store(&body).clone();
+            let mut second = first.clone();
+            set(&mut second, header::TIME, Some("2026-01-01T00:00:00.000Z"));
+            scene.records.extend([second.clone(), first, second]);
+        },
+        &["--possibly-doubled", "1"],
+        0,
+        "kept=3",
+    ),
+    (
         "two publishes, however many are possibly doubled",
         |scene| {
             let body = kyc("c", 3);
@@ -497,14 +512,6 @@ const CASES: &[Case] = &[
 ];
 
 /// Two bodies answered 503 and then 200, there twice each.
-/// As librdkafka leaves it in a new epoch: the same record again.
-fn one_publish_twice(scene: &mut Scene) {
-    let body = kyc("c", 3);
-    scene.sent(&body);
-    let record = scene.store(&body).clone();
-    scene.records.push(record);
-}
-
 fn two_after_503(scene: &mut Scene) {
     for number in [3, 4] {
         let body = kyc("c", number);
@@ -513,6 +520,14 @@ fn two_after_503(scene: &mut Scene) {
         scene.store(&body);
         scene.store(&body);
     }
+}
+
+/// As librdkafka leaves it in a new epoch: the same record again.
+fn one_publish_twice(scene: &mut Scene) {
+    let body = kyc("c", 3);
+    scene.sent(&body);
+    let record = scene.store(&body).clone();
+    scene.records.push(record);
 }
 
 #[test]

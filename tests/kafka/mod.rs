@@ -750,6 +750,8 @@ impl Cluster {
         let mut command = node.mounted.get().map_or_else(|| Command::new("java"), |holder| holder.enter("java"));
         command
             .args([&format!("-Xmx{heap}"), "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true"])
+            // Else a crash, as of one whose disk is full, leaves its report in the checkout.
+            .arg(format!("-XX:ErrorFile={}", node.directory.join("crash.log").display()))
             // Nodes live for a minute: the second compiler would cost more at their start than it gives back.
             .arg("-XX:TieredStopAtLevel=1")
             .arg(format!("-Dlog4j2.configurationFile={}/tests/kafka/log4j2.properties", env!("CARGO_MANIFEST_DIR")))
