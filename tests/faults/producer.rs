@@ -8,11 +8,15 @@ use serde_json::Value;
 use crate::broken::{FATAL, SHORT_QUEUE};
 use crate::brokers::PLACE;
 use crate::frame::{
-    DEFAULTS, Expect, FAST, Fault, LOAD, Load, PATIENCE, REFUSED, Scene, Settings, UNNOTICED, incompressible, now_ms,
+    DEFAULTS, Expect, FAST, Fault, LOAD, Load, PATIENCE, Place, REFUSED, Scene, Settings, UNNOTICED, incompressible,
+    linked, now_ms,
 };
 use crate::kafka::LinkProxy;
 
 const OVER_LINKS: Settings = Settings { over_links: true, ..DEFAULTS };
+
+/// A cluster of its own: where brokers have come and gone, some lead nothing, and nobody is connected to them.
+const BALANCED: Place = Place { name: "balanced", cluster: linked };
 
 /// Deadlines near the least that the settings allow, so that some pass within seconds.
 const SHORT: Settings = Settings {
@@ -85,9 +89,8 @@ ingress.admission_wait = "2s"
         name: "first-refused",
         title: "a producer's first record refused, its second one taken",
         long_only: false,
-        place: &PLACE,
-        // Of its own, so that the producers are new.
-        ingress: Settings { root: "shutdown.drain_lag = \"1s\"", ..OVER_LINKS },
+        place: &BALANCED,
+        ingress: OVER_LINKS,
         load: None,
         expect: Expect { recovers: false, ..UNNOTICED },
         make: first_refused,
