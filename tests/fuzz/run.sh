@@ -11,9 +11,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-cache=${FLINKS_BRIDGE_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/flinks-bridge}
-cargo_fuzz_version=0.13.2
-cargo_fuzz=$cache/cargo-fuzz-$cargo_fuzz_version/bin/cargo-fuzz
 toolchain=${FLINKS_BRIDGE_NIGHTLY:-nightly}
 
 seconds=${1:-60}
@@ -24,31 +21,12 @@ if [[ ! $seconds =~ ^[0-9]+$ || $seconds -lt ${#targets[@]} ]]; then
   exit 64
 fi
 
-# Into a directory of its own, under its final name only when it is whole. Unoptimised: it only starts other programs.
-install_cargo_fuzz() {
-  [[ ! -x $cargo_fuzz ]] || return 0
-  local root=$cache/cargo-fuzz-$cargo_fuzz_version partial began=$SECONDS
-  echo "installing cargo-fuzz $cargo_fuzz_version into $root"
-  mkdir -p "$cache"
-  partial=$(mktemp -d "$root.XXXXXX")
-  # Expanded now: the name is local, and gone by the time the trap runs.
-  # shellcheck disable=SC2064
-  trap "rm -rf '$partial'" EXIT
-  CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR=$partial/target \
-    cargo install --quiet --locked --debug --root "$partial" --version "$cargo_fuzz_version" cargo-fuzz
-  rm -rf "$partial/target"
-  # Of two that ran at once one is first, and either is as good.
-  mv -T "$partial" "$root" 2>/dev/null || true
-  [[ -x $cargo_fuzz ]]
-  echo "installed after $((SECONDS - began)) s"
-}
-
 if ! rustup run "$toolchain" rustc --version 2>/dev/null; then
   echo "no $toolchain compiler is installed, which libFuzzer needs: running the stored corpus alone"
   cargo test --locked --test it -- fuzz_corpus
   exit 75
 fi
-install_cargo_fuzz
+cargo_fuzz=$(tests/tool.sh cargo-fuzz 0.13.2)
 
 # Without a sanitizer: the targets have no unsafe code to watch, and the one C library among their dependencies would
 # not be instrumented anyway; a build takes a fraction of the time and tries are several times as many. Debug
