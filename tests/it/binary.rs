@@ -345,6 +345,19 @@ async fn the_example_serves_without_kafka_and_ends_with_0() {
     assert_eq!(stderr, "", "the log goes to standard output alone");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn it_starts_over_once_even_where_the_variable_is_taken_from_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    example(directory.path(), "[shutdown]\ndrain_lag = \"0s\"\n");
+    let started_over = [("FLINKS_BRIDGE_STARTED_OVER", "1")];
+    let mut bridge = Running::start(&["ingress", "--config", "flinks-bridge.toml"], directory.path(), &started_over);
+    bridge.addresses().await;
+    let environment = std::fs::read(format!("/proc/{}/environ", bridge.child.id())).expect("it runs");
+    assert!(!String::from_utf8_lossy(&environment).contains("MALLOC_MMAP_THRESHOLD_"), "it has started over again");
+    bridge.signal(Signal::TERM);
+    assert_eq!(bridge.end().await, Some(0), "{}", bridge.output());
+}
+
 /// Settings of a plain ingress whose deadlines are as low as they may be.
 const LOW_DEADLINES: &str = r#"
 [kafka]
