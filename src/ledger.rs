@@ -95,6 +95,19 @@ pub enum End {
     TimedOut,
 }
 
+impl End {
+    /// How reports call it: its status, or a word.
+    pub fn name(self) -> String {
+        match self {
+            End::Answered { status } => status.to_string(),
+            End::HungUp => "hung-up".to_owned(),
+            End::Cut => "cut".to_owned(),
+            End::NoConnection => "no-connection".to_owned(),
+            End::TimedOut => "timed-out".to_owned(),
+        }
+    }
+}
+
 impl Line {
     /// The line as it stands in the file, with its newline.
     pub fn write(&self) -> String {

@@ -20,10 +20,11 @@
 //!
 //! # The modules, from the bottom
 //!
-//! [`signature`], [`record`], [`webhook`] and [`ledger`] are values: no I/O, no async. [`config`], [`metrics`] and
+//! [`signature`], [`record`], [`webhook`], [`ledger`] and [`error`] are values: no I/O, no async. [`config`], [`metrics`] and
 //! [`tls`] are what all roles share. [`kafka`] and [`admin`] are the edges. [`ingress`], [`simulate`] and [`audit`] are
 //! roles; roles never import each other. [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
 
+pub mod error;
 pub mod ledger;
 pub mod record;
 pub mod signature;

@@ -10,6 +10,7 @@ use flinks_bridge::admin;
 use flinks_bridge::audit::{self, Audit};
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, TlsFiles};
 use flinks_bridge::dev::{self, Company, Dev};
+use flinks_bridge::error::chain;
 use flinks_bridge::ingress::{self, IngressError, Listeners};
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{Metrics, Names};
@@ -315,12 +316,6 @@ async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
             }
         }
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

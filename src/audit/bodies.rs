@@ -111,9 +111,13 @@ pub enum LedgerFault {
 
 /// What is known of a key that is only to be compared: 0 for none.
 pub fn key_hash(key: Option<&[u8]>) -> u64 {
-    let Some(key) = key else { return 0 };
+    key.map_or(0, |key| hashed(&key))
+}
+
+/// What is known of anything that is only to be compared, and never 0.
+pub fn hashed(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
+    value.hash(&mut hasher);
     hasher.finish().max(1)
 }
 

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::bodies::{Bodies, Body, NEVER, SEVERAL, key_hash, parse_hash};
+use super::bodies::{Bodies, Body, NEVER, SEVERAL, hashed, key_hash, parse_hash};
 use super::report::{Class, EXAMPLES, Example, Report};
 use crate::kafka::reader::ReadRecord;
 use crate::record::{SPEC_VERSION_1_0, ce_source, header};
@@ -96,7 +96,7 @@ impl Judge {
             body.offset = body.offset.min(record.offset);
         }
         if let Some(time) = only(record, header::TIME) {
-            let publish = key_hash(Some(format!("{place_index} {time}").as_bytes()));
+            let publish = hashed(&(place_index, time));
             if body.newest.contains(&publish) {
                 body.doubled = body.doubled.saturating_add(1);
             } else {

@@ -18,6 +18,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::{Config, Faults, Loaded};
+use crate::error::chain;
 use crate::kafka::reader::{self, ScanError, Span};
 use crate::kafka::topics_of;
 use bodies::{Bodies, LedgerFault};
@@ -159,19 +160,4 @@ fn bar(options: &Audit, what: &'static str, length: u64) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}");
     ProgressBar::new(length).with_style(style.expect("the template is right")).with_message(what)
-}
-
-/// An error and what is behind it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        // Some say what their source says.
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(&format!(": {more}"));
-        }
-        source = error.source();
-    }
-    text
 }

@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
 
     /// Something that works but should not stay as it is.
     pub(super) fn warn(&mut self, key: &str, what: impl fmt::Display) {
-        self.warnings.push(format!("{}: {what}", self.describe(key)));
+        self.warnings.push(escaped(&format!("{}: {what}", self.describe(key))));
     }
 
     /// Checks that the values of `parts` come to less than `bound`, or to it at most. Says nothing about values that

@@ -127,7 +127,10 @@ pub async fn run(
         () = shutdown.cancelled() => Ok(()),
         // They end at `closing`, so this one did not end by itself. A process that accepts nothing looks well from
         // everywhere but outside, so it must not go on; what it has begun is finished.
-        Some(_ended) = accepting.join_next() => Err(IngressError::Accepting),
+        Some(_ended) = accepting.join_next() => {
+            shutdown.cancel();
+            Err(IngressError::Accepting)
+        }
     };
     server.handler.drain();
     tokio::time::sleep(server.config.shutdown.drain_lag).await;

@@ -34,6 +34,20 @@ struct Counts {
     micros: Histogram<u64>,
 }
 
+impl Counts {
+    fn new() -> Counts {
+        Counts {
+            webhooks: 0,
+            delivered: 0,
+            given_up: 0,
+            attempts: 0,
+            bytes: 0,
+            ends: BTreeMap::new(),
+            micros: histogram(3),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Span {
     ends: BTreeMap<String, u64>,
@@ -56,20 +70,12 @@ fn histogram(digits: u8) -> Histogram<u64> {
 
 impl Tally {
     fn of(&mut self, kind: Kind) -> &mut Counts {
-        self.kinds.entry(kind).or_insert_with(|| Counts {
-            webhooks: 0,
-            delivered: 0,
-            given_up: 0,
-            attempts: 0,
-            bytes: 0,
-            ends: BTreeMap::new(),
-            micros: histogram(3),
-        })
+        self.kinds.entry(kind).or_insert_with(Counts::new)
     }
 
     /// An attempt has ended, so long after the start; `latency` is counted where there was an answer.
     pub fn attempt(&mut self, kind: Kind, first: bool, end: End, latency: Duration, bytes: u64, at: Duration) {
-        let name = name(end);
+        let name = end.name();
         let micros = matches!(end, End::Answered { .. }).then(|| (latency.as_micros() as u64).max(1));
         let counts = self.of(kind);
         counts.webhooks += u64::from(first);
@@ -124,15 +130,7 @@ impl Tally {
 
     /// The table's rows, the last for all kinds together.
     fn rows(&self) -> Vec<Row> {
-        let mut all = Counts {
-            webhooks: 0,
-            delivered: 0,
-            given_up: 0,
-            attempts: 0,
-            bytes: 0,
-            ends: BTreeMap::new(),
-            micros: histogram(3),
-        };
+        let mut all = Counts::new();
         let mut rows = Vec::new();
         for (kind, counts) in &self.kinds {
             rows.push(Row::of(kind.name(), counts));
@@ -155,17 +153,6 @@ impl Tally {
         let mut rows = self.rows();
         let all = rows.pop().expect("the row for all is always there");
         Summary { run, kinds: rows, all }
-    }
-}
-
-/// How an end is called in reports: its status, or a word.
-pub fn name(end: End) -> String {
-    match end {
-        End::Answered { status } => status.to_string(),
-        End::HungUp => "hung-up".to_owned(),
-        End::Cut => "cut".to_owned(),
-        End::NoConnection => "no-connection".to_owned(),
-        End::TimedOut => "timed-out".to_owned(),
     }
 }
 

@@ -9,6 +9,7 @@ use super::client::Endpoint;
 use super::misbehave::Misbehaviour;
 use super::population::{Kind, Plan};
 use crate::config::{self, Authentication, Config, NotJson, SecretSource};
+use crate::error::chain;
 use crate::ledger::Expect;
 use crate::signature::{Scheme, Secret, sign};
 use crate::tls;
@@ -94,11 +95,8 @@ impl Where {
     pub fn targets(&self) -> Result<Vec<Target>, String> {
         let secure = |url: &Option<String>| url.as_ref().is_some_and(|url| url.starts_with("https:"));
         let tls = if secure(&self.url) || secure(&self.url_base) {
-            let chain = |error: tls::TlsError| match std::error::Error::source(&error) {
-                Some(source) => format!("--cacert: {error}: {source}"),
-                None => format!("--cacert: {error}"),
-            };
-            Some(tls::Client::new(self.cacert.as_deref()).map_err(chain)?)
+            let fault = |error: tls::TlsError| format!("--cacert: {}", chain(&error));
+            Some(tls::Client::new(self.cacert.as_deref()).map_err(fault)?)
         } else {
             None
         };

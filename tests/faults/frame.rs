@@ -555,7 +555,7 @@ impl Scene<'_> {
         for (load, excluded) in self.loads.iter_mut().zip(&self.excluded) {
             for attempt in load.attempts() {
                 let Some((ended_ms, end)) = attempt.end else { continue };
-                *row.ends.entry(name(end)).or_default() += 1;
+                *row.ends.entry(end.name()).or_default() += 1;
                 // The load forges some signatures; each other 401 is a webhook of Flinks turned away.
                 turned_away += u64::from(end == End::Answered { status: 401 } && attempt.fate == Fate::Stored);
                 let took = Duration::from_millis(ended_ms.saturating_sub(attempt.sent_ms));
@@ -807,7 +807,7 @@ impl Running {
                 }
                 Some(Line::Ended { attempt_id, ended_ms, end }) => {
                     self.attempts[self.by_id[&attempt_id]].end = Some((ended_ms, end));
-                    *self.by_end.entry(name(end)).or_default() += 1;
+                    *self.by_end.entry(end.name()).or_default() += 1;
                 }
                 Some(Line::Run { .. }) | None => {}
             }
@@ -1222,17 +1222,6 @@ pub fn incompressible(name: &str, bytes: usize) -> Vec<u8> {
     }
     body.extend_from_slice(b"\"}");
     body
-}
-
-/// How the table names an end.
-pub fn name(end: End) -> String {
-    match end {
-        End::Answered { status } => status.to_string(),
-        End::HungUp => "hung-up".to_owned(),
-        End::Cut => "cut".to_owned(),
-        End::NoConnection => "no-connection".to_owned(),
-        End::TimedOut => "timed-out".to_owned(),
-    }
 }
 
 /// Waits until something holds, and fails if it does not in time.

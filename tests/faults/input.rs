@@ -130,7 +130,7 @@ fn malformed(scene: &mut Scene<'_>) -> String {
             shares.into_iter().flat_map(|share| share.join().expect("a sender does not panic")).collect()
         });
         for (attempt, end) in ends {
-            *by_end.entry(crate::frame::name(end)).or_default() += 1;
+            *by_end.entry(end.name()).or_default() += 1;
             journal.ended(attempt, end);
         }
         let good = scene.post(&kyc_of(150, first + total + batch));

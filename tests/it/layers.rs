@@ -12,7 +12,7 @@ use std::process::Command;
 
 /// Every module below `src`, lowest layer first. A module may import those of lower layers, and its own parts.
 const LAYERS: [&[&str]; 5] = [
-    &["webhook", "record", "signature", "ledger", "dead_letter", "backoff"],
+    &["webhook", "record", "signature", "ledger", "error", "dead_letter", "backoff"],
     &["config", "tls", "metrics"],
     &["kafka", "flinks", "admin"],
     &["ingress", "enrich", "link", "redrive", "recover", "simulate", "audit", "check"],
