@@ -12,7 +12,7 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Faults, Loaded};
+use crate::config::{Config, Faults, Loaded, Needs};
 use crate::kafka::embedded::Embedded;
 use crate::kafka::reader::{self, ReadRecord};
 use crate::kafka::topics_of;
@@ -71,7 +71,7 @@ pub fn settings(options: &Dev) -> Result<Loaded, Faults> {
     );
     let secrets = Scheme::ALL
         .map(|scheme| format!("[[instance.secret]]\nscheme = \"{scheme}\"\nlabel = \"dev\"\nvalue = \"{SECRET}\"\n"));
-    let mut loaded = Config::parse(&format!("{text}{}", secrets.concat()), Path::new("dev"), &[])?;
+    let mut loaded = Config::parse(&format!("{text}{}", secrets.concat()), Path::new("dev"), &[], Needs::WEBHOOKS)?;
     // They speak of the made-up secrets.
     loaded.warnings.clear();
     Ok(loaded)

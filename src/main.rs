@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use flinks_bridge::admin;
 use flinks_bridge::audit::{self, Audit};
-use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, TlsFiles};
+use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs, TlsFiles};
 use flinks_bridge::dev::{self, Company, Dev};
 use flinks_bridge::error::chain;
 use flinks_bridge::ingress::{self, IngressError, Listeners};
@@ -76,8 +76,8 @@ struct Settings {
 }
 
 impl Settings {
-    fn load(&self) -> Result<Loaded, config::Faults> {
-        Config::load(self.config.as_deref(), &config::variables())
+    fn load(&self, needs: Needs) -> Result<Loaded, config::Faults> {
+        Config::load(self.config.as_deref(), &config::variables(), needs)
     }
 }
 
@@ -128,7 +128,7 @@ fn main() -> ExitCode {
         Role::Dev(options) => run(dev::settings(&options), true),
         Role::Ingress(settings) => {
             map_large_allocations();
-            run(settings.load(), false)
+            run(settings.load(Needs::WEBHOOKS), false)
         }
         Role::Simulate(options) => simulated(*options),
         Role::Audit(options) => {
@@ -142,7 +142,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Role::Config { settings, print, .. } => {
-            match settings.load().map_err(|faults| faults.to_string()).and_then(known_to_librdkafka) {
+            match settings.load(Needs::WEBHOOKS).map_err(|faults| faults.to_string()).and_then(known_to_librdkafka) {
                 Err(faults) => faulty(&faults),
                 Ok(loaded) => {
                     for warning in &loaded.warnings {
@@ -344,7 +344,7 @@ async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result
     let registry = Registry::new();
     let topics = kafka::topics_of(&config);
     let metrics = Metrics::new(&registry, &names(&config, &topics))?;
-    let producers = Arc::new(Producers::new(&config, &metrics).map_err(|error| usage(error.to_string()))?);
+    let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(|error| usage(error.to_string()))?);
     let identity = match (&company, &config.ingress.tls) {
         (Some(company), _) => Some(company.identity()),
         (None, Some(TlsFiles { certificate, private_key })) => {

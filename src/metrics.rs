@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
+use self::family::{Family, families};
 pub use self::labels::{ConnectionError, Lane, Outcome, PublishCause, Reload};
 use crate::signature::Scheme;
 
+mod family;
 mod labels;
 
 /// All families of one process. Cloning is cheap, and the clones count into the same series.
@@ -34,7 +34,8 @@ pub struct Metrics(Arc<Families>);
 /// The configured names for which series exist from the start.
 #[derive(Debug, Clone, Default)]
 pub struct Names<'a> {
-    /// Instances, in the order of the configuration.
+    /// Instances whose webhooks are taken, in the order of the configuration. Without any there are no families of the
+    /// ingress.
     pub instances: Vec<&'a str>,
     /// Event types, in the order of their table, `unknown` last.
     pub event_types: Vec<&'a str>,
@@ -280,28 +281,6 @@ pub fn reference() -> String {
 /// What stands in a label whose value was not known when the request ended.
 const NONE: &str = "none";
 
-/// Bounds in seconds: an ack within a local network takes milliseconds, and the deadlines of 20, 30 and 60 s each have
-/// a bound of their own, so that what ran into one shows as such.
-const BUCKETS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0];
-
-/// One family's declaration.
-struct Family {
-    name: &'static str,
-    /// `counter`, `gauge` or `histogram`.
-    kind: &'static str,
-    labels: &'static [&'static str],
-    help: &'static str,
-}
-
-/// Declares each family as a constant and all of them as `FAMILIES`, so that none can be left out of the reference.
-macro_rules! families {
-    ($($id:ident: $kind:literal $name:literal $labels:tt $help:literal;)+) => {
-        $(const $id: Family = Family { name: $name, kind: $kind, labels: &$labels, help: $help };)+
-        const FAMILIES: &[Family] = &[$($id),+];
-    };
-}
-
 // The order of labels matters in one respect: prometheus 0.14 tells series apart by a hash of their label values
 // written one after the other without a separator, so ("pay", "eu-x") and ("payeu", "-x") would be one series. A label
 // of fixed values therefore always stands between two of free ones.
@@ -368,58 +347,6 @@ families! {
         "Always 1; the version that runs.";
 }
 
-impl Family {
-    fn opts(&self) -> Opts {
-        Opts::new(self.name, self.help)
-    }
-
-    fn register<C: Collector + Clone + 'static>(&self, registry: &Registry, family: C) -> Result<C, prometheus::Error> {
-        registry.register(Box::new(family.clone()))?;
-        Ok(family)
-    }
-
-    fn counters(&self, registry: &Registry) -> Result<IntCounterVec, prometheus::Error> {
-        self.register(registry, IntCounterVec::new(self.opts(), self.labels)?)
-    }
-
-    fn gauges(&self, registry: &Registry) -> Result<IntGaugeVec, prometheus::Error> {
-        self.register(registry, IntGaugeVec::new(self.opts(), self.labels)?)
-    }
-
-    fn fractions(&self, registry: &Registry) -> Result<GaugeVec, prometheus::Error> {
-        self.register(registry, GaugeVec::new(self.opts(), self.labels)?)
-    }
-
-    fn histograms(&self, registry: &Registry) -> Result<HistogramVec, prometheus::Error> {
-        let opts = HistogramOpts::new(self.name, self.help).buckets(BUCKETS.to_vec());
-        self.register(registry, HistogramVec::new(opts, self.labels)?)
-    }
-
-    fn counter(&self, registry: &Registry) -> Result<IntCounter, prometheus::Error> {
-        Ok(self.counters(registry)?.with_label_values::<&str>(&[]))
-    }
-
-    fn gauge(&self, registry: &Registry) -> Result<IntGauge, prometheus::Error> {
-        Ok(self.gauges(registry)?.with_label_values::<&str>(&[]))
-    }
-
-    /// One counter for each value of the only label, in the order of `values`.
-    fn counters_of(&self, registry: &Registry, values: &[&str]) -> Result<Vec<IntCounter>, prometheus::Error> {
-        let family = self.counters(registry)?;
-        Ok(values.iter().map(|value| family.with_label_values(&[value])).collect())
-    }
-
-    fn gauges_of(&self, registry: &Registry, values: &[&str]) -> Result<Vec<IntGauge>, prometheus::Error> {
-        let family = self.gauges(registry)?;
-        Ok(values.iter().map(|value| family.with_label_values(&[value])).collect())
-    }
-
-    fn histograms_of(&self, registry: &Registry, values: &[&str]) -> Result<Vec<Histogram>, prometheus::Error> {
-        let family = self.histograms(registry)?;
-        Ok(values.iter().map(|value| family.with_label_values(&[value])).collect())
-    }
-}
-
 /// The series, resolved once; vectors are indexed by the enum that is their label.
 struct Families {
     requests: Requests,
@@ -451,11 +378,14 @@ struct Families {
 
 impl Families {
     fn new(registry: &Registry, names: &Names<'_>) -> Result<Families, prometheus::Error> {
+        // A process without instances takes no webhooks, and shows nothing of them.
+        let unseen = Registry::new();
+        let ingress = if names.instances.is_empty() { &unseen } else { registry };
         let lanes = &Lane::ALL.iter().map(|lane| lane.as_str()).collect::<Vec<_>>();
         let reloads = &Reload::ALL.iter().map(|outcome| outcome.as_str()).collect::<Vec<_>>();
         let connection_errors: Vec<_> = ConnectionError::ALL.iter().map(|cause| cause.as_str()).collect();
 
-        let signatures_verified = SIGNATURES_VERIFIED.counters(registry)?;
+        let signatures_verified = SIGNATURES_VERIFIED.counters(ingress)?;
         for (instance, scheme, label) in &names.secrets {
             if let Some(instance) = names.instances.get(*instance) {
                 signatures_verified.with_label_values(&[instance, scheme_name(*scheme), label]);
@@ -470,21 +400,21 @@ impl Families {
         registry.register(Box::new(ProcessCollector::for_self()))?;
 
         Ok(Families {
-            requests: Requests::new(REQUESTS.counters(registry)?, names),
-            body_bytes: BODY_BYTES.counters_of(registry, &names.instances)?,
-            request_duration: REQUEST_DURATION.histograms_of(registry, &[lanes.as_slice(), &[NONE]].concat())?,
-            requests_in_flight: REQUESTS_IN_FLIGHT.gauge(registry)?,
-            admitted_bytes: ADMITTED_BYTES.gauges_of(registry, lanes)?,
-            admission_waiting: ADMISSION_WAITING.gauges_of(registry, lanes)?,
-            connections: CONNECTIONS.gauge(registry)?,
-            connections_accepted: CONNECTIONS_ACCEPTED.counter(registry)?,
-            connection_errors: CONNECTION_ERRORS.counters_of(registry, &connection_errors)?,
-            connections_closed_idle: CONNECTIONS_CLOSED_IDLE.counter(registry)?,
+            requests: Requests::new(REQUESTS.counters(ingress)?, names),
+            body_bytes: BODY_BYTES.counters_of(ingress, &names.instances)?,
+            request_duration: REQUEST_DURATION.histograms_of(ingress, &[lanes.as_slice(), &[NONE]].concat())?,
+            requests_in_flight: REQUESTS_IN_FLIGHT.gauge(ingress)?,
+            admitted_bytes: ADMITTED_BYTES.gauges_of(ingress, lanes)?,
+            admission_waiting: ADMISSION_WAITING.gauges_of(ingress, lanes)?,
+            connections: CONNECTIONS.gauge(ingress)?,
+            connections_accepted: CONNECTIONS_ACCEPTED.counter(ingress)?,
+            connection_errors: CONNECTION_ERRORS.counters_of(ingress, &connection_errors)?,
+            connections_closed_idle: CONNECTIONS_CLOSED_IDLE.counter(ingress)?,
             signatures_verified,
-            sender_gone: SENDER_GONE.counters_of(registry, &["acked", "failed"])?,
-            secret_reloads: SECRET_RELOADS.counters_of(registry, reloads)?,
-            tls_reloads: TLS_RELOADS.counters_of(registry, reloads)?,
-            certificate_expiry: CERTIFICATE_EXPIRY.gauges(registry)?,
+            sender_gone: SENDER_GONE.counters_of(ingress, &["acked", "failed"])?,
+            secret_reloads: SECRET_RELOADS.counters_of(ingress, reloads)?,
+            tls_reloads: TLS_RELOADS.counters_of(ingress, reloads)?,
+            certificate_expiry: CERTIFICATE_EXPIRY.gauges(ingress)?,
             ack_duration: ACK_DURATION.histograms_of(registry, lanes)?,
             publish_errors: lanes
                 .iter()

@@ -18,8 +18,8 @@ use bytes::Bytes;
 pub struct Record {
     /// Topic to publish to.
     pub topic: Arc<str>,
-    /// Partition key; `None` lets any partition take the record.
-    pub key: Option<String>,
+    /// Partition key; `None` lets any partition take the record. Text where the bridge made it.
+    pub key: Option<Bytes>,
     /// Header names and values, in the order they are written.
     pub headers: Vec<(Cow<'static, str>, Bytes)>,
     /// The body, byte for byte as received.
@@ -31,6 +31,19 @@ impl Record {
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
     }
+}
+
+/// Where a record stands that was consumed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// Its timestamp, in milliseconds since 1970; `None` where it has none.
+    pub timestamp_ms: Option<i64>,
 }
 
 /// Prints what may be logged: topic, key, names of the headers, size of the payload in bytes.

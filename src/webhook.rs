@@ -310,7 +310,12 @@ impl Webhook {
             write(header::TRACEPARENT, traceparent.clone());
         }
         headers.extend(reception.signatures.iter().cloned());
-        Record { topic: topic.unwrap_or(&event_type.topic).clone(), key: self.key, headers, payload: body }
+        Record {
+            topic: topic.unwrap_or(&event_type.topic).clone(),
+            key: self.key.map(Bytes::from),
+            headers,
+            payload: body,
+        }
     }
 }
 
@@ -731,7 +736,7 @@ mod tests {
         };
         let payload = Bytes::from_static(body);
         let record = Webhook::parse(body, &types).unwrap().into_record(&reception, &types, None, payload.clone());
-        assert_eq!((&*record.topic, record.key.as_deref()), ("flinks.accounts-detail", Some(LOGIN_ID)));
+        assert_eq!((&*record.topic, record.key.as_deref()), ("flinks.accounts-detail", Some(LOGIN_ID.as_bytes())));
         assert_eq!(record.payload.as_ptr(), payload.as_ptr(), "the body is handed on, not copied");
         let hash: String = ContentHash::of(body).iter().map(|byte| format!("{byte:02x}")).collect();
         let headers: Vec<_> = record.headers.iter().map(|(n, v)| (&**n, std::str::from_utf8(v).unwrap())).collect();

@@ -17,7 +17,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::config::{Config, Faults, Loaded};
+use crate::config::{Config, Faults, Loaded, Needs};
 use crate::error::chain;
 use crate::kafka::reader::{self, ScanError, Span};
 use crate::kafka::topics_of;
@@ -143,14 +143,14 @@ fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, Ca
 
 fn settings(options: &Audit, environment: &[(String, String)]) -> Result<Loaded, Faults> {
     let Some(brokers) = &options.brokers else {
-        return Config::load(options.config.as_deref(), environment);
+        return Config::load(options.config.as_deref(), environment, Needs::NEITHER);
     };
     let brokers = toml::Value::from(brokers.as_str());
     // An instance has to be there, and is asked for nothing: the built-in event types have their default topics.
     let text = format!(
         "kafka.bootstrap_servers = {brokers}\n[[instance]]\nname = \"any\"\npath = \"/any\"\nauthentication = \"none\"\n"
     );
-    Config::parse(&text, Path::new("--brokers"), &[])
+    Config::parse(&text, Path::new("--brokers"), &[], Needs::NEITHER)
 }
 
 /// On a terminal only; elsewhere indicatif keeps it hidden.

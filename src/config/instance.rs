@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::flinks::{Api, read_api};
 use super::parse::{self, choice};
 use super::read::{self, At, Table};
 use super::topic_key;
@@ -44,6 +45,8 @@ pub struct Instance {
     pub secrets: Vec<(Scheme, String, SecretSource)>,
     /// Topic of each event type where it differs from `event_types`, by event type name.
     pub topics: BTreeMap<String, String>,
+    /// Its Flinks API, where that is configured.
+    pub api: Option<Api>,
 }
 
 impl Instance {
@@ -176,8 +179,9 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
         "File with the path, where that is a secret. Read again when it changes.",
         "Environment variable with the path.",
     ];
-    let path = table.source("path", helps, read::shortened).and_then(|(key, source, path)| {
-        let path = checked_path(path).map_err(|what| table.reader.fault(&key, what)).ok()?;
+    let needed = table.reader.needs.webhooks;
+    let path = table.source("path", helps, read::shortened, needed).and_then(|(key, source, path)| {
+        let path = checked_path(path?).map_err(|what| table.reader.fault(&key, what)).ok()?;
         Some((Some(key), source, path))
     });
     let none = || (None, SecretSource::Inline(Secret::new("")), Secret::new(""));
@@ -204,11 +208,13 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
         event_types.types.iter().filter_map(topic).collect()
     });
 
+    let api = read_api(table);
+
     const REFUSES: &str =
         "no [[instance.secret]] is given: the bridge refuses to start without, unless authentication = \"none\"";
     match authentication {
         _ if table.reader.is_faulty(&format!("{}.authentication", table.key)) => {}
-        Authentication::Signature if !has_secrets => table.fault("", REFUSES),
+        Authentication::Signature if !has_secrets && needed => table.fault("", REFUSES),
         Authentication::Signature => {}
         Authentication::None if has_secrets => {
             table.fault("authentication", "there are secrets, which would never be asked for")
@@ -219,7 +225,7 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
         }
     }
     (
-        Instance { name, path, path_source, authentication, not_json, allow, signature_headers, secrets, topics },
+        Instance { name, path, path_source, authentication, not_json, allow, signature_headers, secrets, topics, api },
         path_key,
     )
 }
@@ -249,8 +255,9 @@ fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, Secret
             "File with the secret, less one trailing newline. Read again when it changes.",
             "Environment variable with the secret.",
         ];
-        let (key, source, secret) = table.source("value", helps, read::redacted)?;
-        if secret.expose().len() < SHORT_SECRET {
+        let needed = table.reader.needs.webhooks;
+        let (key, source, secret) = table.source("value", helps, read::redacted, needed)?;
+        if secret.is_some_and(|secret| secret.expose().len() < SHORT_SECRET) {
             table.reader.warn(&key, format_args!("the secret is shorter than {SHORT_SECRET} bytes"));
         }
         if table.reader.in_file(&key) && matches!(source, SecretSource::Inline(_)) {

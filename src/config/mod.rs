@@ -10,6 +10,8 @@
 //! certificates (`tls` does), never connects to anything, and never shows a secret: not in a fault, not in `Debug`,
 //! not in print.
 
+mod consume;
+mod flinks;
 mod instance;
 mod kafka;
 mod parse;
@@ -23,6 +25,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
+pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
+pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, NotJson, SecretSource};
 pub use kafka::{Kafka, Lane, METADATA_PROPAGATION, is_secret_property};
 use parse::{bytes, choice, deadline, duration, number};
@@ -50,10 +54,39 @@ pub struct Config {
     pub instances: Vec<Instance>,
     /// The event types with their topics, the `unknown` last.
     pub event_types: EventTypes,
+    /// Topics of what the bridge makes itself.
+    pub own_topics: OwnTopics,
+    /// How the Flinks API is called.
+    pub flinks: Flinks,
+    /// Enrichment with Flinks Attributes.
+    pub enrich: Enrich,
+    /// Which LoginId belongs to which Tag.
+    pub link: Link,
     /// The admin port.
     pub admin: Admin,
     /// Shutdown.
     pub shutdown: Shutdown,
+}
+
+/// Which secrets a process needs. Others are not read, and need not be where it runs: who enriches has no business with
+/// the webhooks' secrets, and who receives has none with the API's keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// Paths and secrets of webhooks.
+    pub webhooks: bool,
+    /// Keys of the Flinks API.
+    pub api: bool,
+}
+
+impl Needs {
+    /// For the ingress, and for who sends to it.
+    pub const WEBHOOKS: Needs = Needs { webhooks: true, api: false };
+    /// For who calls the Flinks API.
+    pub const API: Needs = Needs { webhooks: false, api: true };
+    /// For a process that does both.
+    pub const BOTH: Needs = Needs { webhooks: true, api: true };
+    /// For who needs Kafka alone.
+    pub const NEITHER: Needs = Needs { webhooks: false, api: false };
 }
 
 /// Settings without a fault, with what else is to be said of them.
@@ -91,12 +124,12 @@ impl Config {
     ///
     /// # Errors
     /// All faults at once: of the file as a whole, of single settings, and of settings that do not fit together.
-    pub fn load(file: Option<&Path>, environment: &[(String, String)]) -> Result<Loaded, Faults> {
+    pub fn load(file: Option<&Path>, environment: &[(String, String)], needs: Needs) -> Result<Loaded, Faults> {
         let Some(file) = file else {
-            return Config::parse("", Path::new(""), environment);
+            return Config::parse("", Path::new(""), environment, needs);
         };
         match std::fs::read_to_string(file) {
-            Ok(text) => Config::parse(&text, file, environment),
+            Ok(text) => Config::parse(&text, file, environment, needs),
             Err(error) => Err(Faults(vec![format!("{}: cannot be read: {error}", file.display())])),
         }
     }
@@ -106,8 +139,8 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn parse(text: &str, file: &Path, environment: &[(String, String)]) -> Result<Loaded, Faults> {
-        let (config, mut reader) = Reader::read(text, file, environment, |root| {
+    pub fn parse(text: &str, file: &Path, environment: &[(String, String)], needs: Needs) -> Result<Loaded, Faults> {
+        let (config, mut reader) = Reader::read(text, file, environment, needs, |root| {
             let config = Config::read(root);
             config.check(root.reader);
             config
@@ -126,11 +159,14 @@ impl Config {
         let log = root.table("log", Log::read);
         let kafka = root.table("kafka", kafka::read);
         let ingress = root.table("ingress", Ingress::read);
-        let event_types = read_event_types(root);
+        let (event_types, own_topics) = read_topics(root);
         let instances = instance::read_all(root, &event_types);
+        let flinks = root.table("flinks", flinks::read);
+        let enrich = root.table("enrich", |table| consume::read_enrich(table, &event_types));
+        let link = root.table("link", |table| consume::read_link(table, &event_types));
         let admin = root.table("admin", Admin::read);
         let shutdown = root.table("shutdown", Shutdown::read);
-        Config { log, kafka, ingress, instances, event_types, admin, shutdown }
+        Config { log, kafka, ingress, instances, event_types, own_topics, flinks, enrich, link, admin, shutdown }
     }
 
     /// How settings must fit together. Each deadline that holds another must be longer, so that the inner one ends
@@ -178,6 +214,9 @@ impl Config {
             parse::show_bytes,
         );
 
+        if reader.needs.api && self.enrich.endpoints.is_empty() {
+            reader.fault("enrich.endpoint", "at least one [[enrich.endpoint]] is required");
+        }
         if ingress.listen.is_empty() && !reader.is_faulty("ingress.listen") {
             reader.fault("ingress.listen", "at least one address is required");
         }
@@ -326,10 +365,23 @@ settings! {
     }
 }
 
+settings! {
+    /// Topics of what the bridge makes itself, in `[topics]`.
+    #[derive(Debug, Clone)]
+    pub struct OwnTopics {
+        /// Topic of what enrichment brings.
+        pub attributes: String = value("flinks.attributes", parse::topic),
+        /// Topic of records whose enrichment was given up.
+        pub dead_letter: String = value("flinks.attributes.dead-letter", parse::topic),
+        /// Topic of which LoginId belongs to which Tag; compacted.
+        pub login_links: String = value("flinks.login-links", parse::topic),
+    }
+}
+
 /// `[topics]` and `[[event_type]]`: the built-in event types and what configuration adds.
-fn read_event_types(root: &mut Table<'_, '_>) -> EventTypes {
+fn read_topics(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics) {
     let mut event_types = EventTypes::builtin();
-    root.table("topics", |table| {
+    let own_topics = root.table("topics", |table| {
         for event_type in &mut event_types.types {
             let name = topic_key(&event_type.name);
             let help = match name {
@@ -338,6 +390,7 @@ fn read_event_types(root: &mut Table<'_, '_>) -> EventTypes {
             };
             event_type.topic = table.value(At::new(name, &help), &event_type.topic, parse::topic).into();
         }
+        OwnTopics::read(table)
     });
     root.tables("event_type", |table| {
         let at = At::new("name", "A further event type: its name in metrics, logs and topic settings.");
@@ -368,7 +421,7 @@ fn read_event_types(root: &mut Table<'_, '_>) -> EventTypes {
             table.fault("name", what);
         }
     });
-    event_types
+    (event_types, own_topics)
 }
 
 const KEY_SOURCES: [(&str, KeySource); 3] =
@@ -413,7 +466,7 @@ mod tests {
     }
 
     fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, Faults> {
-        Config::parse(text, Path::new("bridge.toml"), &with_base(environment))
+        Config::parse(text, Path::new("bridge.toml"), &with_base(environment), Needs::WEBHOOKS)
     }
 
     fn loaded(text: &str, environment: &[(&str, &str)]) -> Loaded {
@@ -449,7 +502,7 @@ listen = "127.0.0.1:9464"
         let file = directory.path().join("flinks-bridge.toml");
         fs::write(&file, example).expect("written");
         fs::write(directory.path().join("secret.txt"), "0123456789abcdef\n").expect("written");
-        let loaded = Config::load(Some(&file), &[]).unwrap_or_else(|faults| panic!("{faults}"));
+        let loaded = Config::load(Some(&file), &[], Needs::WEBHOOKS).unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(loaded.warnings, Vec::<String>::new());
         let config = loaded.config;
         assert_eq!(config.kafka.bootstrap_servers, "127.0.0.1:9092");
@@ -471,7 +524,8 @@ listen = "127.0.0.1:9464"
 
     #[test]
     fn defaults_are_those_of_the_design() {
-        let Config { log, kafka, ingress, instances, event_types, admin, shutdown } = loaded(BASE, &[]).config;
+        let Config { log, kafka, ingress, instances, event_types, own_topics, flinks, enrich, link, admin, shutdown } =
+            loaded(BASE, &[]).config;
         let seconds = Duration::from_secs;
         assert_eq!((log.format, &*log.level), (LogFormat::Json, "info"));
         assert_eq!((kafka.linger, &*kafka.compression, kafka.unready_after), (seconds(0), "lz4", seconds(15)));
@@ -492,6 +546,24 @@ listen = "127.0.0.1:9464"
         assert_eq!(instances[0].not_json, NotJson::Quarantine);
         assert!(instances[0].allow.is_empty() && instances[0].topics.is_empty());
         assert_eq!(event_types, EventTypes::builtin());
+        assert_eq!(own_topics.attributes, "flinks.attributes");
+        assert_eq!(own_topics.dead_letter, "flinks.attributes.dead-letter");
+        assert_eq!(own_topics.login_links, "flinks.login-links");
+        assert_eq!((flinks.connect_timeout, flinks.read_timeout), (seconds(5), seconds(30)));
+        assert_eq!((flinks.call_timeout, flinks.session_idle), (seconds(60), seconds(420)));
+        assert_eq!((flinks.poll_interval, flinks.poll_limit), (seconds(10), seconds(1800)));
+        assert_eq!(
+            (enrich.event_types, enrich.window, enrich.attempts),
+            (vec!["accounts-detail".into()], seconds(0), 10)
+        );
+        assert_eq!((enrich.scheduled_refreshes, enrich.endpoints), (ScheduledRefreshes::Enrich, vec![]));
+        assert_eq!(link.event_types, ["kyc", "accounts-detail", "upload-fraud-alert"]);
+        let groups = [(enrich.consumer, "flinks-bridge-enrich"), (link.consumer, "flinks-bridge-link")];
+        for (consumer, group) in groups {
+            assert_eq!((&*consumer.group, consumer.instance_id), (group, None));
+            assert_eq!((consumer.session_timeout, consumer.drain), (seconds(45), seconds(20)));
+            assert_eq!((consumer.in_flight, consumer.bytes_in_flight), (200, 128 << 20));
+        }
         assert_eq!(admin.listen, "127.0.0.1:9464".parse().expect("an address"));
         assert_eq!((shutdown.drain_lag, shutdown.grace_period), (seconds(5), seconds(70)));
     }
@@ -797,11 +869,12 @@ $ FLINKS_BRIDGE__NO=1
 
     #[test]
     fn what_is_missing_altogether_is_said() {
-        let faults = Config::parse("", Path::new(""), &[]).expect_err("nothing given").to_string();
+        let faults = Config::parse("", Path::new(""), &[], Needs::WEBHOOKS).expect_err("nothing given").to_string();
         let servers = "kafka.bootstrap_servers: required, expected host:port, several separated by commas";
         assert_eq!(faults, format!("{servers}\ninstance: at least one [[instance]] is required"));
 
-        let faults = Config::load(Some(Path::new("/nowhere/b.toml")), &[]).expect_err("no file").to_string();
+        let faults =
+            Config::load(Some(Path::new("/nowhere/b.toml")), &[], Needs::WEBHOOKS).expect_err("no file").to_string();
         assert_eq!(faults, "/nowhere/b.toml: cannot be read: No such file or directory (os error 2)");
     }
 
@@ -916,7 +989,8 @@ $ FLINKS_BRIDGE__NO=1
             ("FLINKS_BRIDGE__KAFKA__PROPERTIES__SSL_KEY_PASSWORD", PLANTED),
         ]);
         let file = directory.path().join("bridge.toml");
-        let loaded = Config::parse(text, &file, &environment).unwrap_or_else(|faults| panic!("{faults}"));
+        let loaded =
+            Config::parse(text, &file, &environment, Needs::WEBHOOKS).unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(loaded.config.kafka.properties["ssl.keystore.password"], PLANTED);
         let warnings = loaded.warnings.join("\n");
         let shown = [loaded.print(), format!("{loaded:?}"), format!("{:?}", loaded.config), warnings.clone()];
@@ -945,7 +1019,7 @@ $ FLINKS_BRIDGE__NO=1
             .replace("value = ", "values = ")
             .replace("\"sasl.password\" = \"hunter2hunter2\"", "\"sasl.password\" = [\"hunter2hunter2\"]")
             + "[instances]\nx = \"hunter2hunter2\"";
-        let faults = Config::parse(&faulty, &file, &environment).expect_err("faulty");
+        let faults = Config::parse(&faulty, &file, &environment, Needs::WEBHOOKS).expect_err("faulty");
         let faults = format!("{faults} {faults:?}");
         for key in ["sasl.password", ".values", "instances"] {
             assert!(faults.contains(key), "{key} is not in {faults}");

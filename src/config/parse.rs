@@ -127,6 +127,19 @@ pub(super) fn servers(text: &str) -> Result<String, String> {
     }
 }
 
+/// A URL as far as it is looked at here: whoever calls it finds the rest.
+pub(super) fn url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match rest {
+        Some(rest)
+            if !rest.is_empty() && !rest.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err("expected a URL that begins with https:// or http://".to_owned()),
+    }
+}
+
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) if !text.is_empty() => Ok(text.to_owned()),

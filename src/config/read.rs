@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::SecretSource;
+use super::{Needs, SecretSource};
 use crate::signature::Secret;
 
 /// What every environment variable that is a setting starts with.
@@ -81,6 +81,8 @@ pub(super) struct Reader<'a> {
     variables: BTreeMap<String, (String, String)>,
     /// Whether the reading is for [`reference()`]: then every optional table is there, and every list of tables has one.
     reference: bool,
+    /// Which secrets are read.
+    pub(super) needs: Needs,
     pub(super) settings: Vec<Setting>,
     pub(super) warnings: Vec<String>,
     faults: Vec<String>,
@@ -136,9 +138,10 @@ impl<'a> Reader<'a> {
         text: &'a str,
         file: &'a Path,
         environment: &'a [(String, String)],
+        needs: Needs,
         read: impl FnOnce(&mut Table<'_, 'a>) -> T,
     ) -> (Option<T>, Reader<'a>) {
-        let mut reader = Reader::new(text, file, environment);
+        let mut reader = Reader::new(text, file, environment, needs);
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             // Only the message: the error's own Display quotes the line, which may hold a secret.
@@ -165,19 +168,20 @@ impl<'a> Reader<'a> {
 
     /// What `read` would take: see [`reference()`].
     fn notes<T>(read: impl FnOnce(&mut Table<'_, '_>) -> T) -> Vec<Setting> {
-        let mut reader = Reader::new("", Path::new(""), &[]);
+        let mut reader = Reader::new("", Path::new(""), &[], Needs::BOTH);
         reader.reference = true;
         Table::read(&mut reader, String::new(), DeTable::new(), read);
         reader.settings
     }
 
-    fn new(text: &'a str, file: &'a Path, environment: &'a [(String, String)]) -> Reader<'a> {
+    fn new(text: &'a str, file: &'a Path, environment: &'a [(String, String)], needs: Needs) -> Reader<'a> {
         Reader {
             file,
             text,
             environment,
             variables: BTreeMap::new(),
             reference: false,
+            needs,
             settings: Vec::new(),
             warnings: Vec::new(),
             faults: Vec::new(),
@@ -427,13 +431,14 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// Exactly one of `name`, `name_file` and `name_env`: where something is read from that may be secret, and what was
     /// read there now, with the key that was given. `show` says how the value itself may be shown. `helps` are in the
-    /// order of the three.
+    /// order of the three. What is not `needed` is not read and may be left out.
     pub(super) fn source(
         &mut self,
         name: &str,
         helps: [&str; 3],
         show: fn(&str) -> String,
-    ) -> Option<(String, SecretSource, Secret)> {
+        needed: bool,
+    ) -> Option<(String, SecretSource, Option<Secret>)> {
         let names = [name.to_owned(), format!("{name}_file"), format!("{name}_env")];
         let inline = self.one(At::new(&names[0], helps[0]), "", show);
         let file = self.one(At::new(&names[1], helps[1]), "", str::to_owned);
@@ -443,7 +448,9 @@ impl<'r, 'a> Table<'r, 'a> {
             (None, Some(file), None) => (&names[1], SecretSource::File(self.resolve(&file))),
             (None, None, Some(variable)) => (&names[2], SecretSource::Environment(variable)),
             (None, None, None) => {
-                self.fault("", format_args!("one of {} is required", names.join(", ")));
+                if needed {
+                    self.fault("", format_args!("one of {} is required", names.join(", ")));
+                }
                 return None;
             }
             _ => {
@@ -452,10 +459,13 @@ impl<'r, 'a> Table<'r, 'a> {
             }
         };
         let key = join(&self.key, name);
+        if !needed {
+            return Some((key, source, None));
+        }
         let environment = self.reader.environment;
         let lookup = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
         match source.read(&lookup) {
-            Ok(secret) => Some((key, source, secret)),
+            Ok(secret) => Some((key, source, Some(secret))),
             Err(what) => {
                 self.reader.fault(&key, what);
                 None

@@ -67,6 +67,20 @@ pub trait Publish: Send + Sync {
     fn publish(&self, lane: Lane, record: Record, on_outcome: OnOutcome);
 }
 
+/// Publishes a record and waits for its outcome. A caller that stops waiting does not stop the publish.
+///
+/// # Errors
+/// Why it has no receipt; also when the thread that would bring the report has ended.
+pub async fn publish(publisher: &dyn Publish, lane: Lane, record: Record) -> Result<Receipt, PublishError> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // Nobody may wait any more, which changes nothing.
+    publisher.publish(lane, record, Box::new(move |outcome| drop(tell.send(outcome))));
+    told.await.unwrap_or_else(|_| {
+        let detail = "no delivery report can come any more".to_owned();
+        Err(PublishError { cause: PublishCause::Other, possibly_persisted: true, detail })
+    })
+}
+
 /// librdkafka properties that both producers, the readiness probe and the reader share.
 fn client_config(kafka: &config::Kafka, client_id: &str) -> ClientConfig {
     let mut client = ClientConfig::new();
@@ -159,7 +173,7 @@ fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// The topics that records may go to: of each event type, and what instances put in their place.
+/// The topics that webhooks' records may go to: of each event type, and what instances put in their place.
 pub fn topics_of(config: &config::Config) -> Vec<Arc<str>> {
     let own = config.event_types.types.iter().map(|event_type| event_type.topic.clone());
     let replaced =
@@ -202,7 +216,8 @@ mod tests {
             path = "/"
             authentication = "none"
         "#;
-        let config = Config::parse(text, Path::new("test.toml"), &[]).map_err(|faults| faults.to_string());
+        let config = Config::parse(text, Path::new("test.toml"), &[], config::Needs::WEBHOOKS)
+            .map_err(|faults| faults.to_string());
         let config = config.expect("the settings are good").config;
         for lane in [Lane::Small, Lane::Large] {
             let client = producer_config(&config.kafka, &config.ingress, lane);

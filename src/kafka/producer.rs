@@ -47,12 +47,17 @@ pub struct Producers {
 }
 
 impl Producers {
-    /// Builds both producers and the readiness probe, which share what they see of the cluster.
+    /// Builds both producers and the probe of these topics, the ones to be published to, which share what they see of the
+    /// cluster.
     ///
     /// # Errors
     /// When librdkafka refuses a property. That Kafka cannot be reached is no error: it is waited for.
-    pub fn new(config: &config::Config, metrics: &Metrics) -> Result<Producers, KafkaSettingError> {
-        let readiness = Arc::new(Readiness::new(config, metrics.clone()));
+    pub fn new(
+        config: &config::Config,
+        topics: Vec<Arc<str>>,
+        metrics: &Metrics,
+    ) -> Result<Producers, KafkaSettingError> {
+        let readiness = Arc::new(Readiness::new(config, topics, metrics.clone()));
         let small = Arc::new(LaneProducer::new(config, Lane::Small, metrics, &readiness)?);
         let large = Arc::new(LaneProducer::new(config, Lane::Large, metrics, &readiness)?);
         // A client of its own: a broker takes one request a connection at a time, and records are not to wait for it.
@@ -230,7 +235,7 @@ impl LaneProducer {
         let mut base =
             BaseRecord::with_opaque_to(&record.topic, outstanding).headers(headers).payload(record.payload.as_ref());
         if let Some(key) = &record.key {
-            base = base.key(key.as_bytes());
+            base = base.key(key.as_ref());
         }
         // librdkafka copies key and payload; ours go when this function ends.
         if let Err((error, refused)) = self.current.load().send(base) {

@@ -16,7 +16,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::statistics::Statistics;
 
-use super::{PublishError, client_config, topics_of};
+use super::{PublishError, client_config};
 use crate::config;
 use crate::metrics::{Lane, Metrics, PublishCause};
 
@@ -107,9 +107,9 @@ impl TopicState {
 }
 
 impl Readiness {
-    pub(super) fn new(config: &config::Config, metrics: Metrics) -> Readiness {
+    pub(super) fn new(config: &config::Config, topics: Vec<Arc<str>>, metrics: Metrics) -> Readiness {
         Readiness {
-            topics: topics_of(config),
+            topics,
             unready_after: config.kafka.unready_after,
             settings: config.kafka.clone(),
             metrics,

@@ -8,7 +8,7 @@ use clap::Args;
 use super::client::Endpoint;
 use super::misbehave::Misbehaviour;
 use super::population::{Kind, Plan};
-use crate::config::{self, Authentication, Config, NotJson, SecretSource};
+use crate::config::{self, Authentication, Config, Needs, NotJson, SecretSource};
 use crate::error::chain;
 use crate::ledger::Expect;
 use crate::signature::{Scheme, Secret, sign};
@@ -153,7 +153,8 @@ impl Where {
         base: &str,
         tls: Option<&tls::Client>,
     ) -> Result<Vec<Target>, String> {
-        let loaded = Config::load(Some(file), &config::variables()).map_err(|faults| faults.to_string())?;
+        let loaded =
+            Config::load(Some(file), &config::variables(), Needs::WEBHOOKS).map_err(|faults| faults.to_string())?;
         let mut targets = Vec::new();
         for instance in &loaded.config.instances {
             if !self.instance.is_empty() && !self.instance.contains(&instance.name) {

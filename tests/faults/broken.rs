@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flinks_bridge::admin;
-use flinks_bridge::config::{Authentication, Config};
+use flinks_bridge::config::{Authentication, Config, Needs};
 use flinks_bridge::ingress::{self, Listeners};
 use flinks_bridge::kafka::{OnOutcome, Producers, Publish, Receipt, topics_of};
 use flinks_bridge::metrics::{Lane, Metrics, Names};
@@ -174,7 +174,7 @@ impl Publish for Between {
 pub fn serve(arguments: &[String]) -> ExitCode {
     let [broken, _config, file] = arguments else { return ExitCode::from(64) };
     let text = std::fs::read_to_string(file).expect("the settings can be read");
-    let mut config = Config::parse(&text, Path::new(file), &[]).expect("the settings are good").config;
+    let mut config = Config::parse(&text, Path::new(file), &[], Needs::WEBHOOKS).expect("the settings are good").config;
     if broken == UNVERIFIED {
         for instance in &mut config.instances {
             (instance.authentication, instance.secrets) = (Authentication::None, Vec::new());
@@ -201,7 +201,7 @@ async fn run(broken: String, config: Arc<Config>) {
     };
     let registry = Registry::new();
     let metrics = Metrics::new(&registry, &names).expect("the registry is new");
-    let producers = Arc::new(Producers::new(&config, &metrics).expect("the settings are good"));
+    let producers = Arc::new(Producers::new(&config, topics, &metrics).expect("the settings are good"));
     let listeners = Listeners::bind(&config, None).expect("the port is free");
     let admin = TcpListener::bind(config.admin.listen).await.expect("the port is free");
     let readiness = producers.readiness();

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use flinks_bridge::config::{Config, Loaded, METADATA_PROPAGATION, SecretSource};
+use flinks_bridge::config::{Config, Loaded, METADATA_PROPAGATION, Needs, SecretSource};
 use flinks_bridge::record::header;
 use flinks_bridge::signature::{ContentHash, Keyring, LabelledSecret, Scheme, Secret, Signature, Verifier, sign};
 use flinks_bridge::webhook::{Discriminator, EventType, EventTypes, KeySource, QuarantineReason, Reception, Webhook};
@@ -42,8 +42,9 @@ pub fn body(input: &[u8]) {
     assert_eq!(&record.payload[..], input, "the body is published byte for byte");
     assert_eq!(record.topic, types.types[event_type].topic);
     if let Some(key) = &record.key {
-        assert!((1..=256).contains(&key.len()) && !key.contains(char::is_control), "a key of {} bytes", key.len());
-        assert_eq!(record.header(header::SUBJECT).map(|subject| &subject[..]), Some(key.as_bytes()));
+        let text = std::str::from_utf8(key).expect("a key is text");
+        assert!((1..=256).contains(&key.len()) && !text.contains(char::is_control), "a key of {} bytes", key.len());
+        assert_eq!(record.header(header::SUBJECT), Some(key));
     }
     let mut names: Vec<&str> = Vec::new();
     for (name, value) in &record.headers {
@@ -385,7 +386,7 @@ pub fn config(input: &[u8]) {
         }
     }
     let file = Path::new("bridge.toml");
-    match Config::parse(&text, file, &environment) {
+    match Config::parse(&text, file, &environment, Needs::BOTH) {
         Ok(loaded) => {
             keeps_its_word(&loaded);
             shows_no_secret(&loaded, input);
@@ -393,7 +394,7 @@ pub fn config(input: &[u8]) {
         }
         Err(faults) => {
             let said = faults.to_string();
-            let again = Config::parse(&text, file, &environment).expect_err("the same again").to_string();
+            let again = Config::parse(&text, file, &environment, Needs::BOTH).expect_err("the same again").to_string();
             assert_eq!(said, again);
             assert!(!said.is_empty());
             for fault in said.lines() {
@@ -491,7 +492,7 @@ fn prints_what_it_loaded(loaded: &Loaded, text: &str, environment: &[(String, St
     // What names a variable still does; what is a setting stands in the file now.
     let is_setting = |name: &str| name.to_ascii_uppercase().starts_with("FLINKS_BRIDGE__");
     let environment: Vec<_> = environment.iter().filter(|(name, _)| !is_setting(name)).cloned().collect();
-    let again = Config::parse(&again, Path::new("bridge.toml"), &environment)
+    let again = Config::parse(&again, Path::new("bridge.toml"), &environment, Needs::BOTH)
         .unwrap_or_else(|faults| panic!("{faults}\nin what was printed\n{again}\nof\n{text}"));
     assert_eq!(format!("{:?}", again.config), format!("{:?}", loaded.config));
     let paths = |config: &Config| config.instances.iter().map(|instance| instance.path.clone()).collect::<Vec<_>>();

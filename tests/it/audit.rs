@@ -140,7 +140,7 @@ fn publish(servers: &str, records: &[Record]) {
         }
         let mut base = BaseRecord::to(&record.topic).partition(0).payload(record.payload.as_ref()).headers(headers);
         if let Some(key) = &record.key {
-            base = base.key(key.as_bytes());
+            base = base.key(key.as_ref());
         }
         producer.send(base).map_err(|(error, _)| error).expect("room in the queue");
     }
@@ -344,13 +344,13 @@ const CASES: &[Case] = &[
                 let body = kyc("c", number);
                 scene.sent(&body);
                 let record = scene.store(&body);
-                record.key = key.map(str::to_owned);
+                record.key = key.map(|key: &str| key.to_owned().into());
                 set(record, header::SUBJECT, key);
             }
             let keyless = br#"{"ResponseType":"KYC"}"#;
             scene.sent(keyless);
             let record = scene.store(keyless);
-            record.key = Some("c".to_owned());
+            record.key = Some("c".into());
             set(record, header::SUBJECT, Some("c"));
         },
         &[],
@@ -925,7 +925,14 @@ fn settings_without_signature(servers: &str) -> flinks_bridge::config::Config {
         "kafka.bootstrap_servers = \"{servers}\"\n[[instance]]\nname = \"{INSTANCE}\"\npath = \"{PATH}\"\n\
          authentication = \"none\"\n"
     );
-    flinks_bridge::config::Config::parse(&text, std::path::Path::new("test.toml"), &[]).expect("no faults").config
+    flinks_bridge::config::Config::parse(
+        &text,
+        std::path::Path::new("test.toml"),
+        &[],
+        flinks_bridge::config::Needs::NEITHER,
+    )
+    .expect("no faults")
+    .config
 }
 
 #[tokio::test(flavor = "multi_thread")]

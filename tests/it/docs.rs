@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use flinks_bridge::config::{self, Config};
+use flinks_bridge::config::{self, Config, Needs};
 use flinks_bridge::metrics::{self, Outcome};
 
 const README: &str = include_str!("../../README.md");
@@ -32,11 +32,17 @@ fn the_example_loads() {
     let (example, _) = after.split_once("```").expect("it ends");
     let directory = tempfile::tempdir().expect("a directory for temporary files");
     std::fs::write(directory.path().join("secret.txt"), "an-invented-secret-for-tests\n").expect("a file is written");
-    let loaded = Config::parse(example, &directory.path().join("flinks-bridge.toml"), &[]).expect("no faults");
+    let loaded =
+        Config::parse(example, &directory.path().join("flinks-bridge.toml"), &[], Needs::WEBHOOKS).expect("no faults");
     assert_eq!(loaded.config.instances[0].name, "toolbox");
     assert_eq!(loaded.warnings, Vec::<String>::new());
 
-    let faults = Config::parse(&example.replace("secret.txt", "none.txt"), Path::new("flinks-bridge.toml"), &[]);
+    let faults = Config::parse(
+        &example.replace("secret.txt", "none.txt"),
+        Path::new("flinks-bridge.toml"),
+        &[],
+        Needs::WEBHOOKS,
+    );
     assert!(faults.is_err(), "a missing secret file is a fault");
 }
 

@@ -16,7 +16,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flinks_bridge::kafka::{OnOutcome, Producers, Publish};
+use flinks_bridge::kafka::{OnOutcome, Producers, Publish, topics_of};
 use flinks_bridge::metrics::{Lane, Metrics, Names};
 use flinks_bridge::record::Record;
 use flinks_bridge::tls::{LOCAL_NAMES, self_made};
@@ -275,7 +275,7 @@ fn one_producer_or_two(cluster: &Cluster, runtime: &Runtime) -> Vec<Named> {
     for shared in [false, true] {
         let config = settings(&cluster.bootstrap_servers(), "");
         let metrics = Metrics::new(&Registry::new(), &Names::default()).expect("the registry is new");
-        let producers = || Producers::new(&config, &metrics).expect("the settings are good");
+        let producers = || Producers::new(&config, topics_of(&config), &metrics).expect("the settings are good");
         let fake = shared.then(|| Arc::new(OneProducer(producers())) as Arc<dyn Publish>);
         let _entered = runtime.enter();
         let bridge = Bridge::start_with(config.clone(), None, fake);

@@ -353,7 +353,8 @@ async fn the_settings_of_an_ingress_name_instances_secrets_and_schemes() {
     let folder = TempDir::new().expect("a directory for temporary files");
     let file = folder.path().join("flinks-bridge.toml");
     std::fs::write(&file, &toml).expect("a file is written");
-    let loaded = flinks_bridge::config::Config::parse(&toml, &file, &[]).expect("good settings");
+    let loaded = flinks_bridge::config::Config::parse(&toml, &file, &[], flinks_bridge::config::Needs::WEBHOOKS)
+        .expect("good settings");
     let bridge = Bridge::start(loaded.config);
     let options = format!(
         "--config {} --url-base http://{} --old-share 0.5 --seed 4 --count 200 --max-size 4KB --time-scale 1000000",

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flinks_bridge::config::{Config, TlsFiles};
+use flinks_bridge::config::{Config, Needs, TlsFiles};
 use flinks_bridge::ingress::{self, IngressError, Listeners};
 use flinks_bridge::kafka::{self, Producers, Publish, Readiness, reader};
 use flinks_bridge::metrics::{Metrics, Names};
@@ -67,7 +67,7 @@ pub fn settings(bootstrap_servers: &str, more: &str) -> Config {
     let mut table: toml::Table = base.parse().expect("the base is TOML");
     merge(&mut table, more.parse().expect("`more` is TOML"));
     let text = toml::to_string(&table).expect("a table can be written");
-    match Config::parse(&text, Path::new("test.toml"), &[]) {
+    match Config::parse(&text, Path::new("test.toml"), &[], Needs::WEBHOOKS) {
         Ok(loaded) => loaded.config,
         Err(faults) => panic!("the test's settings are at fault:\n{faults}"),
     }
@@ -122,7 +122,7 @@ impl Bridge {
         let (publisher, producers) = match fake {
             Some(fake) => (fake, None),
             None => {
-                let producers = Arc::new(Producers::new(&config, &metrics).expect("the settings are good"));
+                let producers = Arc::new(Producers::new(&config, topics, &metrics).expect("the settings are good"));
                 (producers.clone() as Arc<dyn Publish>, Some(producers))
             }
         };
