@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::brokers::PLACE;
-use crate::frame::{DEFAULTS, Expect, FAST, Fault, LOAD, Load, Scene, Settings, UNNOTICED};
+use crate::frame::{Expect, FAST, Fault, LOAD, Load, OVER_LINKS, Scene, Settings, UNNOTICED};
 
 /// What this program is told to be a broken ingress with.
 pub const FLAG: &str = "--broken-ingress";
@@ -39,7 +39,7 @@ pub const FATAL: &str = "fatal-error-on-sigusr1";
 const DOUBLES: &str = "every-500th-twice";
 
 const fn settings(broken: &'static str) -> Settings {
-    Settings { over_links: true, broken: Some(broken), ..DEFAULTS }
+    Settings { broken: Some(broken), ..OVER_LINKS }
 }
 
 const FORGED: Load = Load { rate: 100, max_size: "8KB", more: &["--misbehave", "wrong-signature=0.1"], ..LOAD };

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::frame::{
-    DEADLINES, DEFAULTS, FAST, Fault, LOAD, Load, PARTITIONS, PATIENCE, Place, REFUSED, SLACK, Scene, Settings,
-    UNNOTICED, incompressible, linked, now_ms,
+    DEADLINES, DEFAULTS, FAST, Fault, LOAD, Load, OVER_LINKS, PARTITIONS, PATIENCE, Place, REFUSED, SLACK, Scene,
+    Settings, UNNOTICED, incompressible, linked, now_ms,
 };
 use crate::kafka::{ClusterOptions, Operation, Permission, Resource, Rule};
 use crate::support::TOPICS;
@@ -30,8 +30,6 @@ const DISK_MIB: u64 = 1024;
 
 /// Where Kafka takes nothing for half a minute: fewer webhooks, since all of them wait or come again.
 const FEWER: Load = Load { rate: 25, retry_after: 5, ..LOAD };
-
-const OVER_LINKS: Settings = Settings { over_links: true, ..DEFAULTS };
 
 /// The rows; first the one with a cluster of its own, since the next groups go on with the other. `all-down` comes right
 /// after `two-down` on the same cluster and ingress: publishes that ran into their deadline have left their traces then.

@@ -20,13 +20,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flinks_bridge::ledger::{self, End, Expect as Fate, FORMAT, Line, Sent};
-use flinks_bridge::signature::ContentHash;
+use flinks_bridge::ledger::{self, End, Expect as Fate, Line, Sent};
 use flinks_bridge::tls::{LOCAL_NAMES, self_made};
-use flinks_bridge::webhook::{EventTypes, Webhook};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::journal::Journal;
 use crate::kafka::{Cluster, ClusterOptions, Watcher, free_ports};
 use crate::support::http::request;
 use crate::support::{PATH, SECRET, TOPICS, signed, sum};
@@ -49,6 +48,9 @@ const SMALL_BODY: u64 = 64 * 1024;
 pub const FAST: u64 = 1 << 40;
 /// With what the ingress logs in where it comes over links.
 const LOGIN: (&str, &str) = ("bridge", "an-invented-password");
+
+/// The ingress reaches Kafka over the links of [`linked`].
+pub const OVER_LINKS: Settings = Settings { over_links: true, ..DEFAULTS };
 
 /// A cluster with links, for rows whose ingress reaches it over them: [`Settings::over_links`].
 pub fn linked() -> ClusterOptions {
@@ -142,23 +144,13 @@ pub struct Expect {
     pub recovers: bool,
     /// Exit code of the ingress, where the function ends it.
     pub exit_code: Option<i32>,
-    /// Further options of `audit`.
-    pub audit: &'static [&'static str],
     /// For an ingress that is broken on purpose: what has to be among the reasons why the row fails.
     pub caught: Option<&'static str>,
 }
 
 /// Everybody is answered 200 within the deadlines.
-pub const UNNOTICED: Expect = Expect {
-    ends: &[],
-    races: 0,
-    at_least: 0,
-    waits: DEADLINES,
-    recovers: true,
-    exit_code: None,
-    audit: &[],
-    caught: None,
-};
+pub const UNNOTICED: Expect =
+    Expect { ends: &[], races: 0, at_least: 0, waits: DEADLINES, recovers: true, exit_code: None, caught: None };
 
 /// Some are refused with 503 within the deadlines, and each is answered 200 in the end.
 pub const REFUSED: Expect = Expect { ends: &["503"], at_least: 1, ..UNNOTICED };
@@ -348,6 +340,7 @@ impl Stage {
             before: String::new(),
             possibly: [0.0; 2],
             own: None,
+            journals: Vec::new(),
             posted: Vec::new(),
             mended: None,
             excluded: Vec::new(),
@@ -403,7 +396,9 @@ pub struct Scene<'a> {
     pub directory: PathBuf,
     before: String,
     possibly: [f64; 2],
+    /// Of [`Scene::post`], and where all of the row's own ledgers are.
     own: Option<Journal>,
+    journals: Vec<PathBuf>,
     posted: Vec<Posted>,
     mended: Option<u64>,
     excluded: Vec<HashSet<String>>,
@@ -481,6 +476,18 @@ impl Scene<'_> {
         self.rise("bridge_kafka_publish_errors_total", &[("cause", cause)])
     }
 
+    /// A ledger for what the row sends by itself, which the audit reads too.
+    pub fn journal(&mut self) -> Journal {
+        self.journal_since(now_ms())
+    }
+
+    /// As [`Scene::journal`], of records that may look as old as this.
+    pub fn journal_since(&mut self, began_ms: u64) -> Journal {
+        let path = self.directory.join(format!("own-{}.ledger", self.journals.len()));
+        self.journals.push(path.clone());
+        Journal::create(&path, began_ms)
+    }
+
     /// Posts one signed webhook over a plain connection of its own, and notes it for the audit.
     pub fn post(&mut self, body: &[u8]) -> Posted {
         let posting = self.begin_post(body);
@@ -489,8 +496,9 @@ impl Scene<'_> {
 
     /// As [`Scene::post`], up to where the answer is waited for.
     pub fn begin_post(&mut self, body: &[u8]) -> Posting {
-        let own = self.own.get_or_insert_with(|| Journal::create(&self.directory.join("own.ledger")));
-        let (attempt_id, begun, bytes) = (own.sent(body), Instant::now(), body.len() as u64);
+        let mut own = self.own.take().unwrap_or_else(|| self.journal());
+        let (attempt_id, begun, bytes) = (own.sent(body, Fate::Stored), Instant::now(), body.len() as u64);
+        self.own = Some(own);
         let (address, request) = (self.ingress.address, request(PATH, &signed(body), body));
         let answer = std::thread::spawn(move || (http(address, &request, PATIENCE), begun.elapsed()));
         Posting { attempt_id, bytes, answer }
@@ -500,7 +508,9 @@ impl Scene<'_> {
     pub fn end_post(&mut self, posting: Posting) -> Posted {
         let (answer, took) = posting.answer.join().expect("a request does not panic");
         let (status, head) = answer.unwrap_or_else(|error| panic!("no answer to a webhook of our own: {error}"));
-        self.own.as_mut().expect("made when it was begun").ended(posting.attempt_id, status);
+        let own = self.own.as_mut().expect("made when it was begun");
+        own.ended(posting.attempt_id, End::Answered { status });
+        own.flush();
         let retry_after = head.lines().find_map(|line| line.strip_prefix("retry-after: ")).map(str::to_owned);
         let posted = Posted { status, retry_after, took, bytes: posting.bytes };
         self.posted.push(posted.clone());
@@ -590,7 +600,7 @@ impl Scene<'_> {
         if self.mended.is_some() && expect.recovers {
             row.recovered.get_or_insert_default();
         }
-        ledgers.extend(self.own.as_ref().map(|own| own.path.clone()));
+        ledgers.append(&mut self.journals);
         let others = row.ends.iter().filter(|(end, _)| *end != "200" && *end != "401");
         let unexpected: Vec<String> = (others.clone())
             .filter(|(end, count)| !expect.ends.contains(&end.as_str()) && (*end != "cut" || **count > expect.races))
@@ -622,7 +632,7 @@ impl Scene<'_> {
         command
             .args(["audit", "--json", "--quiet", "--exclusive", "--slack", "0s", "--config"])
             .arg(&self.ingress.config);
-        command.args(["--possibly-persisted", &persisted, "--possibly-doubled", &doubled]).args(expect.audit);
+        command.args(["--possibly-persisted", &persisted, "--possibly-doubled", &doubled]);
         for ledger in ledgers {
             command.arg("--ledger").arg(ledger);
         }
@@ -901,47 +911,6 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
         watcher().forget(&self.child);
-    }
-}
-
-/// The ledger of what a row posts itself.
-struct Journal {
-    path: PathBuf,
-    attempts: u64,
-}
-
-impl Journal {
-    fn create(path: &Path) -> Journal {
-        let run = Line::Run { format: FORMAT, began_ms: now_ms(), version: "faults".to_owned(), seed: 0 };
-        fs::write(path, run.write()).expect("a ledger");
-        Journal { path: path.to_owned(), attempts: 0 }
-    }
-
-    fn sent(&mut self, body: &[u8]) -> u64 {
-        let types = EventTypes::builtin();
-        let webhook = Webhook::parse(body, &types).expect("our own webhooks are JSON");
-        self.attempts += 1;
-        self.write(&Line::Sent(Sent {
-            attempt_id: self.attempts,
-            sent_ms: now_ms(),
-            instance: "toolbox".to_owned(),
-            event_type: types.types[webhook.event_type()].name.to_string(),
-            sha256: ContentHash::of(body).map(|byte| format!("{byte:02x}")).concat(),
-            bytes: body.len() as u64,
-            key: webhook.key().map(str::to_owned),
-            attempt: 1,
-            expect: Fate::Stored,
-        }));
-        self.attempts
-    }
-
-    fn ended(&mut self, attempt_id: u64, status: u16) {
-        self.write(&Line::Ended { attempt_id, ended_ms: now_ms(), end: End::Answered { status } });
-    }
-
-    fn write(&self, line: &Line) {
-        let mut file = File::options().append(true).open(&self.path).expect("the ledger is there");
-        file.write_all(line.write().as_bytes()).expect("a line is written");
     }
 }
 

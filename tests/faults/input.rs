@@ -12,8 +12,8 @@ use proptest::sample::{Index, select};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::frame::{DEFAULTS, Expect, Fault, LOAD, Scene, UNNOTICED, now_ms};
-use crate::network::{Journal, PLACE, Peer, journal_of};
+use crate::frame::{DEFAULTS, Fault, LOAD, Scene, UNNOTICED, now_ms};
+use crate::network::{PLACE, Peer};
 use crate::support::http::{chunked, lines, raw, request};
 use crate::support::{PATH, bad, kyc_of, signed};
 
@@ -26,29 +26,20 @@ const GENERATED: usize = 100_000;
 const BATCH: usize = 5_000;
 const SENDERS: usize = 4;
 
-const fn row(name: &'static str, title: &'static str, expect: Expect, make: fn(&mut Scene<'_>) -> String) -> Fault {
-    Fault { name, title, long_only: false, place: &PLACE, ingress: DEFAULTS, load: Some(LOAD), expect, make }
+const fn row(name: &'static str, title: &'static str, make: fn(&mut Scene<'_>) -> String) -> Fault {
+    let (place, ingress, expect) = (&PLACE, DEFAULTS, UNNOTICED);
+    Fault { name, title, long_only: false, place, ingress, load: Some(LOAD), expect, make }
 }
 
 /// The rows.
 pub const FAULTS: &[Fault] = &[
-    row(
-        "smuggling",
-        "requests that are not HTTP as it should be",
-        Expect { audit: journal_of!("smuggling"), ..UNNOTICED },
-        smuggling,
-    ),
-    row("bodies", "bodies of every kind, signed", Expect { audit: journal_of!("bodies"), ..UNNOTICED }, bodies),
-    row(
-        "malformed",
-        "100,000 generated malformed requests",
-        Expect { audit: journal_of!("malformed"), ..UNNOTICED },
-        malformed,
-    ),
+    row("smuggling", "requests that are not HTTP as it should be", smuggling),
+    row("bodies", "bodies of every kind, signed", bodies),
+    row("malformed", "100,000 generated malformed requests", malformed),
 ];
 
 fn smuggling(scene: &mut Scene<'_>) -> String {
-    let mut journal = Journal::create(&scene.directory, now_ms());
+    let mut journal = scene.journal();
     let pid = scene.ingress.pid();
     let mut by_cause: BTreeMap<&str, f64> = BTreeMap::new();
     let cases = bad::requests();
@@ -85,7 +76,7 @@ fn counted(scene: &Scene<'_>, cause: &str) -> f64 {
 }
 
 fn bodies(scene: &mut Scene<'_>) -> String {
-    let mut journal = Journal::create(&scene.directory, now_ms());
+    let mut journal = scene.journal();
     let mut aside = 0;
     let cases = bad::bodies();
     for (n, (what, body, _, reason, _)) in cases.iter().enumerate() {
@@ -102,7 +93,7 @@ fn bodies(scene: &mut Scene<'_>) -> String {
 
 /// Good requests with a few changes each, sent whole, after which the sender closes its half and takes all that comes.
 fn malformed(scene: &mut Scene<'_>) -> String {
-    let mut journal = Journal::create(&scene.directory, now_ms());
+    let mut journal = scene.journal();
     let (pid, address) = (scene.ingress.pid(), scene.ingress.address);
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &SEED);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);

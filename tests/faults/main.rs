@@ -26,6 +26,7 @@ mod brokers;
 #[allow(dead_code, reason = "each group uses its own part of it")]
 mod frame;
 mod input;
+mod journal;
 #[path = "../kafka/mod.rs"]
 mod kafka;
 mod network;

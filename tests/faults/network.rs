@@ -4,12 +4,10 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flinks_bridge::ledger::{End, Expect as Fate, FORMAT, Line, Sent};
-use flinks_bridge::signature::ContentHash;
-use flinks_bridge::webhook::{EventTypes, Webhook};
+use flinks_bridge::ledger::Expect as Fate;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
@@ -49,26 +47,12 @@ const fn row(name: &'static str, title: &'static str, make: fn(&mut Scene<'_>) -
     Fault { name, title, long_only: false, place: &PLACE, ingress: HASTY, load: Some(LOAD), expect: UNNOTICED, make }
 }
 
-/// Where [`Journal`] stands, for the audit of a row.
-macro_rules! journal_of {
-    ($name:literal) => {
-        &["--ledger", concat!(env!("CARGO_TARGET_TMPDIR"), "/../faults/", $name, "/journal")]
-    };
-}
-pub(crate) use journal_of;
-
 /// The rows.
 pub const FAULTS: &[Fault] = &[
     row("slow-headers", "300 senders whose headers never end", slow_headers),
     row("slow-body", "300 senders whose bodies dribble or stall", slow_body),
-    Fault {
-        expect: Expect { audit: journal_of!("one-byte-chunks"), ..UNNOTICED },
-        ..row("one-byte-chunks", "bodies in chunks of one byte, each written apart", one_byte_chunks)
-    },
-    Fault {
-        expect: Expect { audit: journal_of!("half-closed"), ..UNNOTICED },
-        ..row("half-closed", "senders that close their half after the request", half_closed)
-    },
+    row("one-byte-chunks", "bodies in chunks of one byte, each written apart", one_byte_chunks),
+    row("half-closed", "senders that close their half after the request", half_closed),
     Fault {
         load: Some(RESTLESS),
         expect: Expect { ends: &["hung-up"], at_least: 20, ..UNNOTICED },
@@ -135,7 +119,7 @@ fn slow_body(scene: &mut Scene<'_>) -> String {
 }
 
 fn one_byte_chunks(scene: &mut Scene<'_>) -> String {
-    let mut journal = Journal::create(&scene.directory, now_ms());
+    let mut journal = scene.journal();
     let begun = scene.metric(REQUESTS, &[("outcome", "acked")]);
     let mut sent = 0;
     for n in 0..20 {
@@ -159,7 +143,7 @@ fn one_byte_chunks(scene: &mut Scene<'_>) -> String {
 }
 
 fn half_closed(scene: &mut Scene<'_>) -> String {
-    let mut journal = Journal::create(&scene.directory, now_ms());
+    let mut journal = scene.journal();
     let mut all = Vec::new();
     for n in 0..100 {
         // Of both lanes.
@@ -422,77 +406,5 @@ impl Peer {
             }
         }
         std::str::from_utf8(self.heard.get(9..12)?).ok()?.parse().ok()
-    }
-}
-
-/// The ledger of what a row sends by itself, with bytes that neither `simulate` nor the frame would send. The audit
-/// reads it where the row's [`Expect::audit`] names it by [`journal_of`].
-pub struct Journal {
-    path: PathBuf,
-    text: String,
-    attempts: u64,
-    types: EventTypes,
-}
-
-impl Journal {
-    /// In the row's directory; no record of it is older than `began_ms`.
-    pub fn create(directory: &Path, began_ms: u64) -> Journal {
-        let run = Line::Run { format: FORMAT, began_ms, version: "faults".to_owned(), seed: 0 };
-        let mut journal =
-            Journal { path: directory.join("journal"), text: String::new(), attempts: 0, types: EventTypes::builtin() };
-        journal.write(&run);
-        journal
-    }
-
-    /// An attempt begins.
-    pub fn sent(&mut self, body: &[u8], expect: Fate) -> u64 {
-        let webhook = Webhook::parse(body, &self.types).unwrap_or_else(|_| Webhook::not_json(&self.types));
-        self.attempts += 1;
-        let sent = Sent {
-            attempt_id: self.attempts,
-            sent_ms: now_ms(),
-            instance: "toolbox".to_owned(),
-            event_type: self.types.types[webhook.event_type()].name.to_string(),
-            sha256: ContentHash::of(body).map(|byte| format!("{byte:02x}")).concat(),
-            bytes: body.len() as u64,
-            key: webhook.key().map(str::to_owned),
-            attempt: 1,
-            expect,
-        };
-        self.write(&Line::Sent(sent));
-        self.attempts
-    }
-
-    /// It is over.
-    pub fn ended(&mut self, attempt_id: u64, end: End) {
-        self.write(&Line::Ended { attempt_id, ended_ms: now_ms(), end });
-    }
-
-    /// It is over once its answer has come, or the end of its connection.
-    pub fn answered(&mut self, attempt_id: u64, mut peer: Peer) -> Option<u16> {
-        let status = peer.status();
-        self.ended(attempt_id, status.map_or(End::Cut, |status| End::Answered { status }));
-        status
-    }
-
-    /// Posts a good webhook over a connection of its own: the status of its answer.
-    pub fn post(&mut self, address: SocketAddr, body: &[u8]) -> Option<u16> {
-        let attempt = self.sent(body, Fate::Stored);
-        let mut peer = Peer::connect(address);
-        peer.stream.write_all(&request(PATH, &signed(body), body)).expect("the ingress takes it");
-        self.answered(attempt, peer)
-    }
-
-    fn write(&mut self, line: &Line) {
-        self.text.push_str(&line.write());
-    }
-}
-
-impl Drop for Journal {
-    /// The audit comes after the row's function: then it is whole.
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(&self.path, &self.text) {
-            eprintln!("{}: {error}", self.path.display());
-        }
     }
 }

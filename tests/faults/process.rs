@@ -15,7 +15,7 @@ use crate::frame::{
     DEFAULTS, Expect, Fault, Ingress, LOAD, Place, REFUSED, Scene, Settings, UNNOTICED, now_ms, tail, watcher,
 };
 use crate::kafka::{ClusterOptions, free_ports};
-use crate::network::{Crowd, Journal, PLACE, Peer, journal_of};
+use crate::network::{Crowd, PLACE, Peer};
 use crate::support::http::request;
 use crate::support::{PATH, TOPICS, kyc_of, signed, sum};
 
@@ -54,7 +54,6 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         place: &CLOCK,
         load: None,
-        expect: Expect { audit: journal_of!("clock"), ..UNNOTICED },
         ..row("clock", "clock set half an hour ahead, then an hour behind, then right", clock)
     },
     Fault {
@@ -76,7 +75,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         ingress: NARROW,
         // Of the load only what shares the large lane.
-        expect: Expect { ends: &["503"], audit: journal_of!("memory-limit"), ..UNNOTICED },
+        expect: Expect { ends: &["503"], ..UNNOTICED },
         ..row("memory-limit", "memory limited to the budget and 150 MiB, 150 MB of bodies at once", memory_limit)
     },
 ];
@@ -232,6 +231,7 @@ fn out_of_files(scene: &mut Scene<'_>) -> String {
 }
 
 fn memory_limit(scene: &mut Scene<'_>) -> String {
+    let mut journal = scene.journal();
     let pid = Pid::from_raw(scene.ingress.pid() as i32);
     let data = || {
         let status = fs::read_to_string(format!("/proc/{}/status", scene.ingress.pid())).expect("it runs");
@@ -245,7 +245,6 @@ fn memory_limit(scene: &mut Scene<'_>) -> String {
     prlimit(pid, Resource::Data, Rlimit { current: bytes, maximum: bytes }).expect("its own child");
     scene.mark("memory limited");
     let (process, address) = (scene.ingress.pid(), scene.ingress.address);
-    let mut journal = Journal::create(&scene.directory, now_ms());
     let first = now_ms() as usize * 1000;
     let mut left: Vec<Vec<u8>> = (0..LARGE).map(|n| kyc_of(LARGE_BYTES, first + n)).collect();
     let (mut most, mut peak, mut waiting, mut rounds) = (0.0_f64, 0, 0.0_f64, 0);
@@ -295,7 +294,7 @@ fn memory_limit(scene: &mut Scene<'_>) -> String {
 
 fn clock(scene: &mut Scene<'_>) -> String {
     // Records may look an hour older than the row is: the audit is to begin before them.
-    let mut journal = Journal::create(&scene.directory, now_ms() - 2 * 3_600_000);
+    let mut journal = scene.journal_since(now_ms() - 2 * 3_600_000);
     let clock = Clock::installed(scene);
     let mut seen = Vec::new();
     for minutes in [30, -60, 0] {

@@ -8,12 +8,10 @@ use serde_json::Value;
 use crate::broken::{FATAL, SHORT_QUEUE};
 use crate::brokers::PLACE;
 use crate::frame::{
-    DEFAULTS, Expect, FAST, Fault, LOAD, Load, PATIENCE, Place, REFUSED, Scene, Settings, UNNOTICED, incompressible,
+    Expect, FAST, Fault, LOAD, Load, OVER_LINKS, PATIENCE, Place, REFUSED, Scene, Settings, UNNOTICED, incompressible,
     linked, now_ms,
 };
 use crate::kafka::LinkProxy;
-
-const OVER_LINKS: Settings = Settings { over_links: true, ..DEFAULTS };
 
 /// A cluster of its own: where brokers have come and gone, some lead nothing, and nobody is connected to them.
 const BALANCED: Place = Place { name: "balanced", cluster: linked };

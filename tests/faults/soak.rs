@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::brokers::{PLACE, broker_killed, connection_cut, leader_hangs, rolling_restart};
-use crate::frame::{CLOSED_LOOP, DEFAULTS, Expect, Fault, LOAD, Load, PATIENCE, Scene, Settings, UNNOTICED, now_ms};
+use crate::frame::{CLOSED_LOOP, Expect, Fault, LOAD, Load, OVER_LINKS, PATIENCE, Scene, UNNOTICED, now_ms};
 
 /// How long, and how often something happens.
 const MINUTES: u32 = 15;
@@ -34,7 +34,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     title: "15 minutes at half of the capacity, a random fault each minute",
     long_only: true,
     place: &PLACE,
-    ingress: Settings { over_links: true, ..DEFAULTS },
+    ingress: OVER_LINKS,
     load: None,
     expect: Expect { recovers: false, ..UNNOTICED },
     make: soak,
