@@ -20,10 +20,11 @@
 //!
 //! # The modules, from the bottom
 //!
-//! [`signature`], [`record`], [`webhook`], [`ledger`] and [`error`] are values: no I/O, no async. [`config`], [`metrics`] and
-//! [`tls`] are what all roles share. [`kafka`] and [`admin`] are the edges. [`ingress`], [`simulate`] and [`audit`] are
+//! [`signature`], [`record`], [`webhook`], [`ledger`], [`backoff`] and [`error`] are values: no I/O, no async. [`config`],
+//! [`metrics`] and [`tls`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges. [`ingress`], [`simulate`] and [`audit`] are
 //! roles; roles never import each other. [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
 
+pub mod backoff;
 pub mod error;
 pub mod ledger;
 pub mod record;
@@ -35,6 +36,7 @@ pub mod metrics;
 pub mod tls;
 
 pub mod admin;
+pub mod flinks;
 pub mod kafka;
 
 pub mod audit;

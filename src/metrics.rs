@@ -19,10 +19,12 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use self::family::{Family, families};
+pub use self::flinks::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
 pub use self::labels::{ConnectionError, Lane, Outcome, PublishCause, Reload};
 use crate::signature::Scheme;
 
 mod family;
+mod flinks;
 mod labels;
 
 /// All families of one process. Cloning is cheap, and the clones count into the same series.
@@ -267,7 +269,7 @@ pub fn reference() -> String {
     let mut row = |name: &str, kind: &str, labels: &str, help: &str| {
         table.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
     };
-    for family in FAMILIES {
+    for family in FAMILIES.iter().chain(flinks::families()) {
         let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
         row(family.name, family.kind, &labels.join(", "), family.help);
     }

@@ -184,6 +184,53 @@ pub fn server_config(identity: Arc<Identity>) -> Result<Arc<ServerConfig>, rustl
     Ok(Arc::new(config))
 }
 
+/// Whom a connection that this process opens believes.
+#[derive(Debug, Clone, Copy)]
+pub enum Authorities<'a> {
+    /// Those of the system.
+    System,
+    /// Those in a PEM file, and no others.
+    File(&'a Path),
+    /// Nobody: no server can prove who it is.
+    Nobody,
+}
+
+/// The TLS side of connections that another client opens: TLS 1.2 and 1.3, HTTP/1.1 by ALPN.
+///
+/// # Errors
+/// When the file cannot be read or has no certificate in it, or the system has none.
+pub fn client_config(authorities: Authorities<'_>) -> Result<ClientConfig, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let found = match authorities {
+        Authorities::File(path) => {
+            let pem = fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })?;
+            let unusable = |fault: String| TlsError::Unusable { path: path.display().to_string(), fault };
+            let found = CertificateDer::pem_slice_iter(&pem)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| unusable(pem_fault(&error, "certificate")))?;
+            Some((path.display().to_string(), found))
+        }
+        Authorities::System => {
+            Some(("the system's certificate store".to_owned(), rustls_native_certs::load_native_certs().certs))
+        }
+        Authorities::Nobody => None,
+    };
+    if let Some((name, found)) = found {
+        let (good, _) = roots.add_parsable_certificates(found);
+        if good == 0 {
+            let fault = "no certificate of an authority in it".to_owned();
+            return Err(TlsError::Unusable { path: name, fault });
+        }
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .expect("the provider has suites of both versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 /// The TLS side of a connection that this process opens: TLS 1.2 and 1.3, HTTP/1.1 by ALPN.
 #[derive(Clone)]
 pub struct Client(TlsConnector);
@@ -208,29 +255,7 @@ impl Client {
     /// # Errors
     /// When the file cannot be read or has no certificate in it, or the system has none.
     pub fn new(authorities: Option<&Path>) -> Result<Client, TlsError> {
-        let mut roots = RootCertStore::empty();
-        let (name, found) = match authorities {
-            Some(path) => {
-                let pem = fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })?;
-                let unusable = |fault: String| TlsError::Unusable { path: path.display().to_string(), fault };
-                let found = CertificateDer::pem_slice_iter(&pem)
-                    .collect::<Result<Vec<_>, _>>()
-                    .map_err(|error| unusable(pem_fault(&error, "certificate")))?;
-                (path.display().to_string(), found)
-            }
-            None => ("the system's certificate store".to_owned(), rustls_native_certs::load_native_certs().certs),
-        };
-        let (good, _) = roots.add_parsable_certificates(found);
-        if good == 0 {
-            let fault = "no certificate of an authority in it".to_owned();
-            return Err(TlsError::Unusable { path: name, fault });
-        }
-        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .expect("the provider has suites of both versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let config = client_config(authorities.map_or(Authorities::System, Authorities::File))?;
         Ok(Client(TlsConnector::from(Arc::new(config))))
     }
 

@@ -1,8 +1,6 @@
 //! What can happen, as the labels of metrics and the log lines name it: every value that a label can take beside the
 //! names from the configuration.
 
-use std::fmt;
-
 /// Declares an enum whose variants are the values of a label.
 macro_rules! label {
     ($(#[$about:meta])* pub enum $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
@@ -20,13 +18,14 @@ macro_rules! label {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
     };
 }
+pub(super) use label;
 
 label! {
     /// Which of the two producers, and which share of the byte budget, a webhook uses; its body's size decides.

@@ -1,0 +1,765 @@
+//! One instance's Flinks API over HTTP: each call waits for its turn, is sent once, and its answer is judged.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::{Method, RequestBuilder, Response, Url};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+use super::code::{CallError, FlinksCode, Verdict};
+use super::limit::{Gate, Pace, Seen};
+use crate::backoff::Backoff;
+use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint};
+use crate::error::chain;
+use crate::metrics::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
+use crate::tls::{Authorities, TlsError, client_config};
+
+/// The header of `GenerateAuthorizeToken`'s key, and of `Authorize`'s token.
+const FLINKS_AUTH_KEY: HeaderName = HeaderName::from_static("flinks-auth-key");
+/// The header of all other calls' key.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// How many days of transactions the attributes are made from.
+const LIMIT_DAYS: HeaderName = HeaderName::from_static("limitdays");
+
+/// Flinks forgets an unused token after 30 minutes. One that had to wait for longer than this, since Flinks went away
+/// meanwhile, is not shown any more: it would be refused as a wrong key is.
+const TOKEN_LIFE: Duration = Duration::from_secs(25 * 60);
+
+/// A connection not used for so long is closed. Servers close theirs after a minute or more, and a call that meets the
+/// server's close is a call lost.
+const IDLE_CONNECTION: Duration = Duration::from_secs(30);
+
+/// Longest id that is put into a URL. Flinks' have 36 characters.
+const LONGEST_ID: usize = 256;
+
+/// One instance's Flinks API. Cloning is cheap, and the clones share limits, keys and connections.
+///
+/// Dropping a call's future gives it up at any point; what it has used of the limits is given back.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    instance: String,
+    http: reqwest::Client,
+    base: Url,
+    authentication: ApiAuthentication,
+    answer_limit: usize,
+    session_idle: Duration,
+    backoff: Backoff,
+    keys: ArcSwap<KeyHeaders>,
+    /// Calls at once. It stays as it is while Flinks throttles: at a lower rate there are fewer calls at once anyway.
+    room: Semaphore,
+    pace: Pace,
+    gate: Gate,
+    metrics: InstanceCalls,
+}
+
+/// Why there can be no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The base URL is none.
+    #[error("api.base_url: expected an address without query, fragment or user")]
+    BaseUrl,
+    /// The proxy's URL is none.
+    #[error("flinks.proxy: expected the URL of a proxy")]
+    Proxy,
+    /// A key that no header can carry.
+    #[error("{0}: a header field cannot carry it")]
+    Key(&'static str),
+    /// The authorities cannot be used.
+    #[error("the authorities that are believed cannot be used")]
+    Tls(#[from] TlsError),
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client cannot be made: {0}")]
+    Http(String),
+    /// There are no series for the instance.
+    #[error("no metrics for instance {0}")]
+    Metrics(String),
+}
+
+/// What `Authorize` gave: the right to ask for one LoginId's data, for as long as it is used every few minutes.
+#[derive(Debug)]
+pub struct Session {
+    request_id: String,
+    used: Instant,
+}
+
+impl Session {
+    /// Flinks' id of it.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// Whether it was not used for `limit` or longer, as far as Flinks has answered: then it is better made anew.
+    pub fn is_idle(&self, limit: Duration) -> bool {
+        self.used.elapsed() >= limit
+    }
+}
+
+/// The attributes of a card.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// Flinks' answer, byte for byte.
+    pub body: Bytes,
+    /// Its content type, as Flinks wrote it.
+    pub content_type: String,
+}
+
+/// Without the body, which is about a person.
+impl fmt::Debug for Attributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Attributes");
+        shown.field("body_bytes", &self.body.len()).field("content_type", &self.content_type).finish()
+    }
+}
+
+/// The keys as headers.
+struct KeyHeaders {
+    authorize: HeaderValue,
+    api: HeaderValue,
+}
+
+impl KeyHeaders {
+    fn new(keys: &ApiKeys, authentication: ApiAuthentication) -> Result<KeyHeaders, ClientError> {
+        let header = |name, bytes: &[u8]| -> Result<HeaderValue, ClientError> {
+            let mut value = HeaderValue::from_bytes(bytes).map_err(|_| ClientError::Key(name))?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        let api = match authentication {
+            ApiAuthentication::ApiKey => keys.api.expose().to_vec(),
+            ApiAuthentication::Bearer => [b"Bearer ", keys.api.expose()].concat(),
+        };
+        Ok(KeyHeaders {
+            authorize: header("api.authorize_key", keys.authorize.expose())?,
+            api: header("api.api_key", &api)?,
+        })
+    }
+}
+
+impl Client {
+    /// A client for this instance. Nothing is sent yet. Reads the authorities' certificates, so it blocks on small files.
+    ///
+    /// # Errors
+    /// When the settings, the keys or the authorities cannot be used.
+    pub fn new(
+        flinks: &config::Flinks,
+        instance: &str,
+        api: &config::Api,
+        keys: &ApiKeys,
+        metrics: &FlinksMetrics,
+    ) -> Result<Client, ClientError> {
+        let base = Url::parse(&api.base_url).map_err(|_| ClientError::BaseUrl)?;
+        let plain = base.query().is_none()
+            && base.fragment().is_none()
+            && base.username().is_empty()
+            && base.password().is_none()
+            && base.has_host()
+            && matches!(base.scheme(), "http" | "https");
+        if !plain {
+            return Err(ClientError::BaseUrl);
+        }
+        let secure = |url: &str| url.starts_with("https:");
+        let authorities = match &flinks.ca_file {
+            Some(file) => Authorities::File(file),
+            None if base.scheme() == "https" || flinks.proxy.as_deref().is_some_and(secure) => Authorities::System,
+            // No certificate will be looked at, and there may be no system store to read.
+            None => Authorities::Nobody,
+        };
+        let mut http = reqwest::Client::builder()
+            .tls_backend_preconfigured(client_config(authorities)?)
+            .http1_only()
+            .connect_timeout(flinks.connect_timeout)
+            .read_timeout(flinks.read_timeout)
+            .timeout(flinks.call_timeout)
+            .pool_max_idle_per_host(api.concurrency)
+            .pool_idle_timeout(IDLE_CONNECTION)
+            .tcp_keepalive(Duration::from_secs(15))
+            .user_agent(concat!("flinks-bridge/", env!("CARGO_PKG_VERSION")))
+            // A redirect would take the keys to whoever it names.
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            // Nothing comes from the environment but what `config` reads there.
+            .no_proxy();
+        if let Some(proxy) = &flinks.proxy {
+            http = http.proxy(reqwest::Proxy::all(proxy).map_err(|_| ClientError::Proxy)?);
+        }
+        let metrics = metrics.instance(instance).ok_or_else(|| ClientError::Metrics(instance.to_owned()))?;
+        let inner = Inner {
+            instance: instance.to_owned(),
+            http: http.build().map_err(|error| ClientError::Http(chain(&error)))?,
+            base,
+            authentication: api.authentication,
+            answer_limit: flinks.answer_limit,
+            session_idle: flinks.session_idle,
+            backoff: Backoff::new(flinks.backoff_min, flinks.backoff_max),
+            keys: ArcSwap::from_pointee(KeyHeaders::new(keys, api.authentication)?),
+            room: Semaphore::new(api.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
+            pace: Pace::new(api.rate),
+            gate: Gate::new(),
+            metrics,
+        };
+        inner.metrics.available(true);
+        inner.metrics.rate(inner.pace.rate());
+        Ok(Client(Arc::new(inner)))
+    }
+
+    /// Uses these keys from the next call on.
+    ///
+    /// # Errors
+    /// When a header cannot carry one; then the old ones stay.
+    pub fn set_keys(&self, keys: &ApiKeys) -> Result<(), ClientError> {
+        self.0.keys.store(Arc::new(KeyHeaders::new(keys, self.0.authentication)?));
+        Ok(())
+    }
+
+    /// Whether Flinks answers, as far as is known.
+    pub fn available(&self) -> bool {
+        self.0.gate.is_open()
+    }
+
+    /// Waits until Flinks answers; at once if it does. Somebody looks for its return meanwhile, whoever waits.
+    pub async fn until_available(&self) {
+        self.0.gate.opened().await;
+    }
+
+    /// A new session for a LoginId, from what Flinks has cached: two calls.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn authorize(&self, login_id: &str) -> Result<Session, CallError> {
+        usable(login_id)?;
+        let (turn, token) = loop {
+            let turn = self.turn().await;
+            let asked = Instant::now();
+            let token = self.token(turn).await?;
+            let turn = self.turn().await;
+            if asked.elapsed() < TOKEN_LIFE {
+                break (turn, token);
+            }
+        };
+        let request = self.0.post(&["BankingServices", "Authorize"]);
+        let request = request.header(FLINKS_AUTH_KEY, token);
+        let body = json!({ "LoginId": login_id, "MostRecentCached": true });
+        let sent = Instant::now();
+        let request_id = self.send(turn, FlinksCall::Authorize, with_json(request, &body), |answer| {
+            let id = answer.head.request_id.as_ref().and_then(Value::as_str).filter(|id| usable(id).is_ok());
+            id.map(str::to_owned).ok_or("a RequestId")
+        });
+        Ok(Session { request_id: request_id.await?, used: sent })
+    }
+
+    /// Has Flinks gather the accounts of the session's LoginId. The result is all that a webhook would have said, byte
+    /// for byte. Usually the first answer is that it is under way, with the verdict [`Verdict::Wait`]:
+    /// [`Client::accounts_detail_async`] then asks for the result.
+    ///
+    /// # Errors
+    /// Why there is none, or none yet.
+    pub async fn accounts_detail(&self, session: &mut Session) -> Result<Bytes, CallError> {
+        let turn = self.turn().await;
+        let request = self.0.post(&["BankingServices", "GetAccountsDetail"]);
+        let request = with_json(self.0.keyed(request), &json!({ "RequestId": session.request_id }));
+        self.in_session(session, turn, FlinksCall::AccountsDetail, request).await.map(|answer| answer.body)
+    }
+
+    /// Asks whether what [`Client::accounts_detail`] began has ended; Flinks wants 10 s between two times.
+    ///
+    /// # Errors
+    /// Why there is no result, or none yet.
+    pub async fn accounts_detail_async(&self, session: &mut Session) -> Result<Bytes, CallError> {
+        let turn = self.turn().await;
+        let request = self.0.get(&["BankingServices", "GetAccountsDetailAsync", &session.request_id]);
+        let request = self.0.keyed(request);
+        self.in_session(session, turn, FlinksCall::AccountsDetailPoll, request).await.map(|answer| answer.body)
+    }
+
+    /// Asks one Attributes endpoint about the session's LoginId, which must be `login_id`. Flinks wants one such call at
+    /// a time for each LoginId.
+    ///
+    /// # Errors
+    /// Why there is no result, or none yet.
+    pub async fn attributes(
+        &self,
+        session: &mut Session,
+        login_id: &str,
+        endpoint: &Endpoint,
+    ) -> Result<Attributes, CallError> {
+        usable(login_id)?;
+        let turn = self.turn().await;
+        let path = ["insight", "login", login_id, "attributes", &session.request_id];
+        let request = match &endpoint.call {
+            AttributesCall::Get(name) => self.0.get(&[path.as_slice(), &[name]].concat()),
+            // The names are documented, how they nest is not (the contract, section 4.1).
+            AttributesCall::Post(names) => with_json(self.0.post(&path), &json!({ "Attributes": { "Card": names } })),
+        };
+        let request = match endpoint.limit_days {
+            Some(days) => request.header(LIMIT_DAYS, days),
+            None => request,
+        };
+        let answer = self.in_session(session, turn, FlinksCall::Attributes, self.0.keyed(request)).await?;
+        Ok(Attributes { body: answer.body, content_type: answer.content_type })
+    }
+
+    /// What became of a Pay session, byte for byte. Pay's API lies beside the instance's, under `/api/v2` of the same
+    /// host (docs.flinks.com api/pay/endpoints/geft/sessions-status, whose renderings disagree on whether it takes a
+    /// key: it is shown one).
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn pay_session_status(&self, session_id: &str) -> Result<Bytes, CallError> {
+        usable(session_id)?;
+        let turn = self.turn().await;
+        let mut url = self.0.base.clone();
+        url.set_path("");
+        extend(&mut url, &["api", "v2", "sessions", session_id, "status"]);
+        let request = self.0.keyed(self.0.http.request(Method::GET, url));
+        self.send(turn, FlinksCall::PayStatus, request, |answer| Ok(answer.body)).await
+    }
+
+    async fn in_session(
+        &self,
+        session: &mut Session,
+        turn: Turn<'_>,
+        call: FlinksCall,
+        request: RequestBuilder,
+    ) -> Result<Answer, CallError> {
+        // Its turn may have been long in coming.
+        if session.is_idle(self.0.session_idle) {
+            return Err(CallError::SessionIdle);
+        }
+        let sent = Instant::now();
+        let result = self.send(turn, call, request, Ok).await;
+        // Whatever Flinks says about it, it has looked at the session. Without a word of Flinks nobody knows.
+        if result.as_ref().err().is_none_or(is_answer) {
+            session.used = sent;
+        }
+        result
+    }
+
+    /// A token, which the next `Authorize` uses up.
+    async fn token(&self, turn: Turn<'_>) -> Result<HeaderValue, CallError> {
+        let request = self.0.post(&["BankingServices", "GenerateAuthorizeToken"]);
+        let request = request.header(FLINKS_AUTH_KEY, self.0.keys.load().authorize.clone());
+        let token = |answer: Answer| {
+            let token = answer.head.token.as_ref().and_then(Value::as_str).filter(|token| !token.is_empty());
+            let mut token = token.and_then(|token| HeaderValue::from_str(token).ok()).ok_or("a Token")?;
+            token.set_sensitive(true);
+            Ok(token)
+        };
+        // Without a body, but with its length, which some servers want of a POST.
+        self.send(turn, FlinksCall::Token, request.body(Bytes::new()), token).await
+    }
+
+    /// Waits until the call may be sent.
+    async fn turn(&self) -> Turn<'_> {
+        let Inner { room, gate, pace, metrics, .. } = self.0.deref();
+        let _waiting = metrics.call_waiting();
+        let permit = room.acquire().await.expect("it is never closed");
+        loop {
+            gate.opened().await;
+            pace.turn().await;
+            metrics.rate(pace.rate());
+            // Flinks may have gone while the rate was waited for.
+            if gate.is_open() {
+                return Turn { _room: Some(permit) };
+            }
+        }
+    }
+
+    /// Sends a call, once, and says what its answer is.
+    async fn send<T>(
+        &self,
+        _turn: Turn<'_>,
+        call: FlinksCall,
+        request: RequestBuilder,
+        take: impl FnOnce(Answer) -> Result<T, &'static str>,
+    ) -> Result<T, CallError> {
+        let sent = Instant::now();
+        let in_flight = self.0.metrics.call_sent();
+        let result = match exchange(request, self.0.answer_limit).await {
+            Ok(answer) => {
+                let status = answer.status;
+                take(answer).map_err(|lacks| CallError::Malformed { status, lacks })
+            }
+            Err(error) => Err(error),
+        };
+        drop(in_flight);
+        let result = result.map_err(|error| self.weigh(error, sent));
+        if result.is_ok() {
+            self.answered();
+        }
+        let outcome = result.as_ref().map_or_else(|error| outcome(error.verdict()), |_| FlinksOutcome::Ok);
+        self.0.metrics.call_ended(call, outcome, sent.elapsed());
+        result
+    }
+
+    /// Sets limits and gate by how a call failed, and tells Flinks being away from trouble with one call.
+    fn weigh(&self, error: CallError, sent: Instant) -> CallError {
+        match error.verdict() {
+            Verdict::Down => {
+                // No connection is never about a record: nothing of it was sent.
+                match self.0.gate.failed(matches!(error, CallError::Connect(_))) {
+                    Seen::Alone => return CallError::Alone(Box::new(error)),
+                    Seen::Down { look: false } => {}
+                    Seen::Down { look: true } => {
+                        tracing::warn!(instance = self.0.instance, cause = %error, "flinks seems to be away");
+                        self.0.metrics.available(false);
+                        tokio::spawn(look_for_return(Arc::downgrade(&self.0)));
+                    }
+                }
+            }
+            Verdict::Throttled => {
+                self.answered();
+                self.0.pace.throttled(sent);
+                self.0.metrics.rate(self.0.pace.rate());
+            }
+            Verdict::Wait | Verdict::NewSession | Verdict::BackOff | Verdict::GiveUp | Verdict::Page => {
+                self.answered();
+            }
+        }
+        error
+    }
+
+    fn answered(&self) {
+        if self.0.gate.answered() {
+            self.0.metrics.available(true);
+            tracing::info!(instance = self.0.instance, "flinks is back");
+        }
+    }
+}
+
+/// Without the keys.
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Client");
+        shown.field("instance", &self.0.instance).field("available", &self.available()).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn get(&self, path: &[&str]) -> RequestBuilder {
+        self.http.request(Method::GET, self.url(path))
+    }
+
+    fn post(&self, path: &[&str]) -> RequestBuilder {
+        self.http.request(Method::POST, self.url(path))
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        extend(&mut url, path);
+        url
+    }
+
+    fn keyed(&self, request: RequestBuilder) -> RequestBuilder {
+        let name = match self.authentication {
+            ApiAuthentication::ApiKey => X_API_KEY,
+            ApiAuthentication::Bearer => AUTHORIZATION,
+        };
+        request.header(name, self.keys.load().api.clone())
+    }
+}
+
+/// The right to send one call now; its room is given back when the call has ended.
+struct Turn<'a> {
+    /// `None` for a probe, which takes none.
+    _room: Option<SemaphorePermit<'a>>,
+}
+
+/// Asks for a token now and then, which says nothing about any record, until Flinks answers. Ends with the client.
+async fn look_for_return(client: Weak<Inner>) {
+    for attempt in 0.. {
+        let Some(inner) = client.upgrade() else { return };
+        let delay = inner.backoff.delay(attempt, random());
+        drop(inner);
+        tokio::time::sleep(delay).await;
+        let Some(inner) = client.upgrade() else { return };
+        if !inner.gate.still_away() {
+            return;
+        }
+        inner.metrics.probed();
+        let client = Client(inner);
+        // How it went is seen at the gate; the token is left to expire.
+        match client.token(Turn { _room: None }).await {
+            Ok(_) => {}
+            Err(error) => tracing::debug!(instance = client.0.instance, cause = %error, "probe of flinks"),
+        }
+        if !client.0.gate.still_away() {
+            return;
+        }
+    }
+}
+
+/// From 0 to 1, for jitter.
+fn random() -> f64 {
+    let mut bytes = [0; 4];
+    // Without random numbers all wait for as long as the first: no harm in a single process.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+/// An id that stands as one part of a path: URLs take `.` and `..` for steps.
+fn usable(id: &str) -> Result<(), CallError> {
+    let usable = !matches!(id, "" | "." | "..") && id.len() <= LONGEST_ID;
+    if usable { Ok(()) } else { Err(CallError::UnusableId) }
+}
+
+/// Adds parts to a path, each percent-encoded.
+fn extend(url: &mut Url, parts: &[&str]) {
+    let mut path = url.path_segments_mut().expect("an http URL has a path");
+    path.pop_if_empty().extend(parts);
+}
+
+fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
+    request.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body.to_string())
+}
+
+/// Whether Flinks, rather than nobody or something else, has said this.
+fn is_answer(error: &CallError) -> bool {
+    match error {
+        CallError::Alone(_) | CallError::SessionIdle | CallError::UnusableId => false,
+        error => error.verdict() != Verdict::Down,
+    }
+}
+
+/// How metrics call a verdict.
+fn outcome(verdict: Verdict) -> FlinksOutcome {
+    match verdict {
+        Verdict::Wait => FlinksOutcome::Wait,
+        Verdict::NewSession => FlinksOutcome::NewSession,
+        Verdict::BackOff => FlinksOutcome::BackOff,
+        Verdict::Throttled => FlinksOutcome::Throttled,
+        Verdict::Down => FlinksOutcome::Down,
+        Verdict::GiveUp => FlinksOutcome::GiveUp,
+        Verdict::Page => FlinksOutcome::Page,
+    }
+}
+
+/// A result: JSON, whole, and 200 by HTTP's word and its own.
+struct Answer {
+    status: u16,
+    content_type: String,
+    body: Bytes,
+    head: Head,
+}
+
+/// The members of an answer that are looked at. The values of others are read over, but must be JSON.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(rename = "HttpStatusCode")]
+    status: Option<Value>,
+    #[serde(rename = "FlinksCode")]
+    code: Option<Value>,
+    #[serde(rename = "RequestId")]
+    request_id: Option<Value>,
+    #[serde(rename = "Token")]
+    token: Option<Value>,
+}
+
+/// Sends a request and reads its answer.
+async fn exchange(request: RequestBuilder, limit: usize) -> Result<Answer, CallError> {
+    let response = request.send().await.map_err(unanswered)?;
+    let status = response.status().as_u16();
+    if response.status().is_redirection() {
+        return Err(CallError::Redirect { status });
+    }
+    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = content_type.unwrap_or_default().to_owned();
+    match media(&content_type) {
+        Media::Json => {}
+        Media::Html => return Err(CallError::Html { status }),
+        Media::Other => return Err(CallError::WrongContentType { status }),
+    }
+    let body = read(response, limit).await?;
+    judge(status, content_type, body)
+}
+
+/// Why there is no answer.
+fn unanswered(error: reqwest::Error) -> CallError {
+    // The URL has ids in it that need not stand in every line.
+    let error = error.without_url();
+    if error.is_connect() {
+        CallError::Connect(chain(&error))
+    } else if error.is_timeout() {
+        CallError::Timeout
+    } else {
+        CallError::Transport(chain(&error))
+    }
+}
+
+async fn read(mut response: Response, limit: usize) -> Result<Bytes, CallError> {
+    let status = response.status().as_u16();
+    let too_large = || CallError::TooLarge { status };
+    let declared = response.content_length().unwrap_or(0);
+    if usize::try_from(declared).map_or(true, |declared| declared > limit) {
+        return Err(too_large());
+    }
+    // No more than it has sent is reserved for long, whatever it declares.
+    let mut body = BytesMut::with_capacity((declared as usize).min(256 * 1024));
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > limit => return Err(too_large()),
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body.freeze()),
+            Err(error) if error.is_timeout() => return Err(CallError::Timeout),
+            Err(_) => return Err(CallError::Truncated { status }),
+        }
+    }
+}
+
+enum Media {
+    Json,
+    Html,
+    Other,
+}
+
+fn media(content_type: &str) -> Media {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "application/json" | "text/json" => Media::Json,
+        "text/html" | "application/xhtml+xml" => Media::Html,
+        other if other.starts_with("application/") && other.ends_with("+json") => Media::Json,
+        _ => Media::Other,
+    }
+}
+
+/// Says whether an answer that was read is a result.
+fn judge(status: u16, content_type: String, body: Bytes) -> Result<Answer, CallError> {
+    let text = std::str::from_utf8(&body).map_err(|fault| match fault.error_len() {
+        // It ends within a character.
+        None => CallError::Truncated { status },
+        Some(_) => CallError::NotJson { status },
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let head: Head = serde_json::from_str(text).map_err(|fault| match fault.classify() {
+        serde_json::error::Category::Eof => CallError::Truncated { status },
+        serde_json::error::Category::Data => CallError::Malformed { status, lacks: "an object's members, each once" },
+        serde_json::error::Category::Syntax | serde_json::error::Category::Io => CallError::NotJson { status },
+    })?;
+    // serde takes an array for a struct too.
+    if !text.trim_start().starts_with('{') {
+        return Err(CallError::Malformed { status, lacks: "an object" });
+    }
+    let said = match &head.status {
+        None => status,
+        Some(Value::Number(number)) if number.as_u64().is_some_and(|said| said <= 999) => {
+            number.as_u64().map_or(status, |said| said as u16)
+        }
+        Some(_) => return Err(CallError::Malformed { status, lacks: "a status as HttpStatusCode" }),
+    };
+    // Where HTTP says that all is well, the body may know better.
+    let status = if status == 200 { said } else { status };
+    let code = match &head.code {
+        None => None,
+        Some(Value::String(code)) if code.is_empty() => None,
+        Some(Value::String(code)) => Some(FlinksCode::parse(code)),
+        Some(_) => return Err(CallError::Malformed { status, lacks: "a text as FlinksCode" }),
+    };
+    match (status, code) {
+        (200, None | Some(FlinksCode::Ok)) => Ok(Answer { status, content_type, body, head }),
+        (203, None | Some(FlinksCode::Ok)) => Err(CallError::Mfa),
+        (status, None) => Err(CallError::Status { status }),
+        (status, Some(code)) => Err(CallError::Flinks { code, status }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSON: &str = "application/json; charset=utf-8";
+
+    fn judged(status: u16, body: &str) -> Result<u16, CallError> {
+        judge(status, JSON.to_owned(), Bytes::copy_from_slice(body.as_bytes())).map(|answer| answer.status)
+    }
+
+    #[test]
+    fn answers_of_the_contract() {
+        let sample = |name: &str| {
+            let path = format!("{}/tests/payloads/api/{name}", env!("CARGO_MANIFEST_DIR"));
+            std::fs::read_to_string(path).unwrap()
+        };
+        let flinks = |code, status| Err(CallError::Flinks { code, status });
+        let cases = [
+            (200, "attributes_200.json", Ok(200)),
+            (200, "authorize_200.json", Ok(200)),
+            (200, "generate_authorize_token_200.json", Ok(200)),
+            (203, "authorize_203_mfa.json", Err(CallError::Mfa)),
+            // The body knows better.
+            (200, "authorize_203_mfa.json", Err(CallError::Mfa)),
+            (202, "operation_pending_202.json", flinks(FlinksCode::OperationPending, 202)),
+            (200, "operation_pending_202.json", flinks(FlinksCode::OperationPending, 202)),
+            (400, "error_400_retry_later_attributes.json", flinks(FlinksCode::RetryLater, 400)),
+            (400, "error_400_session_expired.json", flinks(FlinksCode::SessionExpired, 400)),
+            (401, "error_401_too_many_requests.json", flinks(FlinksCode::TooManyRequests, 401)),
+        ];
+        for (status, name, expected) in cases {
+            assert_eq!(judged(status, &sample(name)), expected, "{status} {name}");
+        }
+        // Nothing but the whole is a result.
+        let whole = sample("attributes_200.json");
+        for end in (0..whole.trim_end().len()).step_by(7) {
+            assert_eq!(judged(200, &whole[..end]), Err(CallError::Truncated { status: 200 }), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn answers_that_only_look_like_results() {
+        let malformed = |lacks| Err(CallError::Malformed { status: 200, lacks });
+        let cases = [
+            ("<html></html>", Err(CallError::NotJson { status: 200 })),
+            ("{} {}", Err(CallError::NotJson { status: 200 })),
+            ("{\"a\": nul}", Err(CallError::NotJson { status: 200 })),
+            ("", Err(CallError::Truncated { status: 200 })),
+            ("[]", malformed("an object")),
+            ("[200, null, \"a\", \"b\"]", malformed("an object")),
+            ("\"text\"", malformed("an object's members, each once")),
+            ("{\"HttpStatusCode\": \"fine\"}", malformed("a status as HttpStatusCode")),
+            ("{\"HttpStatusCode\": -200}", malformed("a status as HttpStatusCode")),
+            ("{\"HttpStatusCode\": 200, \"HttpStatusCode\": 202}", malformed("an object's members, each once")),
+            ("{\"FlinksCode\": 7}", malformed("a text as FlinksCode")),
+            ("{\"HttpStatusCode\": 500}", Err(CallError::Status { status: 500 })),
+            ("{\"FlinksCode\": \"OK\"}", Ok(200)),
+            ("{\"FlinksCode\": null, \"HttpStatusCode\": null}", Ok(200)),
+            ("\u{feff}{}", Ok(200)),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(judged(200, body), expected, "{body}");
+        }
+        let bytes = |bytes: &'static [u8]| judge(200, JSON.to_owned(), Bytes::from_static(bytes)).map(|_| ());
+        assert_eq!(bytes(b"{\"a\": \"\xc3"), Err(CallError::Truncated { status: 200 }));
+        assert_eq!(bytes(b"{\"a\": \"\xff\"}"), Err(CallError::NotJson { status: 200 }));
+        assert_eq!(judged(404, "{}"), Err(CallError::Status { status: 404 }));
+        // A success is 200 and nothing else.
+        assert_eq!(judged(201, "{\"HttpStatusCode\": 200}"), Err(CallError::Status { status: 201 }));
+    }
+
+    #[test]
+    fn ids_are_one_part_of_a_path() {
+        let mut url = Url::parse("https://toolbox-api.private.fin.ag/v3/a-customer/").unwrap();
+        extend(&mut url, &["insight", "login", "a/../b?c#d%2e e\u{e9}\\", "x"]);
+        assert_eq!(url.path(), "/v3/a-customer/insight/login/a%2F..%2Fb%3Fc%23d%252e%20e%C3%A9%5C/x");
+        for id in ["", ".", "..", &"a".repeat(LONGEST_ID + 1)] {
+            assert_eq!(usable(id), Err(CallError::UnusableId), "{id}");
+        }
+        for id in ["...", "7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1", "%2e%2e"] {
+            assert_eq!(usable(id), Ok(()), "{id}");
+        }
+    }
+
+    #[test]
+    fn content_types() {
+        let json = |text| matches!(media(text), Media::Json);
+        assert!(json("application/json") && json("Application/JSON ; charset=utf-8") && json("text/json"));
+        assert!(json("application/problem+json") && !json("application/json5") && !json("") && !json("text/plain"));
+        assert!(matches!(media("text/html; charset=utf-8"), Media::Html));
+    }
+}

@@ -1,0 +1,219 @@
+//! The families of calls to the Flinks API.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
+
+use super::Held;
+use super::family::{Family, families};
+use super::labels::label;
+
+label! {
+    /// What is asked of Flinks.
+    pub enum FlinksCall {
+        /// `GenerateAuthorizeToken`.
+        Token = "token",
+        /// `Authorize`.
+        Authorize = "authorize",
+        /// `GetAccountsDetail`.
+        AccountsDetail = "accounts-detail",
+        /// `GetAccountsDetailAsync`.
+        AccountsDetailPoll = "accounts-detail-poll",
+        /// The Attributes endpoints.
+        Attributes = "attributes",
+        /// The status of a Pay session.
+        PayStatus = "pay-status",
+    }
+}
+
+label! {
+    /// How a call ended: with its result, or with the verdict on what came instead.
+    pub enum FlinksOutcome {
+        /// Its result.
+        Ok = "ok",
+        /// The operation is under way.
+        Wait = "wait",
+        /// The session is of no use any more.
+        NewSession = "new-session",
+        /// It may work later.
+        BackOff = "back-off",
+        /// Too many calls.
+        Throttled = "throttled",
+        /// Flinks seems to be away.
+        Down = "down",
+        /// It will not work for this record.
+        GiveUp = "give-up",
+        /// The same, and a person has to put something right.
+        Page = "page",
+    }
+}
+
+families! {
+    CALLS: "counter" "bridge_flinks_calls_total" ["instance", "call", "outcome"]
+        "Calls by how they ended: ok, or what the answer makes of the record.";
+    CALL_DURATION: "histogram" "bridge_flinks_call_duration_seconds" ["call"]
+        "From sending a call to the end of its answer, however it ended; waiting for its turn is not part of it.";
+    CALLS_IN_FLIGHT: "gauge" "bridge_flinks_calls_in_flight" ["instance"]
+        "Calls sent and not yet answered.";
+    CALLS_WAITING: "gauge" "bridge_flinks_calls_waiting" ["instance"]
+        "Calls that wait for their turn: for Flinks to be back, for concurrency, for the rate.";
+    RATE: "gauge" "bridge_flinks_rate_calls_per_second" ["instance"]
+        "Calls a second that are allowed now: the configured rate, or less after Flinks has throttled.";
+    THROTTLED: "counter" "bridge_flinks_throttled_total" ["instance"]
+        "Answers that there were too many calls.";
+    AVAILABLE: "gauge" "bridge_flinks_available" ["instance"]
+        "Whether Flinks answers: 0 from the moment that it seems to be away until a probe is answered.";
+    PROBES: "counter" "bridge_flinks_probes_total" ["instance"]
+        "Calls made only to find out whether Flinks is back. They are counted as calls too.";
+}
+
+/// What the reference of all metrics lists.
+pub(super) fn families() -> &'static [Family] {
+    FAMILIES
+}
+
+/// The families of calls to the Flinks API. Cloning is cheap, and the clones count into the same series.
+#[derive(Clone)]
+pub struct FlinksMetrics(Arc<BTreeMap<String, InstanceCalls>>);
+
+impl FlinksMetrics {
+    /// Registers the families and makes the series of these instances at zero.
+    ///
+    /// # Errors
+    /// When the registry already holds a family of the same name.
+    pub fn new(registry: &Registry, instances: &[&str]) -> Result<FlinksMetrics, prometheus::Error> {
+        let names: Vec<&str> = FlinksCall::ALL.iter().map(|call| call.as_str()).collect();
+        let calls = CALLS.counters(registry)?;
+        let duration: Arc<[Histogram]> = CALL_DURATION.histograms_of(registry, &names)?.into();
+        let in_flight = CALLS_IN_FLIGHT.gauges(registry)?;
+        let waiting = CALLS_WAITING.gauges(registry)?;
+        let rate = RATE.fractions(registry)?;
+        let throttled = THROTTLED.counters(registry)?;
+        let available = AVAILABLE.gauges(registry)?;
+        let probes = PROBES.counters(registry)?;
+        let made = instances.iter().map(|instance| {
+            let by_outcome = |call: &FlinksCall| {
+                let outcomes = FlinksOutcome::ALL.iter();
+                outcomes.map(|outcome| calls.with_label_values(&[instance, call.as_str(), outcome.as_str()])).collect()
+            };
+            let series = Series {
+                calls: FlinksCall::ALL.iter().map(by_outcome).collect(),
+                duration: duration.clone(),
+                in_flight: in_flight.with_label_values(&[instance]),
+                waiting: waiting.with_label_values(&[instance]),
+                rate: rate.with_label_values(&[instance]),
+                throttled: throttled.with_label_values(&[instance]),
+                available: available.with_label_values(&[instance]),
+                probes: probes.with_label_values(&[instance]),
+            };
+            ((*instance).to_owned(), InstanceCalls(Arc::new(series)))
+        });
+        Ok(FlinksMetrics(Arc::new(made.collect())))
+    }
+
+    /// Those of an instance; `None` if it was not named to [`FlinksMetrics::new`].
+    pub fn instance(&self, name: &str) -> Option<InstanceCalls> {
+        self.0.get(name).cloned()
+    }
+}
+
+/// The series of one instance, resolved.
+#[derive(Clone)]
+pub struct InstanceCalls(Arc<Series>);
+
+struct Series {
+    /// By call, then by outcome.
+    calls: Vec<Vec<IntCounter>>,
+    duration: Arc<[Histogram]>,
+    in_flight: IntGauge,
+    waiting: IntGauge,
+    rate: Gauge,
+    throttled: IntCounter,
+    available: IntGauge,
+    probes: IntCounter,
+}
+
+impl InstanceCalls {
+    /// A call waits for its turn; keep the value while it does.
+    pub fn call_waiting(&self) -> Held {
+        Held::new(&self.0.waiting, 1)
+    }
+
+    /// A call is sent; keep the value until it is answered.
+    pub fn call_sent(&self) -> Held {
+        Held::new(&self.0.in_flight, 1)
+    }
+
+    /// A call has ended, `took` after it was sent.
+    pub fn call_ended(&self, call: FlinksCall, outcome: FlinksOutcome, took: Duration) {
+        self.0.calls[call as usize][outcome as usize].inc();
+        self.0.duration[call as usize].observe(took.as_secs_f64());
+        if outcome == FlinksOutcome::Throttled {
+            self.0.throttled.inc();
+        }
+    }
+
+    /// A call is made only to find out whether Flinks is back.
+    pub fn probed(&self) {
+        self.0.probes.inc();
+    }
+
+    /// How many calls a second are allowed from now on.
+    pub fn rate(&self, calls_per_second: f64) {
+        self.0.rate.set(calls_per_second);
+    }
+
+    /// Whether Flinks answers.
+    pub fn available(&self, available: bool) {
+        self.0.available.set(available.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::*;
+
+    fn text(registry: &Registry) -> String {
+        TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
+    }
+
+    #[test]
+    fn series_are_there_at_zero_and_count() {
+        let registry = Registry::new();
+        let metrics = FlinksMetrics::new(&registry, &["toolbox", "pay"]).unwrap();
+        for family in FAMILIES {
+            assert!(text(&registry).contains(&format!("# TYPE {} {}\n", family.name, family.kind)), "{}", family.name);
+            assert_eq!(family.name.ends_with("_total"), family.kind == "counter", "{}", family.name);
+        }
+        for line in text(&registry).lines().filter(|line| line.starts_with("bridge_")) {
+            assert!(line.ends_with(" 0"), "{line}");
+        }
+        assert!(metrics.instance("nobody").is_none());
+
+        let toolbox = metrics.instance("toolbox").unwrap();
+        toolbox.call_ended(FlinksCall::Attributes, FlinksOutcome::Throttled, Duration::from_millis(3));
+        toolbox.call_ended(FlinksCall::Token, FlinksOutcome::Ok, Duration::from_millis(3));
+        let (waiting, sent) = (toolbox.call_waiting(), toolbox.call_sent());
+        toolbox.rate(12.5);
+        toolbox.available(true);
+        toolbox.probed();
+        let check = |line: &str| assert!(text(&registry).lines().any(|shown| shown == line), "no {line}");
+        check("bridge_flinks_calls_total{call=\"attributes\",instance=\"toolbox\",outcome=\"throttled\"} 1");
+        check("bridge_flinks_calls_total{call=\"token\",instance=\"toolbox\",outcome=\"ok\"} 1");
+        check("bridge_flinks_calls_total{call=\"token\",instance=\"pay\",outcome=\"ok\"} 0");
+        check("bridge_flinks_call_duration_seconds_count{call=\"attributes\"} 1");
+        check("bridge_flinks_throttled_total{instance=\"toolbox\"} 1");
+        check("bridge_flinks_rate_calls_per_second{instance=\"toolbox\"} 12.5");
+        check("bridge_flinks_available{instance=\"toolbox\"} 1");
+        check("bridge_flinks_probes_total{instance=\"toolbox\"} 1");
+        check("bridge_flinks_calls_waiting{instance=\"toolbox\"} 1");
+        check("bridge_flinks_calls_in_flight{instance=\"toolbox\"} 1");
+        drop((waiting, sent));
+        check("bridge_flinks_calls_in_flight{instance=\"toolbox\"} 0");
+        assert!(FlinksMetrics::new(&registry, &[]).is_err(), "a registry takes the families once");
+    }
+}
