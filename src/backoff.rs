@@ -1,13 +1,15 @@
-//! Jittered delays between two bounds.
+//! The wait between two attempts: longer each time, between two bounds, and never the same for all who wait.
 //!
-//! Whoever waits before another attempt asks here for how long: Flinks calls that failed, Flinks that seems away. The
-//! bound doubles from one attempt to the next, and the delay falls anywhere between the shortest and that bound, so that
-//! those who failed together do not come back together. There is no clock and no chance in here: the caller brings
-//! both, so that a test can say what comes out.
+//! Who calls Flinks or Kafka and is to try again asks here how long to wait; the caller has the clock and the random
+//! number. Nothing here sleeps, reads a clock, or draws a number.
 
 use std::time::Duration;
 
-/// Delays between attempts.
+/// Waits that double from `min` to `max`, with *equal jitter*: half of each wait is fixed and half is random.
+///
+/// Full jitter (anything from nothing to the whole) spreads callers a little better, but lets some of them come back
+/// at once, and an interface that throttles counts those too. With half of it fixed nobody comes back too soon, and
+/// those whom one fault stopped together still do not come back together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     min: Duration,
@@ -15,58 +17,81 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Delays from `min` to `max`; a `max` below `min` counts as `min`.
-    pub fn new(min: Duration, max: Duration) -> Backoff {
-        Backoff { min, max: max.max(min) }
+    /// Waits between these bounds. A `max` below `min` counts as `min`: every wait is then `min`.
+    pub const fn new(min: Duration, max: Duration) -> Backoff {
+        let max = if max.as_nanos() < min.as_nanos() { min } else { max };
+        Backoff { min, max }
     }
 
-    /// The delay after the attempt of this number, the first being 0: from `min` to twice `min` after the first, to
-    /// four times after the second, and so on up to `max`. `random` says where in between, from 0 to 1; what lies
-    /// outside is moved to the nearest of the two.
+    /// How long to wait after attempt number `attempt`, the first being 0, with `random` in `[0, 1)`: from `min` to twice
+    /// that after the first, from twice to four times after the second, and so on until the upper end is `max`. Never
+    /// less than `min`, never more than `max`, whatever the numbers; a `random` outside of its range counts as the
+    /// nearer end, and no number as 0.
     pub fn delay(&self, attempt: u32, random: f64) -> Duration {
-        let doubled = 2u32.checked_pow(attempt.saturating_add(1)).and_then(|factor| self.min.checked_mul(factor));
-        let bound = doubled.unwrap_or(self.max).min(self.max);
-        let random = if random.is_nan() { 0.0 } else { random.clamp(0.0, 1.0) };
-        let span = bound - self.min;
-        // Rounded up to more than a duration holds, it is the bound.
-        let part = Duration::try_from_secs_f64(span.as_secs_f64() * random).map_or(span, |part| part.min(span));
-        self.min + part
+        let doubled = 1_u32.checked_shl(attempt.saturating_add(1)).and_then(|factor| self.min.checked_mul(factor));
+        let upper = doubled.map_or(self.max, |upper| upper.min(self.max));
+        let lower = (upper / 2).max(self.min);
+        // `max` of no number and 0 is 0.
+        let random = random.max(0.0).min(1.0);
+        lower.saturating_add((upper - lower).mul_f64(random)).min(upper)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn the_bound_doubles_up_to_the_longest() {
-        let backoff = Backoff::new(SECOND, 60 * SECOND);
-        let longest: Vec<u64> = (0..8).map(|attempt| backoff.delay(attempt, 1.0).as_secs()).collect();
-        assert_eq!(longest, [2, 4, 8, 16, 32, 60, 60, 60]);
-        assert_eq!(backoff.delay(u32::MAX, 1.0), 60 * SECOND);
+    const fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
     }
 
     #[test]
-    fn chance_says_where_between_the_bounds() {
-        let backoff = Backoff::new(SECOND, 60 * SECOND);
-        for attempt in [0, 3, 40] {
-            assert_eq!(backoff.delay(attempt, 0.0), SECOND);
+    fn waits_double_and_end_at_the_upper_bound() {
+        let backoff = Backoff::new(millis(100), millis(1000));
+        let cases =
+            [(0, 100, 200), (1, 200, 400), (2, 400, 800), (3, 500, 1000), (4, 500, 1000), (u32::MAX, 500, 1000)];
+        for (attempt, lowest, highest) in cases {
+            assert_eq!(backoff.delay(attempt, 0.0), millis(lowest), "attempt {attempt}");
+            assert_eq!(backoff.delay(attempt, 0.5), millis((lowest + highest) / 2), "attempt {attempt}");
+            assert_eq!(backoff.delay(attempt, 1.0), millis(highest), "attempt {attempt}");
         }
-        assert_eq!(backoff.delay(1, 0.5), Duration::from_millis(2500));
-        for outside in [-1.0, f64::NAN, f64::NEG_INFINITY] {
-            assert_eq!(backoff.delay(1, outside), SECOND);
-        }
-        assert_eq!(backoff.delay(1, 7.0), 4 * SECOND);
     }
 
     #[test]
-    fn bounds_may_meet_or_cross_and_be_extreme() {
-        assert_eq!(Backoff::new(SECOND, SECOND).delay(5, 0.7), SECOND);
-        assert_eq!(Backoff::new(5 * SECOND, SECOND).delay(5, 1.0), 5 * SECOND);
-        assert_eq!(Backoff::new(Duration::MAX, Duration::MAX).delay(9, 1.0), Duration::MAX);
-        assert_eq!(Backoff::new(SECOND, Duration::MAX).delay(u32::MAX, 1.0), Duration::MAX);
-        assert_eq!(Backoff::new(Duration::ZERO, SECOND).delay(9, 1.0), Duration::ZERO);
+    fn odd_bounds_and_numbers_do_no_harm() {
+        let equal = Backoff::new(millis(50), millis(50));
+        assert_eq!(equal.delay(0, 0.7), millis(50));
+        assert_eq!(Backoff::new(millis(50), millis(10)), equal);
+        assert_eq!(Backoff::new(millis(50), millis(60)).delay(9, 0.0), millis(50));
+        assert_eq!(Backoff::new(Duration::ZERO, millis(60)).delay(9, 0.3), Duration::ZERO);
+        let backoff = Backoff::new(millis(100), millis(1000));
+        for (random, counts_as) in [(f64::NAN, 0.0), (f64::NEG_INFINITY, 0.0), (-1.0, 0.0), (f64::INFINITY, 1.0)] {
+            assert_eq!(backoff.delay(1, random), backoff.delay(1, counts_as), "{random}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_wait_is_within_the_bounds(min: Duration, max: Duration, attempt: u32, random: f64) {
+            let delay = Backoff::new(min, max).delay(attempt, random);
+            prop_assert!(delay >= min && delay <= max.max(min), "{:?}", delay);
+        }
+
+        #[test]
+        fn a_later_wait_is_no_shorter(
+            min in 0_u64..100_000, more in 0_u64..10_000_000, attempt in 0_u32..40, random in 0.0..1.0,
+        ) {
+            let backoff = Backoff::new(millis(min), millis(min + more));
+            prop_assert!(backoff.delay(attempt, random) <= backoff.delay(attempt + 1, random));
+        }
+
+        #[test]
+        fn half_of_a_wait_is_random(min in 1_u64..1000, attempt in 0_u32..12) {
+            let backoff = Backoff::new(millis(min), millis(min) * 10_000);
+            let (least, most) = (backoff.delay(attempt, 0.0), backoff.delay(attempt, 1.0));
+            prop_assert_eq!(least * 2, most);
+        }
     }
 }

@@ -20,11 +20,12 @@
 //!
 //! # The modules, from the bottom
 //!
-//! [`signature`], [`record`], [`webhook`], [`ledger`], [`backoff`] and [`error`] are values: no I/O, no async. [`config`],
-//! [`metrics`] and [`tls`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges. [`ingress`], [`simulate`] and [`audit`] are
+//! [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`], [`ledger`] and [`error`] are values: no I/O, no
+//! async. [`config`], [`metrics`] and [`tls`] are what all roles share. [`kafka`] and [`admin`] are the edges. [`ingress`], [`simulate`] and [`audit`] are
 //! roles; roles never import each other. [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
 
 pub mod backoff;
+pub mod dead_letter;
 pub mod error;
 pub mod ledger;
 pub mod record;

@@ -91,6 +91,27 @@ pub mod header {
     pub const QUARANTINE_REASON: &str = "ce_quarantinereason";
     /// W3C trace context as received, if well-formed, see [`is_traceparent`](super::is_traceparent).
     pub const TRACEPARENT: &str = "traceparent";
+
+    /// Why the record was given up: [`Cause`](crate::dead_letter::Cause). Only on a topic of dead letters.
+    pub const DEAD_LETTER_CAUSE: &str = "ce_deadlettercause";
+    /// The `FlinksCode` that it was given up for, if it was one. Only on a topic of dead letters.
+    pub const DEAD_LETTER_FLINKS_CODE: &str = "ce_deadletterflinkscode";
+    /// How many attempts were made, over all its lives. Stays when the record is redriven.
+    pub const DEAD_LETTER_ATTEMPTS: &str = "ce_deadletterattempts";
+    /// When an attempt first failed: RFC 3339, UTC, milliseconds. Stays when the record is redriven.
+    pub const DEAD_LETTER_FIRST_FAILURE: &str = "ce_deadletterfirstfailure";
+    /// When the last attempt failed, as before. Only on a topic of dead letters.
+    pub const DEAD_LETTER_LAST_FAILURE: &str = "ce_deadletterlastfailure";
+    /// Topic on which the record was that was given up. Only on a topic of dead letters, as the next three.
+    pub const ORIGIN_TOPIC: &str = "ce_origintopic";
+    /// Its partition there.
+    pub const ORIGIN_PARTITION: &str = "ce_originpartition";
+    /// Its offset there.
+    pub const ORIGIN_OFFSET: &str = "ce_originoffset";
+    /// Its timestamp there, in milliseconds since 1970, if it had one.
+    pub const ORIGIN_TIMESTAMP: &str = "ce_origintimestamp";
+    /// How often the record was put back from quarantine or dead letters, if it was.
+    pub const REDRIVEN: &str = "ce_redriven";
 }
 
 /// The value of [`header::SPEC_VERSION`].
