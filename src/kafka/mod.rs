@@ -8,6 +8,7 @@
 //!
 //! The seam to the layers above is [`Publish`]. It says nothing of HTTP, and nothing of rdkafka's types leaves here.
 
+pub mod consumer;
 pub mod embedded;
 mod producer;
 pub mod reader;

@@ -166,7 +166,7 @@ pub struct KafkaSettingError {
 }
 
 impl KafkaSettingError {
-    fn new(client: &'static str, error: &KafkaError) -> KafkaSettingError {
+    pub(super) fn new(client: &'static str, error: &KafkaError) -> KafkaSettingError {
         let what = match error {
             KafkaError::ClientConfig(_, _, property, _) => format!("it does not take the value of {property}"),
             other => other.to_string(),

@@ -1,0 +1,484 @@
+//! What the process has of the group: its partitions, the records of each that are held, and which of them may begin.
+//!
+//! One lock for all of it, held for moments and never while work begins or is broken off. Two sides meet here: the
+//! thread that polls, which brings records and takes partitions away, and the tasks that work. Each time a partition
+//! comes it has a new generation, and a task that ends counts only for the generation that its record came with: work
+//! that ends after its partition has gone frees its memory and changes nothing else.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::offsets::Offsets;
+use super::{Consumed, ConsumerError, Lease};
+use crate::metrics::ConsumerMetrics;
+use crate::record::{Origin, Record};
+
+/// How many records of a partition may be open, from its first unfinished one on: all of them are done again after a
+/// crash. One record that takes for ever then pauses its partition, instead of being left behind without bound.
+const MOST_OPEN: usize = 10_000;
+/// What is paused is resumed once no more is held than this share of the bounds, so that it is resumed for more than
+/// one record: each pause throws away what librdkafka has fetched ahead.
+const RESUME_AT: (usize, usize) = (3, 4);
+/// How often a wait tells the age of the oldest record.
+const TELL_AGE: Duration = Duration::from_millis(500);
+
+/// A topic and one of its partitions.
+pub(super) type Place = (Arc<str>, i32);
+
+/// Begins the work on a record, without waiting for it.
+pub(super) type Begin = Box<dyn Fn(Begun) + Send + Sync>;
+
+/// A record whose work is to begin now.
+pub(super) struct Begun {
+    pub(super) consumed: Consumed,
+    pub(super) ticket: Ticket,
+    /// When this is cancelled, the work is broken off.
+    pub(super) cut: CancellationToken,
+}
+
+/// How the work on a record ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Done,
+    Abandoned,
+    Panicked,
+    /// Broken off: its partition has gone, or the runtime ends.
+    Cut,
+}
+
+/// A record under way. Dropping it is how its end is told, so that none can be forgotten.
+pub(super) struct Ticket {
+    assignment: Arc<Assignment>,
+    place: Place,
+    generation: u64,
+    offset: i64,
+    bytes: usize,
+    key: Option<Bytes>,
+    end: End,
+}
+
+impl Ticket {
+    pub(super) fn end(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let assignment = self.assignment.clone();
+        assignment.ended(self);
+    }
+}
+
+/// What is to be paused and resumed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Flow {
+    pub(super) pause: Vec<Place>,
+    pub(super) resume: Vec<Place>,
+}
+
+/// A partition, as the watcher of lags sees it.
+pub(super) struct Watched {
+    pub(super) place: Place,
+    pub(super) generation: u64,
+    /// Where the next work begins; unknown until the first record has come.
+    pub(super) reached: Option<i64>,
+}
+
+pub(super) struct Assignment {
+    begin: Begin,
+    most_records: usize,
+    most_bytes: usize,
+    metrics: ConsumerMetrics,
+    state: Mutex<State>,
+    /// Told when a record has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    partitions: HashMap<Place, Partition>,
+    generations: u64,
+    /// Records and bytes held, also those of partitions that have gone, until their work has ended.
+    records: usize,
+    bytes: usize,
+    /// Of those, records under way whose partition has gone: their work was broken off and has not let go yet.
+    leaving: usize,
+    /// As much is held as may be; stays until it is clearly less.
+    full: bool,
+    /// What is paused may have to change.
+    reflow: bool,
+    /// Nothing is begun any more, and no partition that comes is worked on.
+    closed: bool,
+    fault: Option<ConsumerError>,
+}
+
+struct Partition {
+    generation: u64,
+    offsets: Offsets,
+    /// What was last handed on to be committed.
+    stored: Option<i64>,
+    under_way: usize,
+    /// Keys with a record under way, and the records that wait for its end, in order.
+    keys: HashMap<Bytes, VecDeque<Waiting>>,
+    /// Cancelled when what is under way should come to an end; nothing is begun from then on.
+    lease: CancellationToken,
+    /// Cancelled when what is under way is broken off.
+    cut: CancellationToken,
+    /// Whether librdkafka was told to pause it. Not known at first: librdkafka remembers it of an earlier assignment.
+    paused: Option<bool>,
+    /// Too many records are open.
+    ahead: bool,
+}
+
+struct Waiting {
+    record: Record,
+    origin: Origin,
+    bytes: usize,
+}
+
+impl Partition {
+    fn new(generation: u64) -> Partition {
+        Partition {
+            generation,
+            offsets: Offsets::default(),
+            stored: None,
+            under_way: 0,
+            keys: HashMap::new(),
+            lease: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            paused: None,
+            ahead: false,
+        }
+    }
+}
+
+impl Assignment {
+    pub(super) fn new(most_records: usize, most_bytes: usize, metrics: ConsumerMetrics, begin: Begin) -> Assignment {
+        Assignment { begin, most_records, most_bytes, metrics, state: Mutex::default(), ended: Condvar::new() }
+    }
+
+    /// Partitions came.
+    pub(super) fn assigned(&self, places: Vec<Place>) {
+        let mut state = self.lock();
+        for place in places {
+            state.generations += 1;
+            let partition = Partition::new(state.generations);
+            if state.closed {
+                partition.lease.cancel();
+            }
+            state.partitions.insert(place, partition);
+        }
+        state.reflow = true;
+        self.metrics.partitions(state.partitions.len());
+    }
+
+    /// A record came. It is begun, or waits for an earlier one of its key. Ignored is what comes for a partition that
+    /// gives up its records: none of its later ones is taken either, so the position does not pass it.
+    pub(super) fn take(self: &Arc<Self>, record: Record, origin: Origin) {
+        // Not under the lock: where the runtime has ended, the ticket is dropped at once.
+        if let Some(begun) = self.accept(record, origin) {
+            (self.begin)(begun);
+        }
+    }
+
+    fn accept(self: &Arc<Self>, record: Record, origin: Origin) -> Option<Begun> {
+        let place = (origin.topic.clone(), origin.partition);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let partition = state.partitions.get_mut(&place).filter(|partition| !partition.lease.is_cancelled())?;
+        if !partition.offsets.begin(origin.offset, Instant::now()) {
+            // Another log than the one before: what is under way belongs to the one that is gone.
+            tracing::error!(
+                topic = &*origin.topic,
+                partition = origin.partition,
+                offset = origin.offset,
+                "records come again from an earlier offset, as of a topic made anew: starting over"
+            );
+            self.metrics.overlapped(partition.under_way);
+            let (records, bytes) = partition.give_up();
+            (state.records, state.bytes) = (state.records - records, state.bytes - bytes);
+            state.leaving += partition.under_way;
+            partition.cut.cancel();
+            state.generations += 1;
+            *partition = Partition { paused: partition.paused, ..Partition::new(state.generations) };
+            partition.offsets.begin(origin.offset, Instant::now());
+        }
+        // It should not have come, so librdkafka does not have it paused: to be told again.
+        if partition.paused == Some(true) {
+            partition.paused = None;
+            state.reflow = true;
+        }
+        state.reflow |= !partition.ahead && partition.offsets.open() >= MOST_OPEN;
+        let bytes = size(&record);
+        state.records += 1;
+        state.bytes += bytes;
+        self.metrics.held(state.records, state.bytes);
+        let waiting = Waiting { record, origin, bytes };
+        if let Some(key) = &waiting.record.key {
+            if let Some(queue) = partition.keys.get_mut(key) {
+                queue.push_back(waiting);
+                return None;
+            }
+            partition.keys.insert(key.clone(), VecDeque::new());
+        }
+        Some(self.begun(partition, waiting))
+    }
+
+    fn begun(self: &Arc<Self>, partition: &mut Partition, waiting: Waiting) -> Begun {
+        let Waiting { record, origin, bytes } = waiting;
+        partition.under_way += 1;
+        let ticket = Ticket {
+            assignment: self.clone(),
+            place: (origin.topic.clone(), origin.partition),
+            generation: partition.generation,
+            offset: origin.offset,
+            bytes,
+            key: record.key.clone(),
+            end: End::Cut,
+        };
+        let consumed = Consumed { record, origin, lease: Lease(partition.lease.clone()) };
+        Begun { consumed, ticket, cut: partition.cut.clone() }
+    }
+
+    fn ended(self: &Arc<Self>, ticket: &Ticket) {
+        let next = {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            state.records -= 1;
+            state.bytes -= ticket.bytes;
+            self.metrics.held(state.records, state.bytes);
+            self.settle(state, ticket)
+        };
+        self.ended.notify_all();
+        if let Some(begun) = next {
+            (self.begin)(begun);
+        }
+    }
+
+    /// Notes how a record ended, and what may begin in its place.
+    fn settle(self: &Arc<Self>, state: &mut State, ticket: &Ticket) -> Option<Begun> {
+        let (topic, partition, offset) = (ticket.place.0.clone(), ticket.place.1, ticket.offset);
+        let own = state.partitions.get_mut(&ticket.place).filter(|own| own.generation == ticket.generation);
+        let counts = ticket.end == End::Done && own.is_some();
+        self.metrics.record_ended(&topic, counts);
+        let withdrawn = own.as_ref().is_none_or(|own| own.lease.is_cancelled());
+        let fault = match ticket.end {
+            End::Panicked => Some(ConsumerError::Panicked { topic, partition, offset }),
+            // Nobody had asked for it, and without a new assignment nobody would do it again.
+            End::Abandoned if !withdrawn => Some(ConsumerError::GivenBack { topic, partition, offset }),
+            End::Done | End::Abandoned | End::Cut => None,
+        };
+        if let Some(fault) = fault {
+            state.fault.get_or_insert(fault);
+        }
+        let Some(own) = own else {
+            state.leaving -= 1;
+            return None;
+        };
+        own.under_way -= 1;
+        if ticket.end == End::Done {
+            own.offsets.done(ticket.offset);
+            state.reflow |= own.ahead && own.offsets.open() < share(MOST_OPEN);
+        }
+        let key = ticket.key.as_ref()?;
+        // What waits behind a record that is not done stays behind it; without a lease nothing waits any more.
+        if ticket.end != End::Done || withdrawn || state.fault.is_some() {
+            return None;
+        }
+        match own.keys.get_mut(key).and_then(VecDeque::pop_front) {
+            Some(waiting) => Some(self.begun(own, waiting)),
+            None => {
+                own.keys.remove(key);
+                None
+            }
+        }
+    }
+
+    /// Asks what is under way in these partitions to come to an end, and drops what has not begun.
+    pub(super) fn withdraw(&self, places: &[Place]) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        for place in places {
+            if let Some(partition) = state.partitions.get_mut(place) {
+                let (records, bytes) = partition.give_up();
+                (state.records, state.bytes) = (state.records - records, state.bytes - bytes);
+            }
+        }
+        self.metrics.held(state.records, state.bytes);
+    }
+
+    /// Withdraws all partitions, and those that come from now on.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        (state.closed, state.reflow) = (true, true);
+        drop(state);
+        self.withdraw(&self.places());
+    }
+
+    /// All partitions that are assigned.
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.lock().partitions.keys().cloned().collect()
+    }
+
+    /// Records under way in these partitions.
+    pub(super) fn under_way(&self, places: &[Place]) -> usize {
+        self.lock().under_way(places)
+    }
+
+    /// Blocks until nothing is under way in these partitions, or until the deadline.
+    pub(super) fn wait(&self, places: &[Place], deadline: Instant) {
+        loop {
+            let state = self.lock();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.under_way(places) == 0 || left.is_zero() {
+                return;
+            }
+            drop(self.ended.wait_timeout(state, left.min(TELL_AGE)).expect("no panic while held"));
+            self.tell_age();
+        }
+    }
+
+    /// Blocks until all work that was broken off has let go of its record, or until the deadline: work that does not
+    /// yield cannot be broken off.
+    pub(super) fn wait_left(&self, deadline: Instant) {
+        let mut state = self.lock();
+        while state.leaving > 0 && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            state = self.ended.wait_timeout(state, left).expect("no panic while held").0;
+        }
+    }
+
+    /// The positions that have moved since they were last asked for.
+    pub(super) fn moved(&self) -> Vec<(Place, i64)> {
+        let mut state = self.lock();
+        let mut moved = Vec::new();
+        for (place, partition) in &mut state.partitions {
+            if let Some(position) = partition.offsets.position()
+                && partition.stored != Some(position)
+            {
+                partition.stored = Some(position);
+                moved.push((place.clone(), position));
+            }
+        }
+        moved
+    }
+
+    /// Breaks off what is under way in these partitions, and forgets them. How many records were under way.
+    pub(super) fn remove(&self, places: &[Place]) -> usize {
+        self.withdraw(places);
+        let mut state = self.lock();
+        let mut under_way = 0;
+        for place in places {
+            if let Some(partition) = state.partitions.remove(place) {
+                partition.cut.cancel();
+                under_way += partition.under_way;
+                state.leaving += partition.under_way;
+                self.metrics.lag_unknown(&place.0, place.1);
+            }
+        }
+        self.metrics.partitions(state.partitions.len());
+        self.metrics.overlapped(under_way);
+        under_way
+    }
+
+    /// What is to be paused and resumed now; it counts on that being done.
+    pub(super) fn flow(&self) -> Flow {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let full = if state.full {
+            state.records > share(self.most_records) || state.bytes > share(self.most_bytes)
+        } else {
+            state.records >= self.most_records || state.bytes >= self.most_bytes
+        };
+        let mut flow = Flow::default();
+        if full == state.full && !state.reflow {
+            return flow;
+        }
+        (state.full, state.reflow) = (full, false);
+        let mut any = false;
+        for (place, partition) in &mut state.partitions {
+            let most_open = if partition.ahead { share(MOST_OPEN) } else { MOST_OPEN };
+            partition.ahead = partition.offsets.open() >= most_open;
+            let pause = full || state.closed || partition.ahead;
+            any |= pause;
+            if partition.paused != Some(pause) {
+                partition.paused = Some(pause);
+                if pause { &mut flow.pause } else { &mut flow.resume }.push(place.clone());
+            }
+        }
+        self.metrics.paused(any);
+        flow
+    }
+
+    /// Whether as much is held as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().full
+    }
+
+    /// Why the consumer cannot go on, if it cannot.
+    pub(super) fn fault(&self) -> Option<ConsumerError> {
+        self.lock().fault.take()
+    }
+
+    /// Shows the age of the oldest unfinished record.
+    pub(super) fn tell_age(&self) {
+        let oldest = self.lock().partitions.values().filter_map(|partition| partition.offsets.oldest()).min();
+        self.metrics.oldest(oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed()));
+    }
+
+    /// The partitions, for who asks how far they are behind.
+    pub(super) fn watched(&self) -> Vec<Watched> {
+        let state = self.lock();
+        let watched = |(place, partition): (&Place, &Partition)| Watched {
+            place: place.clone(),
+            generation: partition.generation,
+            reached: partition.offsets.reached(),
+        };
+        state.partitions.iter().map(watched).collect()
+    }
+
+    /// Shows how far a partition is behind, unless it has gone meanwhile.
+    pub(super) fn tell_lag(&self, watched: &Watched, lag: i64) {
+        let state = self.lock();
+        if state.partitions.get(&watched.place).is_some_and(|own| own.generation == watched.generation) {
+            self.metrics.lag(&watched.place.0, watched.place.1, lag);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+}
+
+impl State {
+    fn under_way(&self, places: &[Place]) -> usize {
+        places.iter().filter_map(|place| self.partitions.get(place)).map(|partition| partition.under_way).sum()
+    }
+}
+
+impl Partition {
+    /// Withdraws the lease and drops what waits: how many records, and their bytes. They stay unfinished.
+    fn give_up(&mut self) -> (usize, usize) {
+        self.lease.cancel();
+        let waiting = self.keys.drain().flat_map(|(_, queue)| queue);
+        waiting.fold((0, 0), |(records, bytes), waiting| (records + 1, bytes + waiting.bytes))
+    }
+}
+
+/// How much may still be held where something paused is resumed.
+fn share(bound: usize) -> usize {
+    let (part, of) = RESUME_AT;
+    // Less than the bound also where that is 1; and no overflow.
+    (bound / of * part + bound % of * part / of).min(bound.saturating_sub(1))
+}
+
+/// The bytes of a record, as far as senders decide them.
+fn size(record: &Record) -> usize {
+    let headers: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    record.payload.len() + record.key.as_ref().map_or(0, Bytes::len) + headers
+}

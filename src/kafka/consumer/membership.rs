@@ -1,0 +1,250 @@
+//! Whether the group can be consumed, for `/readyz`, and how far it is behind.
+//!
+//! A thread with a client of its own asks the cluster every few seconds: what librdkafka's statistics say of a
+//! partition's end stands still while it is paused, which is just when the lag matters, and the thread that polls is
+//! not to wait for answers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
+
+use super::assignment::{Assignment, Place};
+use crate::metrics::ConsumerMetrics;
+
+/// How often the cluster is asked.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// How long one question may take; also how long the end of the thread may be waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is known of a consumer's place in its group. Clones share it.
+#[derive(Clone, Default)]
+pub struct Membership(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    joined: bool,
+    ended: bool,
+    /// What a person has to mend, each told once in the log.
+    complaints: BTreeMap<Subject, String>,
+    /// Since when the cluster has not answered, and for how long that is no reason yet.
+    silent_since: Option<Instant>,
+    patience: Duration,
+}
+
+/// What a complaint is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subject {
+    Group,
+    Topic(Arc<str>),
+    Partitions,
+}
+
+impl Membership {
+    /// Whether the group has been joined and nothing is known that keeps this process from consuming, or every reason
+    /// why not.
+    ///
+    /// # Errors
+    /// The reasons, for a person to read.
+    pub fn check(&self) -> Result<(), Vec<String>> {
+        let known = self.lock();
+        let mut reasons = Vec::new();
+        if known.ended {
+            reasons.push("the consumer has ended".to_owned());
+        } else if !known.joined {
+            reasons.push("the consumer group has not been joined since the start".to_owned());
+        }
+        if let Some(since) = known.silent_since
+            && since.elapsed() >= known.patience
+        {
+            reasons.push(format!("kafka has not answered the consumer for {} s", since.elapsed().as_secs()));
+        }
+        // Different numbers of partitions are a warning: each topic is consumed all the same.
+        let hindering = known.complaints.iter().filter(|(subject, _)| **subject != Subject::Partitions);
+        reasons.extend(hindering.map(|(_, complaint)| complaint.clone()));
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    pub(super) fn started(&self, patience: Duration) {
+        *self.lock() = Known { patience, ..Known::default() };
+    }
+
+    pub(super) fn joined(&self) {
+        self.lock().joined = true;
+        // Whoever has an assignment is permitted to have it.
+        self.settled(&Subject::Group);
+    }
+
+    pub(super) fn ended(&self) {
+        self.lock().ended = true;
+    }
+
+    /// Something is wrong that a person has to mend: told once, until it changes.
+    pub(super) fn complain(&self, subject: Subject, complaint: String) {
+        let mut known = self.lock();
+        if known.complaints.get(&subject) != Some(&complaint) {
+            tracing::warn!("{complaint}");
+            known.complaints.insert(subject, complaint);
+        }
+    }
+
+    pub(super) fn settled(&self, subject: &Subject) {
+        if let Some(complaint) = self.lock().complaints.remove(subject) {
+            tracing::info!("no longer: {complaint}");
+        }
+    }
+
+    fn answered(&self) {
+        if self.lock().silent_since.take().is_some() {
+            tracing::info!("kafka answers the consumer again");
+        }
+    }
+
+    fn unanswered(&self, error: &KafkaError) {
+        let mut known = self.lock();
+        if known.silent_since.is_none() {
+            tracing::warn!(error = %error, "kafka does not answer the consumer");
+            known.silent_since = Some(Instant::now());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().expect("no panic while held")
+    }
+}
+
+/// Asks the cluster for topics and lags until told to stop.
+pub(super) struct Watch {
+    pub(super) client: BaseConsumer<WatchContext>,
+    pub(super) topics: Vec<Arc<str>>,
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) membership: Membership,
+    pub(super) metrics: ConsumerMetrics,
+    pub(super) stop: CancellationToken,
+}
+
+impl Watch {
+    pub(super) fn start(self) -> JoinHandle<()> {
+        let watch = move || {
+            let mut committed = HashMap::new();
+            while !self.stop.is_cancelled() {
+                // Log lines and errors that have come meanwhile; a poll takes one.
+                for _ in 0..100 {
+                    self.client.poll(Duration::ZERO);
+                }
+                match self.look(&mut committed) {
+                    Ok(()) => self.membership.answered(),
+                    Err(error) => self.membership.unanswered(&error),
+                }
+                self.metrics.ready(self.membership.check().is_ok());
+                thread::park_timeout(INTERVAL);
+            }
+        };
+        thread::Builder::new()
+            .name("kafka-watch".to_owned())
+            .spawn(watch)
+            .expect("a thread can be started while the process starts")
+    }
+
+    /// One round; it ends at the first question without an answer, since the others would have none either.
+    fn look(&self, committed: &mut HashMap<(Place, u64), i64>) -> Result<(), KafkaError> {
+        let mut partitions = BTreeMap::new();
+        for topic in &self.topics {
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            let metadata = self.client.fetch_metadata(Some(topic), PATIENCE)?;
+            let described = metadata.topics().iter().find(|described| described.name() == &**topic);
+            let subject = Subject::Topic(topic.clone());
+            let complaint = match described.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from) {
+                None if described.is_some_and(|topic| !topic.partitions().is_empty()) => None,
+                None | Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                    Some(format!("topic {topic} does not exist"))
+                }
+                Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                    Some(format!("topic {topic} may not be described or read"))
+                }
+                // Of the moment, such as a leader that is being chosen.
+                Some(_) => continue,
+            };
+            self.metrics.topic_ready(topic, complaint.is_none());
+            match complaint {
+                Some(complaint) => self.membership.complain(subject, complaint),
+                None => {
+                    self.membership.settled(&subject);
+                    partitions.insert(topic.clone(), described.map_or(0, |topic| topic.partitions().len()));
+                }
+            }
+        }
+        self.compare(&partitions);
+        self.measure(committed)
+    }
+
+    /// Topics with the same number of partitions are shared out alike, so that a key's records of all of them come to
+    /// one process. With other numbers they do not.
+    fn compare(&self, partitions: &BTreeMap<Arc<str>, usize>) {
+        let mut counts = partitions.values();
+        let first = counts.next();
+        if counts.all(|count| Some(count) == first) {
+            self.membership.settled(&Subject::Partitions);
+        } else {
+            let counts = partitions.iter().map(|(topic, count)| format!("{topic} {count}"));
+            let counts = counts.collect::<Vec<_>>().join(", ");
+            let complaint = format!(
+                "topics consumed together have different numbers of partitions ({counts}): records of one key may be \
+                 worked on by several processes at once"
+            );
+            self.membership.complain(Subject::Partitions, complaint);
+        }
+    }
+
+    fn measure(&self, committed: &mut HashMap<(Place, u64), i64>) -> Result<(), KafkaError> {
+        let watched = self.assignment.watched();
+        committed.retain(|known, _| watched.iter().any(|now| now.place == known.0 && now.generation == known.1));
+        for partition in watched {
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            let (topic, number) = &partition.place;
+            let (low, high) = self.client.fetch_watermarks(topic, *number, PATIENCE)?;
+            let known = (partition.place.clone(), partition.generation);
+            let reached = match partition.reached.or_else(|| committed.get(&known).copied()) {
+                Some(reached) => reached,
+                None => {
+                    let mut asked = TopicPartitionList::new();
+                    asked.add_partition(topic, *number);
+                    let answer = self.client.committed_offsets(asked, PATIENCE)?;
+                    let offset = answer.find_partition(topic, *number).map(|found| found.offset());
+                    // A group that has committed nothing begins with the first record.
+                    let offset = if let Some(Offset::Offset(offset)) = offset { offset } else { low };
+                    committed.insert(known, offset);
+                    offset
+                }
+            };
+            self.assignment.tell_lag(&partition, (high - reached.max(low)).max(0));
+        }
+        Ok(())
+    }
+}
+
+/// The watcher's client: it only asks, and what fails is told by what it is asked for.
+pub(super) struct WatchContext;
+
+impl ClientContext for WatchContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        crate::kafka::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(error = %error, reason, "the watcher's client reports an error");
+    }
+}
+
+impl ConsumerContext for WatchContext {}
