@@ -16,8 +16,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
-
 use crate::record::{Origin, Record, ce_time, header};
 
 /// The longest name of a cause.
@@ -68,8 +66,10 @@ pub enum Cause {
     NoLoginId,
     /// The record's `ce_source` names no instance that is configured with an API.
     NoInstance,
-    /// Flinks' answer says that it is a result, and is none.
-    NotAttributes,
+    /// Keys, subscription or request are wrong, and nobody has put that right in time.
+    NeedsPerson,
+    /// The answer is larger than the attributes topic takes.
+    TooLarge,
     /// One of a later version: lower-case letters, digits and `-`. It is kept as it is, so that an older `redrive` puts
     /// back what a newer consumer gave up.
     Other(Arc<str>),
@@ -77,8 +77,15 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause that this version writes.
-    pub const ALL: [Cause; 6] =
-        [Cause::GaveUp, Cause::Attempts, Cause::Mfa, Cause::NoLoginId, Cause::NoInstance, Cause::NotAttributes];
+    pub const ALL: [Cause; 7] = [
+        Cause::GaveUp,
+        Cause::Attempts,
+        Cause::Mfa,
+        Cause::NoLoginId,
+        Cause::NoInstance,
+        Cause::NeedsPerson,
+        Cause::TooLarge,
+    ];
 
     /// The value of [`header::DEAD_LETTER_CAUSE`], also for metrics, logs and filters.
     pub fn as_str(&self) -> &str {
@@ -88,7 +95,8 @@ impl Cause {
             Cause::Mfa => "mfa",
             Cause::NoLoginId => "no-login-id",
             Cause::NoInstance => "no-instance",
-            Cause::NotAttributes => "not-attributes",
+            Cause::NeedsPerson => "needs-person",
+            Cause::TooLarge => "too-large",
             Cause::Other(name) => name,
         }
     }
@@ -232,6 +240,7 @@ fn optional<T>(
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;

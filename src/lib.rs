@@ -41,7 +41,9 @@ pub mod flinks;
 pub mod kafka;
 
 pub mod audit;
+pub mod enrich;
 pub mod ingress;
 pub mod simulate;
 
 pub mod dev;
+pub mod serve;

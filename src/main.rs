@@ -2,22 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use flinks_bridge::admin;
 use flinks_bridge::audit::{self, Audit};
-use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs, TlsFiles};
-use flinks_bridge::dev::{self, Company, Dev};
-use flinks_bridge::error::chain;
-use flinks_bridge::ingress::{self, IngressError, Listeners};
-use flinks_bridge::kafka::{self, Producers};
-use flinks_bridge::metrics::{Metrics, Names};
+use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
+use flinks_bridge::dev::{self, Dev};
+use flinks_bridge::kafka;
+use flinks_bridge::serve::{self, ServeError, raise_file_limit};
 use flinks_bridge::simulate::{self, Simulate};
-use flinks_bridge::tls::Identity;
-use prometheus::Registry;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_appender::non_blocking::WorkerGuard;
@@ -29,11 +22,6 @@ const USAGE: u8 = 64;
 const FAILED: u8 = 1;
 /// The grace period ended before everything that was accepted had (EX_TEMPFAIL).
 const UNFINISHED: u8 = 75;
-
-/// How long the producers' threads may take to end.
-const CLOSING: Duration = Duration::from_secs(3);
-/// Open files besides connections: three Kafka clients to each broker, listeners, what is read.
-const OWN_FILES: u64 = 300;
 
 /// Webhook-to-Kafka bridge for Flinks: answers 200 only after Kafka has acknowledged the record.
 #[derive(Parser)]
@@ -49,6 +37,8 @@ enum Role {
     Dev(Dev),
     /// The webhook endpoint.
     Ingress(Settings),
+    /// Asks Flinks for the Attributes of each LoginId whose accounts have arrived.
+    Enrich(Settings),
     /// Sends webhooks as Flinks does, to any URL, and keeps a ledger of them.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(Box<Simulate>),
@@ -125,11 +115,12 @@ fn main() -> ExitCode {
         }
     };
     match role {
-        Role::Dev(options) => run(dev::settings(&options), true),
+        Role::Dev(options) => run(dev::settings(&options), Served::Dev),
         Role::Ingress(settings) => {
             map_large_allocations();
-            run(settings.load(Needs::WEBHOOKS), false)
+            run(settings.load(Needs::WEBHOOKS), Served::Ingress)
         }
+        Role::Enrich(settings) => run(settings.load(Needs::API), Served::Enrich),
         Role::Simulate(options) => simulated(*options),
         Role::Audit(options) => {
             if !options.quiet {
@@ -222,8 +213,16 @@ fn simulated(options: Simulate) -> ExitCode {
     }
 }
 
-/// Runs the ingress, in role `dev` with its company.
-fn run(loaded: Result<Loaded, config::Faults>, dev: bool) -> ExitCode {
+/// The roles that serve until a signal.
+#[derive(Clone, Copy)]
+enum Served {
+    Dev,
+    Ingress,
+    Enrich,
+}
+
+/// Runs a role until a signal.
+fn run(loaded: Result<Loaded, config::Faults>, role: Served) -> ExitCode {
     let loaded = match loaded.map_err(|faults| faults.to_string()).and_then(known_to_librdkafka) {
         Ok(loaded) => loaded,
         Err(faults) => return faulty(&faults),
@@ -239,7 +238,7 @@ fn run(loaded: Result<Loaded, config::Faults>, dev: bool) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let code = runtime.block_on(supervise(loaded, dev));
+    let code = runtime.block_on(supervise(loaded, role));
     // Threads that still wait for something do not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
@@ -265,7 +264,7 @@ fn log_to_stderr() {
 }
 
 /// Lets the role run until a signal, and ends the process within the grace period or at a second signal.
-async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
+async fn supervise(loaded: Loaded, role: Served) -> ExitCode {
     let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => {
@@ -281,7 +280,14 @@ async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
     };
     let grace_period = loaded.config.shutdown.grace_period;
     let shutdown = CancellationToken::new();
-    let mut role = tokio::spawn(serve(loaded, dev, shutdown.clone()));
+    let token = shutdown.clone();
+    let mut role = tokio::spawn(async move {
+        match role {
+            Served::Dev => serve::ingress(&loaded, true, token).await,
+            Served::Ingress => serve::ingress(&loaded, false, token).await,
+            Served::Enrich => serve::enrich(&loaded, config::variable, token).await,
+        }
+    });
     let mut deadline = None;
     loop {
         let out_of_time = async {
@@ -293,10 +299,17 @@ async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
         tokio::select! {
             ended = &mut role => {
                 return match ended {
-                    Ok(Ok(())) => ExitCode::SUCCESS,
-                    Ok(Err(Failure { error, code })) => {
-                        tracing::error!(error = chain(&*error), "the role has ended");
-                        ExitCode::from(code)
+                    Ok(Ok(())) => {
+                        tracing::info!("shutdown complete");
+                        ExitCode::SUCCESS
+                    }
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "the role has ended");
+                        ExitCode::from(match error {
+                            ServeError::Settings(_) => USAGE,
+                            ServeError::Failed(_) => FAILED,
+                            ServeError::Unfinished => UNFINISHED,
+                        })
                     }
                     Err(_panic) => ExitCode::from(FAILED),
                 };
@@ -316,147 +329,4 @@ async fn supervise(loaded: Loaded, dev: bool) -> ExitCode {
             }
         }
     }
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-struct Failure {
-    error: BoxError,
-    code: u8,
-}
-
-impl<E: Into<BoxError>> From<E> for Failure {
-    fn from(error: E) -> Failure {
-        Failure { error: error.into(), code: FAILED }
-    }
-}
-
-/// Puts the ingress together with Kafka and the admin port, and takes it apart in the order that loses nothing.
-async fn serve(loaded: Loaded, dev: bool, shutdown: CancellationToken) -> Result<(), Failure> {
-    let Loaded { config, .. } = &loaded;
-    let mut config = config.clone();
-    // The embedded broker's address is known only now.
-    let company = if dev { Some(Company::gather(&mut config)?) } else { None };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = loaded.print(), "starting");
-    config.ingress.max_connections = raise_file_limit(config.ingress.max_connections);
-    let config = Arc::new(config);
-
-    let registry = Registry::new();
-    let topics = kafka::topics_of(&config);
-    let metrics = Metrics::new(&registry, &names(&config, &topics))?;
-    let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(|error| usage(error.to_string()))?);
-    let identity = match (&company, &config.ingress.tls) {
-        (Some(company), _) => Some(company.identity()),
-        (None, Some(TlsFiles { certificate, private_key })) => {
-            Some(Identity::load(certificate, private_key).map_err(|error| usage(chain(&error)))?)
-        }
-        (None, None) => None,
-    };
-    let listeners = Listeners::bind(&config, identity)?;
-    let admin_listener = TcpListener::bind(config.admin.listen)
-        .await
-        .map_err(|error| format!("cannot listen on admin.listen {}: {error}", config.admin.listen))?;
-    let admin_address = admin_listener.local_addr()?;
-    tracing::info!(addresses = ?listeners.addresses(), admin = %admin_address, "listening");
-    if let Some(company) = &company {
-        company.introduce(&listeners.addresses(), admin_address, &config, shutdown.clone());
-    }
-
-    let readiness = producers.readiness();
-    let draining = shutdown.clone();
-    // Neither has been told yet.
-    let told = Mutex::new(None);
-    let check = {
-        let metrics = metrics.clone();
-        move || {
-            let verdict =
-                if draining.is_cancelled() { Err(vec!["shutting down".to_owned()]) } else { readiness.check() };
-            metrics.ready(verdict.is_ok());
-            let now = Some(verdict.is_ok());
-            let changed = std::mem::replace(&mut *told.lock().expect("no panic while held"), now) != now;
-            match &verdict {
-                Ok(()) if changed => tracing::info!("ready"),
-                Err(reasons) if changed => tracing::warn!(reasons = reasons.join("; "), "not ready"),
-                Ok(()) | Err(_) => {}
-            }
-            verdict
-        }
-    };
-    let check: admin::Ready = Arc::new(check);
-    let admin_end = CancellationToken::new();
-    let admin = tokio::spawn(admin::run(admin_listener, registry, check.clone(), admin_end.clone()));
-    let watch = tokio::spawn(async move {
-        loop {
-            // The state's changes are told even where nobody asks the admin port.
-            let _ = check();
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    });
-
-    let drained = tokio::select! {
-        drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown) => drained,
-        () = producers.broken() => return Err("no delivery report can be taken any more".into()),
-    };
-    // Everything that was answered has its report; what is left belongs to senders that hung up.
-    let flushed = producers.flush(config.kafka.large.publish_deadline + Duration::from_secs(5)).await;
-    watch.abort();
-    admin_end.cancel();
-    // It ends by itself, and whether it does changes nothing any more.
-    let _ = admin.await;
-    drained.map_err(|error| match error {
-        IngressError::Secrets(_) => usage(error.to_string()),
-        IngressError::Accepting => error.into(),
-    })?;
-    // librdkafka's threads end before the process does.
-    let closed = tokio::task::spawn_blocking(move || {
-        producers.close();
-        drop(producers);
-    });
-    if tokio::time::timeout(CLOSING, closed).await.is_err() {
-        tracing::warn!("the producers' threads still run at the end");
-    }
-    if !flushed {
-        return Err(Failure { error: "records without a delivery report are given up".into(), code: UNFINISHED });
-    }
-    tracing::info!("shutdown complete");
-    Ok(())
-}
-
-/// The settings are at fault, in a way that only their use could show.
-fn usage(fault: String) -> Failure {
-    Failure { error: fault.into(), code: USAGE }
-}
-
-fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
-    let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
-        instance.secrets.iter().map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
-    });
-    Names {
-        instances: config.instances.iter().map(|instance| instance.name.as_str()).collect(),
-        event_types: config.event_types.types.iter().map(|event_type| &*event_type.name).collect(),
-        topics: topics.iter().map(|topic| &**topic).collect(),
-        secrets: secrets.collect(),
-    }
-}
-
-/// How many connections there can be: each is an open file, and the system's usual soft limit of 1,024 is far below
-/// `ingress.max_connections`. What the system does not allow is not accepted, since Kafka's connections and the secret
-/// files need descriptors too.
-fn raise_file_limit(connections: usize) -> usize {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let needed = connections as u64 + OWN_FILES;
-    let mut limit = getrlimit(Resource::Nofile);
-    let possible = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
-    if limit.current.is_some_and(|current| current < possible) {
-        limit.current = Some(possible);
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::warn!(%error, "the limit of open files cannot be raised");
-        }
-    }
-    if possible == needed {
-        return connections;
-    }
-    let connections = possible.saturating_sub(OWN_FILES).max(16);
-    tracing::warn!(open_files = possible, connections, "fewer connections are taken than ingress.max_connections");
-    connections as usize
 }

@@ -19,12 +19,14 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 pub use self::consumer::{ConsumerMetrics, Rebalance};
+pub use self::enrich::{EnrichMetrics, Enrichment};
 use self::family::{Family, families};
 pub use self::flinks::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
 pub use self::labels::{ConnectionError, Lane, Outcome, PublishCause, Reload};
 use crate::signature::Scheme;
 
 mod consumer;
+mod enrich;
 mod family;
 mod flinks;
 mod labels;
@@ -271,7 +273,7 @@ pub fn reference() -> String {
     let mut row = |name: &str, kind: &str, labels: &str, help: &str| {
         table.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
     };
-    for family in FAMILIES.iter().chain(consumer::FAMILIES).chain(flinks::families()) {
+    for family in FAMILIES.iter().chain(consumer::FAMILIES).chain(enrich::FAMILIES).chain(flinks::families()) {
         let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
         row(family.name, family.kind, &labels.join(", "), family.help);
     }

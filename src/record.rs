@@ -89,6 +89,10 @@ pub mod header {
     pub const RESPONSE_TYPE: &str = "ce_responsetype";
     /// Why the record was set aside, only on the quarantine topic.
     pub const QUARANTINE_REASON: &str = "ce_quarantinereason";
+    /// On what a consumer of ours makes of a record: that record's `ce_id`.
+    pub const CAUSATION_ID: &str = "ce_causationid";
+    /// Which of the configured Attributes endpoints the answer is from, by its name there.
+    pub const ENDPOINT: &str = "ce_endpoint";
     /// W3C trace context as received, if well-formed, see [`is_traceparent`](super::is_traceparent).
     pub const TRACEPARENT: &str = "traceparent";
 

@@ -143,3 +143,117 @@ fn read_endpoints(table: &mut Table<'_, '_>, _: At<'_>) -> Vec<Endpoint> {
     });
     endpoints.into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::{ApiAuthentication, Config, Loaded, Needs, SecretSource};
+    use super::*;
+
+    /// What a process that enriches is given: no secret of a webhook, and the names of two variables.
+    const BASE: &str = r#"
+        [[instance]]
+        name = "toolbox"
+        path_env = "NOT_THERE"
+        [[instance.secret]]
+        scheme = "flinks-authenticity-key"
+        label = "2026-11"
+        value_file = "/nowhere/secret"
+        [instance.api]
+        base_url = "https://toolbox-api.private.fin.ag/v3/an-invented-customer/"
+        authorize_key_env = "AUTHORIZE_KEY"
+        api_key_env = "API_KEY"
+        [[enrich.endpoint]]
+        name = "credit-risk"
+        get = "GetCreditRiskAttributes"
+        limit_days = 90
+        [[enrich.endpoint]]
+        name = "chosen"
+        attributes = ["balance_trend_simple", "count_active_days"]
+    "#;
+
+    fn parse(text: &str, needs: Needs) -> Result<Loaded, String> {
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let environment = [
+            variable("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9092"),
+            variable("AUTHORIZE_KEY", "an-invented-key"),
+            variable("API_KEY", "another-invented-key"),
+            variable("WITH_A_LINE", "two\nlines"),
+        ];
+        Config::parse(text, Path::new("bridge.toml"), &environment, needs).map_err(|faults| faults.to_string())
+    }
+
+    #[test]
+    fn who_enriches_needs_keys_and_no_secrets() {
+        let Loaded { config, warnings, .. } = parse(BASE, Needs::API).expect("no faults");
+        assert_eq!(warnings, Vec::<String>::new());
+        let api = config.instances[0].api.as_ref().expect("an API");
+        assert_eq!(api.base_url, "https://toolbox-api.private.fin.ag/v3/an-invented-customer");
+        assert_eq!((api.authentication, api.rate, api.concurrency), (ApiAuthentication::ApiKey, 50, 32));
+        let environment = |name: &str| Some(format!("{name} of now"));
+        assert_eq!(
+            api.load_keys(&environment).expect_err("a blank is no key"),
+            "api.authorize_key: variable AUTHORIZE_KEY expected visible ASCII characters only"
+        );
+        let keys = api.load_keys(&|name| Some(name.to_lowercase())).expect("good keys");
+        assert_eq!((keys.authorize.expose(), keys.api.expose()), (&b"authorize_key"[..], &b"api_key"[..]));
+        let endpoint = |name: &str, call, limit_days| Endpoint { name: name.to_owned(), call, limit_days };
+        let get = AttributesCall::Get("GetCreditRiskAttributes".to_owned());
+        let post = AttributesCall::Post(vec!["balance_trend_simple".to_owned(), "count_active_days".to_owned()]);
+        assert_eq!(config.enrich.endpoints, [endpoint("credit-risk", get, Some(90)), endpoint("chosen", post, None)]);
+    }
+
+    #[test]
+    fn who_receives_needs_secrets_and_no_keys() {
+        let text = BASE.replace("AUTHORIZE_KEY", "NOT_THERE").replace("API_KEY", "NOT_THERE_EITHER");
+        let text = text.replace("path_env = \"NOT_THERE\"", "path = \"/flinks\"");
+        let text = text.replace("value_file = \"/nowhere/secret\"", "value_env = \"AUTHORIZE_KEY\"");
+        let loaded = parse(&text, Needs::WEBHOOKS).expect("no faults");
+        let api = loaded.config.instances[0].api.as_ref().expect("known, if not read");
+        assert_eq!(api.api_key, SecretSource::Environment("NOT_THERE_EITHER".to_owned()));
+        assert!(parse(&text, Needs::API).expect_err("keys are missing").contains("NOT_THERE"));
+        parse(BASE, Needs::NEITHER).expect("who reads Kafka alone needs none of them");
+    }
+
+    #[test]
+    fn faults_name_the_setting() {
+        let cases = [
+            (
+                "get = \"GetCreditRiskAttributes\"",
+                "",
+                "enrich.endpoint.0: exactly one of get and attributes is required",
+            ),
+            (
+                "limit_days = 90",
+                "limit_days = 366",
+                "enrich.endpoint.0.limit_days = \"366\" (bridge.toml:16): expected",
+            ),
+            ("\"chosen\"", "\"credit-risk\"", "another endpoint has it too"),
+            ("https://", "", "instance.0.api.base_url = \"toolbox-api"),
+            ("api_key_env = \"API_KEY\"", "", "instance.0.api: one of api_key, api_key_file, api_key_env is required"),
+            ("\"API_KEY\"", "\"WITH_A_LINE\"", "expected visible ASCII characters only"),
+            ("[instance.api]", "[instance.api]\nrate = 0", "instance.0.api.rate = \"0\""),
+            ("[instance.api]", "[instance.api]\nendpoints = [\"other\"]", "instance.0.api.endpoints"),
+            ("[[instance]]", "enrich.event_types = [\"other\"]\n[[instance]]", "other: there is no such event type"),
+            ("[[instance]]", "link.event_types = []\n[[instance]]", "link.event_types = [] (bridge.toml:2)"),
+            (
+                "[[instance]]",
+                "[enrich.consumer]\ndrain = \"45s\"\n[[instance]]",
+                "must be less than enrich.consumer.session_timeout = \"45s\" (default)",
+            ),
+        ];
+        for (from, to, expected) in cases {
+            assert!(BASE.contains(from), "{from}");
+            let faults = parse(&BASE.replacen(from, to, 1), Needs::API).expect_err(to);
+            assert!(faults.contains(expected) && faults.lines().count() == 1, "{to}: {faults}");
+        }
+        let (none, _) = BASE.split_once("[[enrich").expect("it has endpoints");
+        let faults = parse(none, Needs::API).expect_err("nothing to ask for");
+        assert_eq!(faults, "enrich.endpoint: at least one [[enrich.endpoint]] is required");
+        assert!(
+            parse(&BASE.replace("api_key_env", "api_key"), Needs::API).expect("no fault").warnings[0]
+                .contains("api_key")
+        );
+    }
+}

@@ -214,6 +214,13 @@ impl Config {
             parse::show_bytes,
         );
 
+        for (n, instance) in self.instances.iter().enumerate() {
+            let endpoints = instance.api.iter().flat_map(|api| &api.endpoints);
+            for name in endpoints.filter(|name| self.enrich.endpoints.iter().all(|known| known.name != **name)) {
+                let key = format!("instance.{n}.api.endpoints");
+                reader.fault(&key, format_args!("{name}: there is no such [[enrich.endpoint]]"));
+            }
+        }
         if reader.needs.api && self.enrich.endpoints.is_empty() {
             reader.fault("enrich.endpoint", "at least one [[enrich.endpoint]] is required");
         }
@@ -365,17 +372,15 @@ settings! {
     }
 }
 
-settings! {
-    /// Topics of what the bridge makes itself, in `[topics]`.
-    #[derive(Debug, Clone)]
-    pub struct OwnTopics {
-        /// Topic of what enrichment brings.
-        pub attributes: String = value("flinks.attributes", parse::topic),
-        /// Topic of records whose enrichment was given up.
-        pub dead_letter: String = value("flinks.attributes.dead-letter", parse::topic),
-        /// Topic of which LoginId belongs to which Tag; compacted.
-        pub login_links: String = value("flinks.login-links", parse::topic),
-    }
+/// Topics of what the bridge makes itself, in `[topics]`.
+#[derive(Debug, Clone)]
+pub struct OwnTopics {
+    /// What enrichment brings.
+    pub attributes: String,
+    /// Records whose enrichment was given up.
+    pub dead_letter: String,
+    /// Which LoginId belongs to which Tag; compacted.
+    pub login_links: String,
 }
 
 /// `[topics]` and `[[event_type]]`: the built-in event types and what configuration adds.
@@ -390,7 +395,20 @@ fn read_topics(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics) {
             };
             event_type.topic = table.value(At::new(name, &help), &event_type.topic, parse::topic).into();
         }
-        OwnTopics::read(table)
+        let mut own = |name: &str, default: &str, help: &str| table.value(At::new(name, help), default, parse::topic);
+        OwnTopics {
+            attributes: own("attributes", "flinks.attributes", "Topic of what enrichment brings."),
+            dead_letter: own(
+                "attributes-dead-letter",
+                "flinks.attributes.dead-letter",
+                "Topic of records whose enrichment was given up.",
+            ),
+            login_links: own(
+                "login-links",
+                "flinks.login-links",
+                "Topic of which LoginId belongs to which Tag; to be compacted.",
+            ),
+        }
     });
     root.tables("event_type", |table| {
         let at = At::new("name", "A further event type: its name in metrics, logs and topic settings.");

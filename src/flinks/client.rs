@@ -478,7 +478,7 @@ struct Turn<'a> {
 async fn look_for_return(client: Weak<Inner>) {
     for attempt in 0.. {
         let Some(inner) = client.upgrade() else { return };
-        let delay = inner.backoff.delay(attempt, random());
+        let delay = inner.backoff.delay(attempt, fastrand::f64());
         drop(inner);
         tokio::time::sleep(delay).await;
         let Some(inner) = client.upgrade() else { return };
@@ -496,14 +496,6 @@ async fn look_for_return(client: Weak<Inner>) {
             return;
         }
     }
-}
-
-/// From 0 to 1, for jitter.
-fn random() -> f64 {
-    let mut bytes = [0; 4];
-    // Without random numbers all wait for as long as the first: no harm in a single process.
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
 
 /// An id that stands as one part of a path: URLs take `.` and `..` for steps.

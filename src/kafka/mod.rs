@@ -185,6 +185,24 @@ pub fn topics_of(config: &config::Config) -> Vec<Arc<str>> {
     topics
 }
 
+/// The topics of some event types, what instances put in their place included.
+pub fn topics_of_types(config: &config::Config, event_types: &[String]) -> Vec<Arc<str>> {
+    let chosen = config.event_types.types.iter().filter(|known| event_types.iter().any(|name| **name == *known.name));
+    let replaced = |name: &str| {
+        config
+            .instances
+            .iter()
+            .filter_map(|instance| instance.topics.get(name))
+            .map(|t| t.as_str().into())
+            .collect::<Vec<Arc<str>>>()
+    };
+    let mut topics: Vec<Arc<str>> =
+        chosen.flat_map(|known| [vec![known.topic.clone()], replaced(&known.name)].concat()).collect();
+    topics.sort();
+    topics.dedup();
+    topics
+}
+
 /// librdkafka's own log lines, in our log. They name brokers and topics, never a record's content.
 fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
     use rdkafka::config::RDKafkaLogLevel as Level;

@@ -240,10 +240,7 @@ mod tests {
         link.held(3, 900);
         enrich.rebalanced(Rebalance::Lost);
         let records = "bridge_consumer_records_total";
-        check(
-            &registry,
-            &format!("{records}{{outcome=\"done\",role=\"enrich\",topic=\"flinks.accounts-detail\"}} 1"),
-        );
+        check(&registry, &format!("{records}{{outcome=\"done\",role=\"enrich\",topic=\"flinks.accounts-detail\"}} 1"));
         check(&registry, &format!("{records}{{outcome=\"abandoned\",role=\"link\",topic=\"flinks.kyc\"}} 1"));
         check(&registry, "bridge_consumer_in_flight{role=\"enrich\"} 0");
         check(&registry, "bridge_consumer_bytes_in_flight{role=\"link\"} 900");

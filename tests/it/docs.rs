@@ -8,22 +8,37 @@ use flinks_bridge::metrics::{self, Outcome};
 
 const README: &str = include_str!("../../README.md");
 
-/// What stands between a table's opening comment and its closing one.
-fn between(name: &str) -> &'static str {
-    let (_, after) = README.split_once(&format!("<!-- {name}:")).expect("README has the table's opening comment");
-    let (_, table) = after.split_once("-->\n").expect("the comment ends");
-    let (table, _) = table.split_once(&format!("<!-- end of {name} -->")).expect("README has the closing comment");
-    table.trim()
+/// That README's table of this name is the rendered one. With FLINKS_BRIDGE_RENDER set it is made so.
+#[expect(clippy::disallowed_methods, reason = "a variable of this test alone")]
+fn check(name: &str, rendered: &str) {
+    let (before, after) = README.split_once(&format!("<!-- {name}:")).expect("README has the table's opening comment");
+    let (comment, after) = after.split_once("-->\n").expect("the comment ends");
+    let end = format!("<!-- end of {name} -->");
+    let (table, after) = after.split_once(&end).expect("README has the closing comment");
+    if std::env::var_os("FLINKS_BRIDGE_RENDER").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+        let text = format!("{before}<!-- {name}:{comment}-->\n{}\n{end}{after}", rendered.trim());
+        std::fs::write(path, text).expect("README is written");
+        return;
+    }
+    // Not as a whole: the line that differs is what is looked for.
+    for (written, rendered) in table.trim().lines().zip(rendered.trim().lines()) {
+        assert_eq!(
+            written, rendered,
+            "render it again: FLINKS_BRIDGE_RENDER=1 cargo test --test it -- docs, one by one"
+        );
+    }
+    assert_eq!(table.trim().lines().count(), rendered.trim().lines().count(), "README's table of {name}");
 }
 
 #[test]
 fn the_settings_are_those_of_the_code() {
-    assert_eq!(between("settings"), config::reference().trim(), "render it again: flinks-bridge config --reference");
+    check("settings", &config::reference());
 }
 
 #[test]
 fn the_metrics_are_those_of_the_code() {
-    assert_eq!(between("metrics"), metrics::reference().trim(), "render it again from metrics::reference()");
+    check("metrics", &metrics::reference());
 }
 
 #[test]

@@ -33,10 +33,16 @@ pub const PATH: &str = "/flinks/toolbox";
 pub const TOPICS: [&str; 5] =
     ["flinks.kyc", "flinks.accounts-detail", "flinks.pay-events", "flinks.upload-fraud-alerts", "flinks.quarantine"];
 
+/// The topics of what the bridge makes itself.
+pub const OWN_TOPICS: [&str; 3] = ["flinks.attributes", "flinks.attributes.dead-letter", "flinks.login-links"];
+
 /// An embedded cluster with every topic. Keep it in the test's scope; only its address goes elsewhere.
 pub fn mock_cluster(brokers: i32) -> MockCluster<'static, DefaultProducerContext> {
     let cluster = MockCluster::new(brokers).expect("the embedded cluster starts");
     for topic in TOPICS {
+        cluster.create_topic(topic, 3, brokers).expect("the topic is new");
+    }
+    for topic in OWN_TOPICS {
         cluster.create_topic(topic, 3, brokers).expect("the topic is new");
     }
     cluster
@@ -45,6 +51,11 @@ pub fn mock_cluster(brokers: i32) -> MockCluster<'static, DefaultProducerContext
 /// Settings for a test: one signed instance `toolbox`, plain HTTP on a free port, no drain lag, with `more` TOML
 /// lines appended; a table that stands in both is merged, `more` winning.
 pub fn settings(bootstrap_servers: &str, more: &str) -> Config {
+    settings_for(Needs::WEBHOOKS, bootstrap_servers, more)
+}
+
+/// As [`settings`], for a process with other needs.
+pub fn settings_for(needs: Needs, bootstrap_servers: &str, more: &str) -> Config {
     let base = format!(
         r#"
         [kafka]
@@ -67,7 +78,7 @@ pub fn settings(bootstrap_servers: &str, more: &str) -> Config {
     let mut table: toml::Table = base.parse().expect("the base is TOML");
     merge(&mut table, more.parse().expect("`more` is TOML"));
     let text = toml::to_string(&table).expect("a table can be written");
-    match Config::parse(&text, Path::new("test.toml"), &[], Needs::WEBHOOKS) {
+    match Config::parse(&text, Path::new("test.toml"), &[], needs) {
         Ok(loaded) => loaded.config,
         Err(faults) => panic!("the test's settings are at fault:\n{faults}"),
     }

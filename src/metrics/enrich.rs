@@ -1,0 +1,122 @@
+//! The families of role `enrich`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{Histogram, IntCounter, IntGauge, Registry};
+
+use super::Held;
+use super::family::{Family, families};
+use super::labels::label;
+
+label! {
+    /// What became of a consumed record.
+    pub enum Enrichment {
+        /// Each endpoint's result is on the topic.
+        Enriched = "enriched",
+        /// It is a dead letter.
+        DeadLetter = "dead-letter",
+        /// Given back before it was done: whoever has the partition next does it again.
+        Abandoned = "abandoned",
+        /// Left: the body says another `HttpStatusCode` than 200.
+        HttpStatusCode = "skipped-http-status-code",
+        /// Left: the body carries a `FlinksCode`, so it is an error.
+        FlinksCode = "skipped-flinks-code",
+        /// Left: of a nightly refresh, and `enrich.scheduled_refreshes` is `skip`.
+        ScheduledRefresh = "skipped-scheduled-refresh",
+        /// Left: its LoginId was enriched within `enrich.window`.
+        Window = "skipped-window",
+        /// Left: its instance has no `[instance.api]`.
+        NoApi = "skipped-no-api",
+    }
+}
+
+families! {
+    RECORDS: "counter" "bridge_enrich_records_total" ["outcome"]
+        "Records consumed for enrichment by what became of them.";
+    RESULTS: "counter" "bridge_enrich_results_total" ["endpoint"]
+        "Results acknowledged on the attributes topic.";
+    DEAD_LETTERS: "counter" "bridge_enrich_dead_letters_total" ["cause"]
+        "Records whose enrichment was given up, by cause.";
+    PUBLISH_RETRIES: "counter" "bridge_enrich_publish_retries_total" []
+        "Results and dead letters that Kafka did not take and that are published again.";
+    RECORD_DURATION: "histogram" "bridge_enrich_record_duration_seconds" []
+        "From taking a record up to its last result's acknowledgement, with all waiting for Flinks.";
+    AGE: "histogram" "bridge_enrich_age_seconds" []
+        "From a record's timestamp in the source topic to its last result's acknowledgement.";
+    WORKING: "gauge" "bridge_enrich_records_in_work" []
+        "Records whose LoginId is being asked about.";
+}
+
+/// The families of role `enrich`. Cloning is cheap, and the clones count into the same series.
+#[derive(Clone)]
+pub struct EnrichMetrics(Arc<Families>);
+
+struct Families {
+    records: Vec<IntCounter>,
+    endpoints: Vec<(String, IntCounter)>,
+    dead_letters: Vec<(String, IntCounter)>,
+    publish_retries: IntCounter,
+    record_duration: Histogram,
+    age: Histogram,
+    working: IntGauge,
+}
+
+impl EnrichMetrics {
+    /// Registers every family, with series at zero for these endpoints and causes of dead letters.
+    ///
+    /// # Errors
+    /// When the registry already holds a family of the same name.
+    pub fn new(registry: &Registry, endpoints: &[&str], causes: &[&str]) -> Result<EnrichMetrics, prometheus::Error> {
+        let outcomes: Vec<&str> = Enrichment::ALL.iter().map(|outcome| outcome.as_str()).collect();
+        let results = RESULTS.counters_of(registry, endpoints)?;
+        let dead_letters = DEAD_LETTERS.counters_of(registry, causes)?;
+        Ok(EnrichMetrics(Arc::new(Families {
+            records: RECORDS.counters_of(registry, &outcomes)?,
+            endpoints: endpoints.iter().map(|name| (*name).to_owned()).zip(results).collect(),
+            dead_letters: causes.iter().map(|name| (*name).to_owned()).zip(dead_letters).collect(),
+            publish_retries: PUBLISH_RETRIES.counter(registry)?,
+            record_duration: RECORD_DURATION.slow_histogram(registry)?,
+            age: AGE.slow_histogram(registry)?,
+            working: WORKING.gauge(registry)?,
+        })))
+    }
+
+    /// A record is being worked on; keep the value while it is.
+    pub fn working(&self) -> Held {
+        Held::new(&self.0.working, 1)
+    }
+
+    /// What became of a record.
+    pub fn ended(&self, outcome: Enrichment) {
+        self.0.records[outcome as usize].inc();
+    }
+
+    /// Every result of a record is acknowledged, `took` after it was taken up and `age` after it was stored, where it
+    /// says when that was.
+    pub fn enriched(&self, took: Duration, age: Option<Duration>) {
+        self.0.record_duration.observe(took.as_secs_f64());
+        if let Some(age) = age {
+            self.0.age.observe(age.as_secs_f64());
+        }
+    }
+
+    /// An endpoint's result is acknowledged.
+    pub fn result(&self, endpoint: &str) {
+        if let Some((_, counter)) = self.0.endpoints.iter().find(|(name, _)| name == endpoint) {
+            counter.inc();
+        }
+    }
+
+    /// A record became a dead letter.
+    pub fn dead_letter(&self, cause: &str) {
+        if let Some((_, counter)) = self.0.dead_letters.iter().find(|(name, _)| name == cause) {
+            counter.inc();
+        }
+    }
+
+    /// Kafka did not take a result or a dead letter; it is published again.
+    pub fn publish_retried(&self) {
+        self.0.publish_retries.inc();
+    }
+}

@@ -1,0 +1,368 @@
+//! A role with what it needs around it: metrics, producers, the admin port, and the order in which they end.
+//!
+//! `main` says which role and when to stop; what comes back is why it ended. Every role that serves is put together
+//! here, so that all of them tell of their state, drain and flush alike. It reads no command line and handles no
+//! signal.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::config::{Config, Loaded, TlsFiles};
+use crate::dead_letter::Cause;
+use crate::dev::Company;
+use crate::enrich;
+use crate::error::chain;
+use crate::flinks::Client;
+use crate::ingress::{self, IngressError, Listeners};
+use crate::kafka::consumer::Membership;
+use crate::kafka::{self, Producers};
+use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, Metrics, Names};
+use crate::tls::Identity;
+
+/// How long the producers' threads may take to end.
+const CLOSING: Duration = Duration::from_secs(3);
+/// Open files besides connections: three Kafka clients to each broker, listeners, what is read.
+const OWN_FILES: u64 = 300;
+/// How often API keys are looked at for changes.
+const KEYS_EVERY: Duration = Duration::from_secs(10);
+
+/// Why a role has ended before it was asked to, or could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The settings are at fault, in a way that only their use could show.
+    #[error("{0}")]
+    Settings(String),
+    /// The role could not start or could not go on.
+    #[error("{0}")]
+    Failed(String),
+    /// Records without a delivery report were given up.
+    #[error("records without a delivery report are given up")]
+    Unfinished,
+}
+
+/// Fails with an error and what is behind it.
+fn failed(error: impl std::error::Error) -> ServeError {
+    ServeError::Failed(chain(&error))
+}
+
+fn settings(error: impl std::error::Error) -> ServeError {
+    ServeError::Settings(chain(&error))
+}
+
+/// Runs the ingress until `shutdown`; in role `dev` with its company.
+///
+/// # Errors
+/// Why it ended otherwise.
+pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let mut config = loaded.config.clone();
+    // The embedded broker's address is known only now.
+    let company = if dev {
+        let company = Company::gather(&mut config).map_err(|error| ServeError::Failed(chain(&*error)))?;
+        Some(company)
+    } else {
+        None
+    };
+    started(loaded);
+    config.ingress.max_connections = raise_file_limit(config.ingress.max_connections);
+    let config = Arc::new(config);
+
+    let registry = Registry::new();
+    let topics = kafka::topics_of(&config);
+    let metrics = Metrics::new(&registry, &names(&config, &topics)).map_err(failed)?;
+    let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
+    let identity = match (&company, &config.ingress.tls) {
+        (Some(company), _) => Some(company.identity()),
+        (None, Some(TlsFiles { certificate, private_key })) => {
+            Some(Identity::load(certificate, private_key).map_err(settings)?)
+        }
+        (None, None) => None,
+    };
+    let listeners = Listeners::bind(&config, identity).map_err(|error| ServeError::Failed(chain(&*error)))?;
+    let readiness = producers.readiness();
+    let admin = Admin::start(&config, registry, metrics.clone(), &shutdown, move || readiness.check()).await?;
+    tracing::info!(addresses = ?listeners.addresses(), admin = %admin.address, "listening");
+    if let Some(company) = &company {
+        company.introduce(&listeners.addresses(), admin.address, &config, shutdown.clone());
+    }
+
+    let drained = tokio::select! {
+        drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown) => drained,
+        () = producers.broken() => return Err(no_report()),
+    };
+    // Everything that was answered has its report; what is left belongs to senders that hung up.
+    let flushed = flush(&config, &producers).await;
+    admin.end().await;
+    drained.map_err(|error| match error {
+        IngressError::Secrets(_) => settings(error),
+        IngressError::Accepting => failed(error),
+    })?;
+    close(producers).await;
+    flushed
+}
+
+/// Runs role `enrich` until `shutdown`. `environment` looks a variable up, for keys that stand in one.
+///
+/// # Errors
+/// Why it ended otherwise.
+pub async fn enrich(
+    loaded: &Loaded,
+    environment: fn(&str) -> Option<String>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    started(loaded);
+    let config = Arc::new(loaded.config.clone());
+    let registry = Registry::new();
+    let topics: Vec<Arc<str>> =
+        [&config.own_topics.attributes, &config.own_topics.dead_letter].map(|topic| topic.as_str().into()).into();
+    let metrics = Metrics::new(&registry, &consumer_names(&topics)).map_err(failed)?;
+    let enriching = Enriching::prepare(&config, environment, &registry)?;
+    let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
+    let (readiness, check) = (producers.readiness(), enriching.check());
+    let check = move || both(readiness.check(), check());
+    let admin = Admin::start(&config, registry, metrics, &shutdown, check).await?;
+    tracing::info!(topics = ?enrich::topics(&config), admin = %admin.address, "consuming");
+    let drained = tokio::select! {
+        drained = enriching.run(producers.clone(), shutdown) => drained,
+        () = producers.broken() => return Err(no_report()),
+    };
+    let flushed = flush(&config, &producers).await;
+    admin.end().await;
+    drained?;
+    close(producers).await;
+    flushed
+}
+
+/// Role `enrich`, ready to be run.
+struct Enriching {
+    config: Arc<Config>,
+    environment: fn(&str) -> Option<String>,
+    clients: Vec<Option<Client>>,
+    telling: enrich::Telling,
+}
+
+impl Enriching {
+    fn prepare(
+        config: &Arc<Config>,
+        environment: fn(&str) -> Option<String>,
+        registry: &Registry,
+    ) -> Result<Enriching, ServeError> {
+        let flinks = FlinksMetrics::new(registry, &instances(config)).map_err(failed)?;
+        let endpoints: Vec<&str> = config.enrich.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
+        let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
+        let sources = enrich::topics(config);
+        let sources: Vec<&str> = sources.iter().map(|topic| &**topic).collect();
+        let telling = enrich::Telling {
+            consumer: ConsumerMetrics::new(registry, "enrich", &sources).map_err(failed)?,
+            enrich: EnrichMetrics::new(registry, &endpoints, &causes).map_err(failed)?,
+            membership: Membership::default(),
+        };
+        let clients = clients(config, environment, &flinks)?;
+        Ok(Enriching { config: config.clone(), environment, clients, telling })
+    }
+
+    /// Whether it consumes, and Flinks answers.
+    fn check(&self) -> impl Fn() -> Result<(), Vec<String>> + use<> {
+        let (config, membership, clients) =
+            (self.config.clone(), self.telling.membership.clone(), self.clients.clone());
+        move || {
+            let away = config.instances.iter().zip(&clients).filter_map(|(instance, client)| {
+                let client = client.as_ref().filter(|client| !client.available());
+                client.map(|_| format!("the Flinks API of instance {} is away", instance.name))
+            });
+            let away: Vec<String> = away.collect();
+            both(membership.check(), if away.is_empty() { Ok(()) } else { Err(away) })
+        }
+    }
+
+    async fn run(self, producers: Arc<Producers>, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let Enriching { config, environment, clients, telling } = self;
+        let keys = tokio::spawn(follow_keys(config.clone(), environment, clients.clone()));
+        let drained = enrich::run(config, clients, producers, telling, shutdown).await;
+        keys.abort();
+        drained.map_err(failed)
+    }
+}
+
+/// Two verdicts in one.
+fn both(one: Result<(), Vec<String>>, other: Result<(), Vec<String>>) -> Result<(), Vec<String>> {
+    match (one, other) {
+        (Ok(()), Ok(())) => Ok(()),
+        (one, other) => Err([one, other].into_iter().filter_map(Result::err).flatten().collect()),
+    }
+}
+
+/// A client for each instance that has an API.
+fn clients(
+    config: &Config,
+    environment: fn(&str) -> Option<String>,
+    metrics: &FlinksMetrics,
+) -> Result<Vec<Option<Client>>, ServeError> {
+    let client = |instance: &crate::config::Instance| {
+        let Some(api) = &instance.api else {
+            return Ok(None);
+        };
+        let named = |what: String| ServeError::Settings(format!("instance {}: {what}", instance.name));
+        let keys = api.load_keys(&environment).map_err(named)?;
+        let client = Client::new(&config.flinks, &instance.name, api, &keys, metrics);
+        client.map(Some).map_err(|error| named(chain(&error)))
+    };
+    config.instances.iter().map(client).collect()
+}
+
+/// Hands changed keys to the clients. A fault is told once, and the keys of before stay in use.
+async fn follow_keys(config: Arc<Config>, environment: fn(&str) -> Option<String>, clients: Vec<Option<Client>>) {
+    let mut told: Vec<Option<String>> = vec![None; clients.len()];
+    loop {
+        tokio::time::sleep(KEYS_EVERY).await;
+        let config = config.clone();
+        let load = move || -> Vec<_> {
+            let apis = config.instances.iter().map(|instance| instance.api.as_ref());
+            apis.map(|api| api.map(|api| api.load_keys(&environment))).collect()
+        };
+        let Ok(loaded) = tokio::task::spawn_blocking(load).await else {
+            tracing::error!("a bug ended the reading of API keys; those in use stay");
+            return;
+        };
+        for ((keys, client), told) in loaded.into_iter().zip(&clients).zip(&mut told) {
+            if let (Some(keys), Some(client)) = (keys, client) {
+                let used = keys.and_then(|keys| client.set_keys(&keys).map_err(|error| chain(&error)));
+                let fault = used.err();
+                if let Some(fault) = fault.as_ref().filter(|fault| told.as_ref() != Some(fault)) {
+                    tracing::warn!(fault, "API keys cannot be used, those in use stay");
+                }
+                *told = fault;
+            }
+        }
+    }
+}
+
+fn started(loaded: &Loaded) {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = loaded.print(), "starting");
+}
+
+fn no_report() -> ServeError {
+    ServeError::Failed("no delivery report can be taken any more".to_owned())
+}
+
+/// Waits for the outcome of everything that was handed to the producers.
+async fn flush(config: &Config, producers: &Producers) -> Result<(), ServeError> {
+    let flushed = producers.flush(config.kafka.large.publish_deadline + Duration::from_secs(5)).await;
+    if flushed { Ok(()) } else { Err(ServeError::Unfinished) }
+}
+
+/// Ends librdkafka's threads before the process does.
+async fn close(producers: Arc<Producers>) {
+    let closed = tokio::task::spawn_blocking(move || {
+        producers.close();
+        drop(producers);
+    });
+    if tokio::time::timeout(CLOSING, closed).await.is_err() {
+        tracing::warn!("the producers' threads still run at the end");
+    }
+}
+
+/// The admin port of a role, and who tells the log of its readiness.
+struct Admin {
+    address: std::net::SocketAddr,
+    server: JoinHandle<()>,
+    watch: JoinHandle<()>,
+    end: CancellationToken,
+}
+
+impl Admin {
+    /// Starts it; `check` says whether the role wants traffic, as far as Kafka decides it.
+    async fn start(
+        config: &Config,
+        registry: Registry,
+        metrics: Metrics,
+        shutdown: &CancellationToken,
+        check: impl Fn() -> Result<(), Vec<String>> + Send + Sync + 'static,
+    ) -> Result<Admin, ServeError> {
+        let refused =
+            |error| ServeError::Failed(format!("cannot listen on admin.listen {}: {error}", config.admin.listen));
+        let listener = TcpListener::bind(config.admin.listen).await.map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        let draining = shutdown.clone();
+        // Neither has been told yet.
+        let told = Mutex::new(None);
+        let check = move || {
+            let verdict = if draining.is_cancelled() { Err(vec!["shutting down".to_owned()]) } else { check() };
+            metrics.ready(verdict.is_ok());
+            let now = Some(verdict.is_ok());
+            let changed = std::mem::replace(&mut *told.lock().expect("no panic while held"), now) != now;
+            match &verdict {
+                Ok(()) if changed => tracing::info!("ready"),
+                Err(reasons) if changed => tracing::warn!(reasons = reasons.join("; "), "not ready"),
+                Ok(()) | Err(_) => {}
+            }
+            verdict
+        };
+        let check: admin::Ready = Arc::new(check);
+        let end = CancellationToken::new();
+        let server = tokio::spawn(admin::run(listener, registry, check.clone(), end.clone()));
+        let watch = tokio::spawn(async move {
+            loop {
+                // The state's changes are told even where nobody asks the admin port.
+                let _ = check();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        Ok(Admin { address, server, watch, end })
+    }
+
+    async fn end(self) {
+        self.watch.abort();
+        self.end.cancel();
+        // It ends by itself, and whether it does changes nothing any more.
+        let _ = self.server.await;
+    }
+}
+
+fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
+    let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
+        instance.secrets.iter().map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
+    });
+    Names {
+        instances: instances(config),
+        event_types: config.event_types.types.iter().map(|event_type| &*event_type.name).collect(),
+        topics: topics.iter().map(|topic| &**topic).collect(),
+        secrets: secrets.collect(),
+    }
+}
+
+/// Of a role that takes no webhooks.
+fn consumer_names(topics: &[Arc<str>]) -> Names<'_> {
+    Names { topics: topics.iter().map(|topic| &**topic).collect(), ..Names::default() }
+}
+
+fn instances(config: &Config) -> Vec<&str> {
+    config.instances.iter().map(|instance| instance.name.as_str()).collect()
+}
+
+/// How many connections there can be: each is an open file, and the system's usual soft limit of 1,024 is far below
+/// `ingress.max_connections`. What the system does not allow is not accepted, since Kafka's connections and the secret
+/// files need descriptors too.
+pub fn raise_file_limit(connections: usize) -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let needed = connections as u64 + OWN_FILES;
+    let mut limit = getrlimit(Resource::Nofile);
+    let possible = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+    if limit.current.is_some_and(|current| current < possible) {
+        limit.current = Some(possible);
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+    if possible == needed {
+        return connections;
+    }
+    let connections = possible.saturating_sub(OWN_FILES).max(16);
+    tracing::warn!(open_files = possible, connections, "fewer connections are taken than ingress.max_connections");
+    connections as usize
+}
