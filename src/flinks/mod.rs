@@ -18,6 +18,7 @@
 mod client;
 mod code;
 mod limit;
+pub mod stub;
 
 pub use self::client::{Attributes, Client, ClientError, Session};
 pub use self::code::{CallError, FlinksCode, Verdict};
