@@ -627,7 +627,7 @@ impl Shared {
             }
             Some(Fault::PlainText) => reply(said.status, "text/plain", said.body),
             Some(Fault::Truncated) => {
-                let half = said.body[..said.body.floor_char_boundary(said.body.len() / 2)].to_owned();
+                let half = String::from_utf8_lossy(&said.body.as_bytes()[..said.body.len() / 2]).into_owned();
                 reply(said.status, json, half)
             }
             Some(Fault::Redirect) => {

@@ -8,6 +8,7 @@ mod binary;
 mod deadlines;
 mod docs;
 mod durability;
+mod enrich;
 mod fuzz_corpus;
 mod ingress;
 #[path = "../kafka/mod.rs"]

@@ -51,11 +51,11 @@ pub fn mock_cluster(brokers: i32) -> MockCluster<'static, DefaultProducerContext
 /// Settings for a test: one signed instance `toolbox`, plain HTTP on a free port, no drain lag, with `more` TOML
 /// lines appended; a table that stands in both is merged, `more` winning.
 pub fn settings(bootstrap_servers: &str, more: &str) -> Config {
-    settings_for(Needs::WEBHOOKS, bootstrap_servers, more)
+    settings_for(Needs::WEBHOOKS, bootstrap_servers, &[more])
 }
 
-/// As [`settings`], for a process with other needs.
-pub fn settings_for(needs: Needs, bootstrap_servers: &str, more: &str) -> Config {
+/// As [`settings`], for a process with other needs; of several texts the later win.
+pub fn settings_for(needs: Needs, bootstrap_servers: &str, more: &[&str]) -> Config {
     let base = format!(
         r#"
         [kafka]
@@ -76,7 +76,9 @@ pub fn settings_for(needs: Needs, bootstrap_servers: &str, more: &str) -> Config
         "#
     );
     let mut table: toml::Table = base.parse().expect("the base is TOML");
-    merge(&mut table, more.parse().expect("`more` is TOML"));
+    for more in more {
+        merge(&mut table, more.parse().expect("`more` is TOML"));
+    }
     let text = toml::to_string(&table).expect("a table can be written");
     match Config::parse(&text, Path::new("test.toml"), &[], needs) {
         Ok(loaded) => loaded.config,

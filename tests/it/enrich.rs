@@ -1,0 +1,401 @@
+//! Role `enrich` between Kafka and a stand-in Flinks API: every record has its results or a dead letter, whatever breaks.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use flinks_bridge::config::{Config, Needs};
+use flinks_bridge::dead_letter::Cause;
+use flinks_bridge::enrich::{self, ATTRIBUTES_TYPE, Telling};
+use flinks_bridge::flinks::Client;
+use flinks_bridge::flinks::stub::{Fault, Stub, StubOptions};
+use flinks_bridge::kafka::consumer::{ConsumerError, Membership};
+use flinks_bridge::kafka::{self, Producers};
+use flinks_bridge::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, Lane, Metrics, Names};
+use flinks_bridge::record::Record;
+use flinks_bridge::signature::ContentHash;
+use flinks_bridge::webhook::{Reception, Webhook};
+use prometheus::{Registry, TextEncoder};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Stored, eventually, mock_cluster, payload, read_back, settings_for, sum};
+
+const ATTRIBUTES: &str = "flinks.attributes";
+const DEAD_LETTERS: &str = "flinks.attributes.dead-letter";
+/// How long a test waits for what takes moments.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The settings of a process that enriches; waits are short. `more` as with [`settings_for`].
+fn config(servers: &str, stub: &Stub, more: &str) -> Config {
+    let text = format!(
+        r#"
+        [flinks]
+        poll_interval = "50ms"
+        backoff_min = "20ms"
+        backoff_max = "200ms"
+        [[instance]]
+        name = "toolbox"
+        [instance.api]
+        base_url = "{}"
+        authorize_key = "stub-authorize-key"
+        api_key = "stub-api-key"
+        rate = 5000
+        concurrency = 200
+        [[instance]]
+        name = "unasked"
+        [[enrich.endpoint]]
+        name = "credit-risk"
+        get = "GetCreditRiskAttributes"
+        limit_days = 90
+        [[enrich.endpoint]]
+        name = "chosen"
+        attributes = ["balance_trend_simple", "count_active_days"]
+        [enrich.consumer]
+        session_timeout = "6s"
+        drain = "5s"
+        "#,
+        stub.base_url()
+    );
+    settings_for(Needs::API, servers, &[&text, more])
+}
+
+/// An accounts-detail webhook of this LoginId; `n` makes its bytes its own.
+fn accounts(login_id: &str, n: usize) -> Vec<u8> {
+    let text = format!(
+        r#"{{"ResponseType":"GetAccountsDetail","HttpStatusCode":200,"RequestId":"{n}","Tag":"app-{n}","Login":{{"Id":"{login_id}","IsScheduledRefresh":{}}}}}"#,
+        n % 2 == 1
+    );
+    text.into_bytes()
+}
+
+/// The record that the ingress makes of a body.
+fn record(config: &Config, instance: &str, body: &[u8]) -> Record {
+    let reception = Reception {
+        instance: instance.into(),
+        received_at: SystemTime::now(),
+        content_hash: ContentHash::of(body),
+        content_type: Some(Bytes::from_static(b"application/json")),
+        signatures: Vec::new(),
+        traceparent: None,
+    };
+    let webhook = Webhook::parse(body, &config.event_types).expect("it is JSON");
+    webhook.into_record(&reception, &config.event_types, None, Bytes::copy_from_slice(body))
+}
+
+/// Puts records where the ingress would.
+async fn store(config: &Config, records: impl IntoIterator<Item = Record>) {
+    let metrics = Metrics::new(&Registry::new(), &Names::default()).expect("the registry is new");
+    let producers = Producers::new(config, enrich::topics(config), &metrics).expect("the settings are good");
+    let publishes = records.into_iter().map(|record| kafka::publish(&producers, Lane::Small, record));
+    for outcome in futures_util::future::join_all(publishes).await {
+        outcome.expect("Kafka takes it");
+    }
+    tokio::task::spawn_blocking(move || producers.close()).await.expect("no panic");
+}
+
+/// The role, running in this process.
+struct Role {
+    registry: Registry,
+    shutdown: CancellationToken,
+    role: JoinHandle<Result<(), ConsumerError>>,
+    producers: Arc<Producers>,
+}
+
+impl Role {
+    fn start(config: &Config) -> Role {
+        let config = Arc::new(config.clone());
+        let registry = Registry::new();
+        let topics = vec![ATTRIBUTES.into(), DEAD_LETTERS.into()];
+        let metrics = Metrics::new(&registry, &Names::default()).expect("the registry is new");
+        let names: Vec<&str> = config.instances.iter().map(|instance| instance.name.as_str()).collect();
+        let flinks = FlinksMetrics::new(&registry, &names).expect("the registry is new");
+        let clients = config.instances.iter().map(|instance| {
+            let api = instance.api.as_ref()?;
+            let keys = api.load_keys(&|_| None).expect("they stand in the settings");
+            Some(Client::new(&config.flinks, &instance.name, api, &keys, &flinks).expect("the settings are good"))
+        });
+        let clients = clients.collect();
+        let endpoints: Vec<&str> = config.enrich.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
+        let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
+        let telling = Telling {
+            consumer: ConsumerMetrics::new(&registry, "enrich", &["flinks.accounts-detail"])
+                .expect("the registry is new"),
+            enrich: EnrichMetrics::new(&registry, &endpoints, &causes).expect("the registry is new"),
+            membership: Membership::default(),
+        };
+        let producers = Arc::new(Producers::new(&config, topics, &metrics).expect("the settings are good"));
+        let shutdown = CancellationToken::new();
+        let role = tokio::spawn(enrich::run(config, clients, producers.clone(), telling, shutdown.clone()));
+        Role { registry, shutdown, role, producers }
+    }
+
+    /// The sum of a family's series with these labels.
+    fn metric(&self, family: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather()).expect("the families can be written");
+        sum(&text, family, labels)
+    }
+
+    /// Records that ended so.
+    fn ended(&self, outcome: &str) -> f64 {
+        self.metric("bridge_enrich_records_total", &[("outcome", outcome)])
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        let ended = tokio::time::timeout(PATIENCE, self.role).await.expect("it ends");
+        ended.expect("no panic").expect("no fault");
+        assert!(self.producers.flush(PATIENCE).await, "records without a delivery report are left");
+        let producers = self.producers;
+        tokio::task::spawn_blocking(move || producers.close()).await.expect("no panic");
+    }
+}
+
+/// Reads what came to a topic of ours, once `count` different `ce_id` are there.
+fn read(servers: &str, topic: &str, count: usize) -> Vec<Stored> {
+    read_back(servers, &[topic], |stored| {
+        stored.iter().map(|record| &record.headers["ce_id"]).collect::<HashSet<_>>().len() >= count
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_endpoints_answer_is_published_byte_for_byte() {
+    let cluster = mock_cluster(1);
+    let servers = cluster.bootstrap_servers();
+    let stub = Stub::start(StubOptions::default()).await.expect("it starts");
+    let config = config(&servers, &stub, "");
+    let body = payload("accounts_detail.json");
+    let source = record(&config, "toolbox", &body);
+    store(&config, [source.clone()]).await;
+    let role = Role::start(&config);
+    let results = read(&servers, ATTRIBUTES, 2);
+    eventually("its offset may be stored", PATIENCE, || role.ended("enriched") == 1.0).await;
+    let login_id = "7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1";
+    let source_id = String::from_utf8(source.header("ce_id").expect("it has one").to_vec()).expect("text");
+    for (result, endpoint) in results.iter().zip(["credit-risk", "chosen"]) {
+        let header = |name: &str| result.headers.get(name).map(String::as_str);
+        assert_eq!(result.key.as_deref(), Some(login_id));
+        assert_eq!(header("ce_id"), Some(&*format!("{source_id}:{endpoint}")));
+        assert_eq!(header("ce_causationid"), Some(&*source_id));
+        assert_eq!((header("ce_type"), header("ce_source")), (Some(ATTRIBUTES_TYPE), Some("/flinks/toolbox")));
+        assert_eq!((header("ce_endpoint"), header("ce_subject")), (Some(endpoint), Some(login_id)));
+        assert_eq!((header("ce_specversion"), header("ce_tag")), (Some("1.0"), Some("app-2026-000417")));
+        assert_eq!(header("content-type").map(|text| text.starts_with("application/json")), Some(true));
+        assert_ne!(
+            header("ce_requestid"),
+            Some("b7f6a1de-52c4-4f0b-8d1e-6a0c2b9e7713"),
+            "the webhook's cannot be used"
+        );
+        let answer: serde_json::Value = serde_json::from_slice(&result.payload).expect("JSON");
+        assert_eq!((&answer["HttpStatusCode"], &answer["Card"]["Id"]), (&200.into(), &login_id.into()));
+        assert_eq!(answer["RequestId"].as_str(), header("ce_requestid"));
+    }
+    role.stop().await;
+    assert_eq!(stub.counts().most_at_once_of_a_login, 1);
+}
+
+/// A cluster, a stand-in, and what enriches between them, with records of LoginIds `login-0` and on already stored.
+struct Scene {
+    _cluster: rdkafka::mocking::MockCluster<'static, rdkafka::producer::DefaultProducerContext>,
+    servers: String,
+    stub: Stub,
+    config: Config,
+}
+
+impl Scene {
+    async fn new(options: StubOptions, more: &str) -> Scene {
+        let cluster = mock_cluster(1);
+        let servers = cluster.bootstrap_servers();
+        let stub = Stub::start(options).await.expect("it starts");
+        let config = config(&servers, &stub, more);
+        Scene { _cluster: cluster, servers, stub, config }
+    }
+
+    /// Stores `count` records, each of a LoginId of its own.
+    async fn store(&self, count: usize) {
+        let records = (0..count).map(|n| record(&self.config, "toolbox", &accounts(&format!("login-{n}"), n)));
+        store(&self.config, records).await;
+    }
+}
+
+/// Results by source record: which endpoints of it are there.
+fn endpoints_by_source(results: &[Stored]) -> BTreeMap<&str, HashSet<&str>> {
+    let mut by_source: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
+    for result in results {
+        by_source.entry(&result.headers["ce_causationid"]).or_default().insert(&result.headers["ce_endpoint"]);
+    }
+    by_source
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    scene.stub.set_login_fault("login-0", Some(Fault::InvalidLogin));
+    scene.stub.set_login_fault("login-1", Some(Fault::Mfa));
+    scene.stub.set_login_fault("login-2", Some(Fault::RetryLater));
+    scene.store(6).await;
+    let odd = [
+        record(&scene.config, "elsewhere", &accounts("login-6", 6)),
+        record(&scene.config, "toolbox", br#"{"ResponseType":"GetAccountsDetail"}"#),
+        record(&scene.config, "unasked", &accounts("login-7", 7)),
+        record(
+            &scene.config,
+            "toolbox",
+            br#"{"ResponseType":"GetAccountsDetail","HttpStatusCode":401,"Login":{"Id":"a"}}"#,
+        ),
+        record(
+            &scene.config,
+            "toolbox",
+            br#"{"ResponseType":"GetAccountsDetail","FlinksCode":"X","Login":{"Id":"b"}}"#,
+        ),
+    ];
+    store(&scene.config, odd.clone()).await;
+    let role = Role::start(&scene.config);
+    let letters = read(&scene.servers, DEAD_LETTERS, 5);
+    let results = read(&scene.servers, ATTRIBUTES, 6);
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 11.0).await;
+    let of = |login_id: &str| {
+        let letter = letters.iter().find(|letter| letter.key.as_deref() == Some(login_id)).expect("a dead letter");
+        let header = |name: &str| letter.headers.get(name).map_or("", String::as_str);
+        (header("ce_deadlettercause"), header("ce_deadletterflinkscode"), header("ce_deadletterattempts"))
+    };
+    assert_eq!(of("login-0"), ("gave-up", "INVALID_LOGIN", "1"));
+    assert_eq!(of("login-1"), ("mfa", "", "1"));
+    assert_eq!(of("login-2"), ("attempts", "RETRY_LATER", "3"));
+    assert_eq!(of("login-6"), ("no-instance", "", "0"));
+    let keyless = letters.iter().find(|letter| letter.key.is_none()).expect("a dead letter");
+    assert_eq!(keyless.headers["ce_deadlettercause"], "no-login-id");
+    for letter in &letters {
+        assert_eq!(letter.headers["ce_origintopic"], "flinks.accounts-detail");
+        assert!(letter.headers.contains_key("ce_originoffset") && letter.headers.contains_key("ce_id"));
+    }
+    let whole = letters.iter().find(|letter| letter.key.as_deref() == Some("login-0")).expect("found before");
+    assert_eq!(whole.payload, accounts("login-0", 0), "byte for byte");
+    let by_source = endpoints_by_source(&results);
+    assert!(by_source.len() == 3 && by_source.values().all(|endpoints| endpoints.len() == 2), "{by_source:?}");
+    for (outcome, count) in [
+        ("enriched", 3.0),
+        ("dead-letter", 5.0),
+        ("skipped-no-api", 1.0),
+        ("skipped-http-status-code", 1.0),
+        ("skipped-flinks-code", 1.0),
+    ] {
+        assert_eq!(role.ended(outcome), count, "{outcome}");
+    }
+    assert_eq!(role.metric("bridge_enrich_dead_letters_total", &[("cause", "attempts")]), 1.0);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_fault_that_passes_is_waited_out() {
+    // Each of them befalls about one call in twenty; none is the record's fault for ever.
+    let faults = [
+        Fault::Throttle,
+        Fault::RetryLater,
+        Fault::Html,
+        Fault::CutOff,
+        Fault::HangUp,
+        Fault::ServerError,
+        Fault::Truncated,
+        Fault::PlainText,
+        Fault::Pending,
+    ];
+    let scene = Scene::new(StubOptions { pending: 2, ..StubOptions::default() }, "[enrich]\nattempts = 100\n").await;
+    for fault in faults {
+        scene.stub.set_share(fault, 0.03);
+    }
+    scene.store(60).await;
+    let role = Role::start(&scene.config);
+    let results = read(&scene.servers, ATTRIBUTES, 120);
+    eventually("all have ended", PATIENCE, || role.ended("enriched") == 60.0).await;
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    for result in &results {
+        let answer: serde_json::Value = serde_json::from_slice(&result.payload).expect("an answer, whole");
+        assert_eq!(answer["Card"]["Id"].as_str(), result.key.as_deref(), "of its own LoginId");
+        assert_eq!(answer["HttpStatusCode"], 200);
+    }
+    let counts = scene.stub.counts();
+    assert_eq!((counts.overlaps, counts.tokens_reused, counts.keys_refused), (0, 0, 0), "{counts}");
+    for outcome in ["throttled", "back-off", "wait"] {
+        let calls = role.metric("bridge_flinks_calls_total", &[("outcome", outcome)]);
+        assert!(calls > 0.0, "no call was {outcome}: {counts}");
+    }
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_flinks_is_away_the_consumer_pauses_and_no_record_is_given_up() {
+    let more = "[enrich.consumer]\nin_flight = 20\n";
+    let scene = Scene::new(StubOptions { latency: Duration::from_millis(5), ..StubOptions::default() }, more).await;
+    scene.store(50).await;
+    let role = Role::start(&scene.config);
+    eventually("some are enriched", PATIENCE, || role.ended("enriched") >= 10.0).await;
+    scene.stub.set_down(true);
+    scene.store(200).await;
+    let away = || role.metric("bridge_flinks_available", &[("instance", "toolbox")]) == 0.0;
+    let paused = || role.metric("bridge_consumer_paused", &[]) == 1.0;
+    let lag = || role.metric("bridge_consumer_lag", &[]);
+    eventually("it is known to be away, and the lag shows", PATIENCE, || away() && paused() && lag() >= 150.0).await;
+    let (done, probes) = (role.ended("enriched"), role.metric("bridge_flinks_probes_total", &[]));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(role.ended("enriched"), done, "nothing can be done");
+    let probes = role.metric("bridge_flinks_probes_total", &[]) - probes;
+    // One at a time, each after a backoff of at most 200 ms.
+    assert!((1.0..=110.0).contains(&probes), "{probes} looks for Flinks in two seconds");
+    scene.stub.set_down(false);
+    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 250.0).await;
+    eventually("the lag is gone", PATIENCE, || lag() == 0.0 && !paused() && !away()).await;
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    assert_eq!(scene.stub.counts().overlaps, 0);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_keys_are_waited_for_before_records_are_given_up() {
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 1000\n").await;
+    scene.stub.set_keys("other-authorize-key", "other-api-key");
+    scene.store(3).await;
+    let role = Role::start(&scene.config);
+    let refused = || scene.stub.counts().keys_refused;
+    eventually("they are refused", PATIENCE, || refused() > 10).await;
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    scene.stub.set_keys("stub-authorize-key", "stub-api-key");
+    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 3.0).await;
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refreshes_and_what_was_just_enriched_are_left_where_the_settings_say_so() {
+    let more = "[enrich]\nscheduled_refreshes = \"skip\"\nwindow = \"1h\"\n";
+    let scene = Scene::new(StubOptions::default(), more).await;
+    // Odd ones say that they are of a refresh.
+    scene.store(4).await;
+    store(&scene.config, [record(&scene.config, "toolbox", &accounts("login-0", 10))]).await;
+    let role = Role::start(&scene.config);
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 5.0).await;
+    let [enriched, refreshes, window] =
+        ["enriched", "skipped-scheduled-refresh", "skipped-window"].map(|o| role.ended(o));
+    assert_eq!((enriched, refreshes, window), (2.0, 2.0, 1.0));
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shutdown_interrupts_is_done_again_under_the_same_ids() {
+    let options = StubOptions { latency: Duration::from_millis(100), ..StubOptions::default() };
+    let scene = Scene::new(options, "[enrich.consumer]\ndrain = \"50ms\"\n").await;
+    scene.store(40).await;
+    for _ in 0..3 {
+        let role = Role::start(&scene.config);
+        eventually("work is under way", PATIENCE, || role.metric("bridge_enrich_records_in_work", &[]) > 0.0).await;
+        role.stop().await;
+    }
+    let role = Role::start(&scene.config);
+    let results = read(&scene.servers, ATTRIBUTES, 80);
+    eventually("nothing is left", PATIENCE, || role.metric("bridge_consumer_lag", &[]) == 0.0).await;
+    let by_source = endpoints_by_source(&results);
+    assert!(by_source.len() == 40 && by_source.values().all(|endpoints| endpoints.len() == 2), "{by_source:?}");
+    let ids: HashSet<&String> = results.iter().map(|result| &result.headers["ce_id"]).collect();
+    assert_eq!(ids.len(), 80, "a repetition has the id of the first");
+    role.stop().await;
+}
