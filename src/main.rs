@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use flinks_bridge::audit::{self, Audit};
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
 use flinks_bridge::dev::{self, Dev};
+use flinks_bridge::flinks::stub::{Stub, StubOptions};
 use flinks_bridge::kafka;
 use flinks_bridge::serve::{self, ServeError, raise_file_limit};
 use flinks_bridge::simulate::{self, Simulate};
@@ -45,6 +46,8 @@ enum Role {
     /// Reads the topics back and says for every 200 in a ledger whether its record is there. Exit code: 0 the promise
     /// holds, 1 it is broken, 64 and above it could not be told.
     Audit(Audit),
+    /// A stand-in for the Flinks API, over plain HTTP, with invented data. What it was asked is printed at its end.
+    Stub(StubOptions),
     /// Checks the settings and prints them, secrets redacted, or explains them all.
     Config {
         #[command(flatten)]
@@ -128,6 +131,10 @@ fn main() -> ExitCode {
             }
             ExitCode::from(audit::run(&options, &config::variables()))
         }
+        Role::Stub(options) => {
+            log_to_stderr();
+            stubbed(options)
+        }
         Role::Config { reference: true, .. } => {
             print!("{}", config::reference());
             ExitCode::SUCCESS
@@ -208,6 +215,39 @@ fn simulated(options: Simulate) -> ExitCode {
         Ok(Err(code)) => ExitCode::from(code),
         Err(error) => {
             eprintln!("signals cannot be awaited: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Runs role `stub` until a signal, and prints what it was asked.
+fn stubbed(options: StubOptions) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the runtime cannot be started: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let listen = options.listen;
+    let work = async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stub = Stub::start(options)
+            .await
+            .map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
+        println!("base_url = \"{}\"", stub.base_url());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        print!("{}", stub.counts());
+        stub.shutdown().await;
+        std::io::Result::Ok(())
+    };
+    match runtime.block_on(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::from(FAILED)
         }
     }

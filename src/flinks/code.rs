@@ -241,6 +241,12 @@ pub enum CallError {
     /// The session was idle for `flinks.session_idle` when its turn came; Flinks was not asked.
     #[error("the session was idle for too long to be used again")]
     SessionIdle,
+    /// Pay knows no session of this id.
+    #[error("Flinks Pay does not know the session (status {status})")]
+    UnknownSession {
+        /// The HTTP status.
+        status: u16,
+    },
     /// Not an id that can stand in a URL; Flinks was not asked.
     #[error("not an id that can be asked for")]
     UnusableId,
@@ -277,7 +283,8 @@ impl CallError {
             // It counts, or a record on which Flinks always breaks would be tried for ever.
             CallError::Alone(_) => Verdict::BackOff,
             CallError::SessionIdle => Verdict::NewSession,
-            CallError::UnusableId => Verdict::GiveUp,
+            // Both about the id, and it stays what it is.
+            CallError::UnknownSession { .. } | CallError::UnusableId => Verdict::GiveUp,
         }
     }
 
@@ -299,6 +306,7 @@ impl CallError {
             | CallError::Connect(_)
             | CallError::Transport(_)
             | CallError::SessionIdle
+            | CallError::UnknownSession { .. }
             | CallError::UnusableId => None,
         }
     }
@@ -321,6 +329,7 @@ impl CallError {
             CallError::Transport(_) => "transport",
             CallError::Alone(error) => error.cause(),
             CallError::SessionIdle => "session-idle",
+            CallError::UnknownSession { .. } => "unknown-session",
             CallError::UnusableId => "unusable-id",
         }
     }
@@ -525,6 +534,7 @@ mod tests {
             (CallError::Transport("reset".into()), Verdict::Down),
             (CallError::Alone(Box::new(CallError::Timeout)), Verdict::BackOff),
             (CallError::SessionIdle, Verdict::NewSession),
+            (CallError::UnknownSession { status: 404 }, Verdict::GiveUp),
             (CallError::UnusableId, Verdict::GiveUp),
         ];
         for (error, verdict) in cases {

@@ -585,7 +585,7 @@ impl Shared {
         let (parts, body) = request.into_parts();
         let body = match Limited::new(body, LARGEST_REQUEST).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(_) => return Ok(reply(413, "application/json", "{}".to_owned())),
+            Err(_) => return Ok(reply(413, "application/json", "{}")),
         };
         let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let Some(asked) = asked(&parts.method, parts.uri.path(), &body) else {
@@ -627,8 +627,8 @@ impl Shared {
             }
             Some(Fault::PlainText) => reply(said.status, "text/plain", said.body),
             Some(Fault::Truncated) => {
-                let half = String::from_utf8_lossy(&said.body.as_bytes()[..said.body.len() / 2]).into_owned();
-                reply(said.status, json, half)
+                let body = Bytes::from(said.body);
+                reply(said.status, json, body.slice(..body.len() / 2))
             }
             Some(Fault::Redirect) => {
                 let mut redirect = reply(302, "text/html", String::new());
@@ -967,8 +967,8 @@ fn decoded(part: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn reply(status: u16, content_type: &'static str, body: String) -> Reply {
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
+fn reply(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = StatusCode::from_u16(status).expect("statuses are constants of this file");
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
@@ -1088,4 +1088,98 @@ fn accounts_detail(transactions: usize) -> String {
         "RequestId": "<request>",
     })
     .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_say_what_is_asked() {
+        let call = |method, path: &str| asked(&method, path, b"{}").map(|asked| asked.call());
+        let base = "/v3/a-customer";
+        let cases = [
+            (Method::POST, "BankingServices/GenerateAuthorizeToken", Some(FlinksCall::Token)),
+            (Method::POST, "BankingServices/Authorize", Some(FlinksCall::Authorize)),
+            (Method::POST, "BankingServices/GetAccountsDetail", Some(FlinksCall::AccountsDetail)),
+            (Method::GET, "BankingServices/GetAccountsDetailAsync/id", Some(FlinksCall::AccountsDetailPoll)),
+            (Method::GET, "insight/login/a/attributes/id/GetIncomeAttributes", Some(FlinksCall::Attributes)),
+            (Method::POST, "insight/login/a/attributes/id", Some(FlinksCall::Attributes)),
+            (Method::GET, "BankingServices/Authorize", None),
+            (Method::GET, "insight/login/a", None),
+            (Method::GET, "", None),
+        ];
+        for (method, path, expected) in cases {
+            assert_eq!(call(method, &format!("{base}/{path}")), expected, "{path}");
+        }
+        assert_eq!(call(Method::GET, "/api/v2/sessions/id/status"), Some(FlinksCall::PayStatus));
+        let Some(Asked::Attributes(login, id, Ok(name))) =
+            asked(&Method::GET, "/insight/login/a%2Fb%25/attributes/%C3%A9/GetIncomeAttributes", b"")
+        else {
+            panic!("an attributes call")
+        };
+        assert_eq!((login.as_str(), id.as_str(), name.as_str()), ("a/b%", "\u{e9}", "GetIncomeAttributes"));
+        assert_eq!(decoded("100%"), "100%");
+    }
+
+    #[test]
+    fn identifiers_carry_their_number() {
+        for expected in [0, 1, 0xFFFF_FFFF_FFFF, 1 << 48, u64::MAX] {
+            assert_eq!(number(&identifier(TOKEN_MARK, expected)), Some(expected));
+        }
+        for other in ["", "a-b-c-x-e", "2b9f8c10-6a35-4a0e-0000-1000000000000"] {
+            assert_eq!(number(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn shares_are_read() {
+        assert_eq!("throttle=0.1".parse(), Ok(FaultShare(Fault::Throttle, 0.1)));
+        for fault in Fault::ALL {
+            assert_eq!(format!("{}=1", fault.name()).parse(), Ok(FaultShare(fault, 1.0)));
+        }
+        for bad in ["throttle", "throttle=", "throttle=1.5", "throttle=-1", "throttle=NaN", "thunder=0.1", "=0.1"] {
+            assert!(bad.parse::<FaultShare>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_accounts_detail_is_one_that_a_webhook_could_bring() {
+        let text = accounts_detail(500);
+        assert_eq!((text.matches(LOGIN_PLACE).count(), text.matches(REQUEST_PLACE).count()), (1, 1));
+        let body: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(body.pointer("/Accounts/1/Transactions").and_then(Value::as_array).map(Vec::len), Some(500));
+        assert_eq!(body.pointer("/Login/Id"), Some(&json!("<login>")));
+        let date = |at: usize| body["Accounts"][0]["Transactions"][at]["Date"].as_str().unwrap().to_owned();
+        assert_eq!((date(0), date(27), date(28)), ("2026-11-28".into(), "2026-11-01".into(), "2026-10-28".into()));
+        assert_eq!(date(308), "2026-11-28", "months go round");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_and_sessions_end_and_are_forgotten() {
+        let shared = Shared::new(StubOptions::default());
+        let mut state = shared.state();
+        let token = state.issue_token(1.0);
+        assert!(state.use_token(number(&token), 1.0).is_none());
+        assert!(state.use_token(number(&token), 1.0).is_some());
+        let late = state.issue_token(1.0);
+        let session = state.issue_session("login", 0, 1.0);
+        assert!(state.session(&session, 1.0).is_ok());
+        drop(state);
+
+        tokio::time::advance(TOKEN_LIFE + Duration::from_secs(1)).await;
+        let mut state = shared.state();
+        assert!(state.use_token(number(&late), 1.0).is_some());
+        let name = |said: Result<&mut SessionState, Said>| said.map_or_else(|said| said.name, |_| "ok");
+        assert_eq!(name(state.session(&session, 1.0)), "SESSION_EXPIRED");
+        assert_eq!(name(state.session("another", 1.0)), "SESSION_NONEXISTENT");
+        assert_eq!((state.counts.tokens_reused, state.counts.tokens_expired, state.counts.sessions_expired), (1, 1, 1));
+        drop(state);
+
+        tokio::time::advance(2 * TOKEN_LIFE).await;
+        let mut state = shared.state();
+        let (_, session) = (state.issue_token(1.0), state.issue_session("login", 0, 1.0));
+        assert_eq!((state.tokens.len(), state.sessions.len()), (1, 1));
+        assert!(state.session(&session, 1.0).is_ok());
+    }
 }

@@ -9,6 +9,7 @@ mod deadlines;
 mod docs;
 mod durability;
 mod enrich;
+mod flinks;
 mod fuzz_corpus;
 mod ingress;
 #[path = "../kafka/mod.rs"]
