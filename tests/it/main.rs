@@ -5,6 +5,7 @@ mod answers;
 mod audit;
 mod bad_input;
 mod binary;
+mod consumer;
 mod deadlines;
 mod docs;
 mod durability;
