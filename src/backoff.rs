@@ -31,8 +31,7 @@ impl Backoff {
         let doubled = 1_u32.checked_shl(attempt.saturating_add(1)).and_then(|factor| self.min.checked_mul(factor));
         let upper = doubled.map_or(self.max, |upper| upper.min(self.max));
         let lower = (upper / 2).max(self.min);
-        // What is no number is not above 0 either.
-        let random = if random > 0.0 { random.min(1.0) } else { 0.0 };
+        let random = if random.is_nan() { 0.0 } else { random.clamp(0.0, 1.0) };
         lower.saturating_add((upper - lower).mul_f64(random)).min(upper)
     }
 }

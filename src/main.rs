@@ -10,6 +10,7 @@ use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
 use flinks_bridge::dev::{self, Dev};
 use flinks_bridge::flinks::stub::{Stub, StubOptions};
 use flinks_bridge::kafka;
+use flinks_bridge::redrive::{self, Redrive};
 use flinks_bridge::serve::{self, ServeError, raise_file_limit};
 use flinks_bridge::simulate::{self, Simulate};
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,6 +47,9 @@ enum Role {
     /// Reads the topics back and says for every 200 in a ledger whether its record is there. Exit code: 0 the promise
     /// holds, 1 it is broken, 64 and above it could not be told.
     Audit(Audit),
+    /// Puts back what was set aside: quarantined webhooks whose type is known now, or dead letters.
+    #[command(after_help = redrive::EXAMPLES)]
+    Redrive(Box<Redrive>),
     /// A stand-in for the Flinks API, over plain HTTP, with invented data. What it was asked is printed at its end.
     Stub(StubOptions),
     /// Checks the settings and prints them, secrets redacted, or explains them all.
@@ -131,6 +135,7 @@ fn main() -> ExitCode {
             }
             ExitCode::from(audit::run(&options, &config::variables()))
         }
+        Role::Redrive(options) => redriven(*options),
         Role::Stub(options) => {
             log_to_stderr();
             stubbed(options)
@@ -218,6 +223,53 @@ fn simulated(options: Simulate) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Runs role `redrive`. The first signal lets it finish the transaction under way, the second ends it.
+fn redriven(options: Redrive) -> ExitCode {
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the runtime cannot be started: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let work = async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone();
+        let mut role = tokio::task::spawn_blocking(move || redrive::run(&options, &config::variables(), &stop));
+        let mut first = None;
+        loop {
+            let code = tokio::select! {
+                ended = &mut role => {
+                    return std::io::Result::Ok(match ended {
+                        Ok(redrive::Ending::Code(code)) => code,
+                        Ok(redrive::Ending::Stopped) => first.unwrap_or(FAILED),
+                        Err(_panic) => FAILED,
+                    });
+                }
+                _ = terminate.recv() => 128 + 15,
+                _ = interrupt.recv() => 128 + 2,
+            };
+            if first.is_some() {
+                return Ok(code);
+            }
+            eprintln!("waiting for the transaction under way; a second signal ends at once");
+            first = Some(code);
+            shutdown.cancel();
+        }
+    };
+    let ended = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended.map_or_else(
+        |error| {
+            eprintln!("signals cannot be awaited: {error}");
+            ExitCode::from(FAILED)
+        },
+        ExitCode::from,
+    )
 }
 
 /// Runs role `stub` until a signal, and prints what it was asked.

@@ -13,6 +13,7 @@ pub mod embedded;
 mod producer;
 pub mod reader;
 mod readiness;
+pub mod transaction;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,9 +1,12 @@
 //! Reads topics without a consumer group: nothing is committed and nobody's position moves. Role `dev` prints what it
-//! reads, role `audit` judges it; it is no way to work on records, which is what consumer groups are for.
+//! reads, role `audit` judges it, role `redrive` puts it back and keeps its own account of how far it has come; it is no
+//! way to work on records as they come, which is what consumer groups are for.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -13,6 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client_config;
 use crate::config;
+use crate::record::Record;
 
 /// How long one wait for a record may last before the reader asks whether to go on.
 const TURN: Duration = Duration::from_millis(200);
@@ -54,6 +58,17 @@ impl<'a> ReadRecord<'a> {
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(header, _)| *header == name)?;
         std::str::from_utf8(value).ok()
+    }
+
+    /// A copy that can be kept and published.
+    pub fn to_record(&self) -> Record {
+        let header = |(name, value): &(&str, &[u8])| (Cow::Owned((*name).to_owned()), Bytes::copy_from_slice(value));
+        Record {
+            topic: self.topic.into(),
+            key: self.key.map(Bytes::copy_from_slice),
+            headers: self.headers.iter().map(header).collect(),
+            payload: Bytes::copy_from_slice(self.payload),
+        }
     }
 }
 
@@ -141,6 +156,15 @@ pub enum ScanError {
     Trimmed(String),
 }
 
+/// Which records of transactions are read, and up to where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// All, up to a partition's end: also those of transactions that were aborted or are open.
+    Uncommitted,
+    /// Those of transactions that were committed, up to the first that is open.
+    Committed,
+}
+
 /// What there is to read of these topics from `since_ms` (UNIX milliseconds) on, up to their ends at this moment. Where
 /// the broker cannot look an offset up by time, a span begins with older records, which are the caller's to pass over.
 ///
@@ -148,7 +172,20 @@ pub enum ScanError {
 /// When a topic is missing, Kafka does not answer within ten seconds, or a leader is missing for longer than a failover
 /// takes.
 pub fn spans(kafka: &config::Kafka, topics: &[impl AsRef<str>], since_ms: i64) -> Result<Vec<Span>, ScanError> {
-    let consumer = scanner(kafka)?;
+    spans_of(kafka, topics, since_ms, Isolation::Uncommitted)
+}
+
+/// As [`spans`], up to what this isolation lets be read at this moment.
+///
+/// # Errors
+/// As [`spans`].
+pub fn spans_of(
+    kafka: &config::Kafka,
+    topics: &[impl AsRef<str>],
+    since_ms: i64,
+    isolation: Isolation,
+) -> Result<Vec<Span>, ScanError> {
+    let consumer = scanner(kafka, isolation)?;
     // Of all topics: asking for one by name is a request to make it, where the broker does so.
     let metadata = consumer.fetch_metadata(None, PATIENCE).map_err(ScanError::Unreachable)?;
     let no_topic = |topic: &str| ScanError::NoTopic(topic.to_owned());
@@ -240,6 +277,25 @@ fn last_timestamp(consumer: &BaseConsumer<Context>, span: &Span) -> Result<Optio
 /// # Errors
 /// When not all of them could be read.
 pub fn scan(kafka: &config::Kafka, spans: &[Span], mut on_record: impl FnMut(ReadRecord<'_>)) -> Result<(), ScanError> {
+    scan_until(kafka, spans, Isolation::Uncommitted, |record| {
+        if let Some(record) = record {
+            on_record(record);
+        }
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`scan`], until `on_record` breaks off. It may take its time, and is called with `None` where nothing came for a
+/// while.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_until(
+    kafka: &config::Kafka,
+    spans: &[Span],
+    isolation: Isolation,
+    mut on_record: impl FnMut(Option<ReadRecord<'_>>) -> ControlFlow<()>,
+) -> Result<(), ScanError> {
     // librdkafka names the partition but not the topic when it has come to an end, so each topic has its own reader.
     for of_topic in spans.chunk_by(|one, other| one.topic == other.topic) {
         let topic = &of_topic[0].topic;
@@ -247,7 +303,7 @@ pub fn scan(kafka: &config::Kafka, spans: &[Span], mut on_record: impl FnMut(Rea
         if open.is_empty() {
             continue;
         }
-        let consumer = scanner(kafka)?;
+        let consumer = scanner(kafka, isolation)?;
         let mut assignment = TopicPartitionList::new();
         for span in &open {
             let start = Offset::Offset(span.start);
@@ -260,7 +316,6 @@ pub fn scan(kafka: &config::Kafka, spans: &[Span], mut on_record: impl FnMut(Rea
         while !open.is_empty() {
             match consumer.poll(TURN) {
                 Some(Ok(message)) => {
-                    last_sign = Instant::now();
                     at_end.retain(|(partition, _)| *partition != message.partition());
                     let Some(at) = open.iter().position(|span| span.partition == message.partition()) else {
                         continue;
@@ -269,16 +324,22 @@ pub fn scan(kafka: &config::Kafka, spans: &[Span], mut on_record: impl FnMut(Rea
                     if message.offset() + 1 >= span.end {
                         open.swap_remove(at);
                     }
-                    if message.offset() < span.end {
-                        on_record(ReadRecord::of(&message));
+                    if message.offset() < span.end && on_record(Some(ReadRecord::of(&message))).is_break() {
+                        return Ok(());
                     }
+                    // Only now: the caller's time is not the broker's.
+                    last_sign = Instant::now();
                 }
                 // Before the noted end: its last offsets hold no records (transaction markers, compaction), or a new
                 // leader does not know yet how much of its log is safe. Then more comes soon.
                 Some(Err(KafkaError::PartitionEOF(partition))) => at_end.push((partition, Instant::now())),
                 Some(Err(error)) if is_final(&error) => return Err(told(topic, error)),
                 // Told by the client's context; librdkafka goes on by itself.
-                Some(Err(_)) | None => {}
+                Some(Err(_)) | None => {
+                    if on_record(None).is_break() {
+                        return Ok(());
+                    }
+                }
             }
             while let Some(at) = at_end.iter().position(|(_, since)| since.elapsed() > SETTLED) {
                 let (partition, _) = at_end.swap_remove(at);
@@ -293,15 +354,19 @@ pub fn scan(kafka: &config::Kafka, spans: &[Span], mut on_record: impl FnMut(Rea
     Ok(())
 }
 
-fn scanner(kafka: &config::Kafka) -> Result<BaseConsumer<Context>, ScanError> {
+fn scanner(kafka: &config::Kafka, isolation: Isolation) -> Result<BaseConsumer<Context>, ScanError> {
     let mut client = client_config(kafka, "flinks-bridge-audit");
     client.set("group.id", "flinks-bridge-audit").set("enable.auto.commit", "false");
     client.set("allow.auto.create.topics", "false");
     client.set("enable.partition.eof", "true");
     // What is gone must be told, never skipped.
     client.set("auto.offset.reset", "error");
-    // Up to the partition's end, not to the last stable offset.
-    client.set("isolation.level", "read_uncommitted");
+    // Also of how far a partition is said to reach: to its end, or to the first open transaction.
+    let level = match isolation {
+        Isolation::Uncommitted => "read_uncommitted",
+        Isolation::Committed => "read_committed",
+    };
+    client.set("isolation.level", level);
     // These bound the memory; a larger record still comes, alone.
     client.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "10000");
     client.set("fetch.message.max.bytes", "1048576").set("fetch.max.bytes", "8388608");

@@ -20,6 +20,7 @@ mod layers;
 mod privacy;
 mod publish;
 mod readiness;
+mod redrive;
 mod shutdown;
 mod simulate;
 mod support;

@@ -1,0 +1,455 @@
+//! Redrive, through the real binary: what goes back and how often, what a dry run says and leaves alone, and crashes in
+//! the middle of a transaction on a real Kafka, since the mock cluster does not hide what was aborted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use flinks_bridge::dead_letter::{Cause, DeadLetter};
+use flinks_bridge::kafka::reader;
+use flinks_bridge::kafka::transaction::positions;
+use flinks_bridge::record::{Origin, Record, header};
+use flinks_bridge::signature::ContentHash;
+use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::kafka::{Cluster, ClusterOptions, OwnedRecord};
+use crate::support::{mock_cluster, settings};
+
+const QUARANTINE: &str = "flinks.quarantine";
+const DEAD_LETTERS: &str = "flinks.attributes.dead-letter";
+const DETAIL: &str = "flinks.accounts-detail";
+const STATEMENTS: &str = "flinks.statements";
+const GROUP: &str = "flinks-bridge-redrive-quarantine";
+/// How long one redrive may take: a debug build on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Settings that know nothing but the built-in types.
+const UNTAUGHT: &str = "";
+/// Settings that have learnt a type.
+const TAUGHT: &str = r#"
+[[event_type]]
+name = "statements"
+response_type = "Statements"
+topic = "flinks.statements"
+"#;
+/// And a second.
+const TAUGHT_MORE: &str = r#"
+[[event_type]]
+name = "statements"
+response_type = "Statements"
+topic = "flinks.statements"
+[[event_type]]
+name = "notices"
+response_type = "Notice"
+topic = "flinks.notices"
+"#;
+
+/// The configuration of a redrive, as a file.
+struct Scene {
+    directory: TempDir,
+    servers: String,
+}
+
+impl Scene {
+    fn new(servers: &str) -> Scene {
+        let directory = tempfile::tempdir().expect("a directory for temporary files");
+        Scene { directory, servers: servers.to_owned() }
+    }
+
+    fn command(&self, types: &str, arguments: &[&str]) -> Command {
+        let text = format!(
+            "{types}\n[kafka]\nbootstrap_servers = \"{}\"\n[[instance]]\nname = \"toolbox\"\npath = \"/toolbox\"\n\
+             authentication = \"none\"\n",
+            self.servers
+        );
+        let file: PathBuf = self.directory.path().join("bridge.toml");
+        std::fs::write(&file, text).expect("a file is written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
+        command.arg("redrive").arg("--config").arg(file).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a redrive to its end: its exit code and its report.
+    #[track_caller]
+    fn run(&self, types: &str, arguments: &[&str]) -> (i32, Value) {
+        let output = self.command(types, &[arguments, &["--json"]].concat()).output().expect("the binary runs");
+        report(&output)
+    }
+
+    /// As [`Scene::run`]; it must end well. What became of the records, as `fate=count`.
+    #[track_caller]
+    fn done(&self, types: &str, arguments: &[&str]) -> String {
+        let (code, report) = self.run(types, arguments);
+        assert_eq!(code, 0, "{report:#}");
+        fates(&report)
+    }
+
+    /// Every record of a topic as it stands, aborted ones among them.
+    fn all(&self, topic: &str) -> Vec<Record> {
+        let kafka = settings(&self.servers, "").kafka;
+        let spans = reader::spans(&kafka, &[topic], 0).expect("the topic is there");
+        let mut records = Vec::new();
+        reader::scan(&kafka, &spans, |record| records.push(record.to_record())).expect("it can be read");
+        records
+    }
+}
+
+#[track_caller]
+fn report(output: &Output) -> (i32, Value) {
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let report = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: no JSON in {text:?}\n{errors}"));
+    (output.status.code().unwrap_or_else(|| panic!("ended by a signal: {errors}")), report)
+}
+
+fn fates(report: &Value) -> String {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for row in report["records"].as_array().expect("rows") {
+        *sums.entry(row["fate"].as_str().expect("a text")).or_default() += row["records"].as_u64().expect("a number");
+    }
+    sums.iter().map(|(fate, records)| format!("{fate}={records}")).collect::<Vec<_>>().join(" ")
+}
+
+fn body(response_type: &str, number: usize, padding: &str) -> String {
+    format!(r#"{{"ResponseType":"{response_type}","LoginId":"login-{number}","RequestId":"{number}","x":"{padding}"}}"#)
+}
+
+/// What the ingress makes of a webhook when only the built-in types are known.
+fn received(body: &str) -> Record {
+    let types = EventTypes::builtin();
+    let webhook = Webhook::parse(body.as_bytes(), &types).unwrap_or_else(|_| Webhook::not_json(&types));
+    let reception = Reception {
+        instance: "toolbox".into(),
+        received_at: SystemTime::now(),
+        content_hash: ContentHash::of(body.as_bytes()),
+        content_type: Some("application/json".into()),
+        signatures: vec![("flinks-authenticity-key".into(), "c2lnbmF0dXJl".into())],
+        traceparent: None,
+    };
+    webhook.into_record(&reception, &types, None, body.to_owned().into())
+}
+
+fn publish(servers: &str, records: &[Record]) {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", servers).set("enable.idempotence", "true").set("allow.auto.create.topics", "false");
+    client.set("message.max.bytes", "41943040").set("queue.buffering.max.kbytes", "131072");
+    let producer: ThreadedProducer<DefaultProducerContext> = client.create().expect("a producer");
+    for record in records {
+        let mut headers = OwnedHeaders::new();
+        for (name, value) in &record.headers {
+            headers = headers.insert(Header { key: name, value: Some(value.as_ref()) });
+        }
+        let mut base = BaseRecord::to(&record.topic).payload(record.payload.as_ref()).headers(headers);
+        if let Some(key) = &record.key {
+            base = base.key(key.as_ref());
+        }
+        producer.send(base).map_err(|(error, _)| error).expect("room in the queue");
+    }
+    producer.flush(Duration::from_secs(60)).expect("every record acknowledged");
+}
+
+fn text<'r>(record: &'r Record, name: &str) -> &'r str {
+    record.header(name).map_or("", |value| std::str::from_utf8(value).expect("text"))
+}
+
+fn ids<'r>(records: impl IntoIterator<Item = &'r Record>) -> BTreeSet<String> {
+    records.into_iter().map(|record| text(record, header::ID).to_owned()).collect()
+}
+
+fn mock() -> (MockCluster<'static, DefaultProducerContext>, Scene) {
+    let cluster = mock_cluster(1);
+    for topic in [STATEMENTS, "flinks.notices", DEAD_LETTERS] {
+        cluster.create_topic(topic, 3, 1).expect("the topic is new");
+    }
+    let scene = Scene::new(&cluster.bootstrap_servers());
+    (cluster, scene)
+}
+
+fn known(scene: &Scene, group: &str) -> usize {
+    let kafka = settings(&scene.servers, "").kafka;
+    let partitions = [0, 1, 2].map(|partition| (QUARANTINE, partition));
+    positions(&kafka, group, &partitions, false).expect("the group can be asked for").len()
+}
+
+#[test]
+fn a_learnt_type_goes_to_its_topic_and_only_once() {
+    let (_cluster, scene) = mock();
+    let statements: Vec<Record> = (0..20).map(|n| received(&body("Statements", n, ""))).collect();
+    let notices: Vec<Record> = (20..25).map(|n| received(&body("Notice", n, ""))).collect();
+    publish(&scene.servers, &[&statements[..], &notices, &[received("no json")]].concat());
+    let from = ["--from", "quarantine"];
+
+    // Nothing has been learnt: all stays.
+    assert_eq!(scene.done(UNTAUGHT, &from), "stays=26");
+    // A dry run tells and changes nothing.
+    let (code, report) = scene.run(TAUGHT, &[&from[..], &["--dry-run"]].concat());
+    assert_eq!((code, &*fates(&report)), (0, "put back=20 stays=6"), "{report:#}");
+    let row = &report["records"][0];
+    assert_eq!((&row["kind"], &row["topic"]), (&"unknown-type statements toolbox".into(), &STATEMENTS.into()));
+    assert_eq!((scene.all(STATEMENTS).len(), known(&scene, GROUP)), (0, 0));
+
+    assert_eq!(scene.done(TAUGHT, &from), "put back=20 stays=6");
+    let back = scene.all(STATEMENTS);
+    assert_eq!((back.len(), ids(&back)), (20, ids(&statements)));
+    for record in &back {
+        let original = statements.iter().find(|original| text(original, header::ID) == text(record, header::ID));
+        let original = original.expect("just compared");
+        assert_eq!((&record.key, &record.payload), (&original.key, &original.payload));
+        for name in [header::TIME, header::SUBJECT, header::CONTENT_TYPE, "flinks-authenticity-key"] {
+            assert_eq!(text(record, name), text(original, name), "{name}");
+        }
+        assert_eq!(text(record, header::TYPE), "com.flinks.statements");
+        assert_eq!((text(record, header::RESPONSE_TYPE), text(record, header::REDRIVEN)), ("Statements", "1"));
+        assert_eq!(record.header(header::QUARANTINE_REASON), None);
+    }
+    assert!(known(&scene, GROUP) > 0);
+
+    // Again, and with another choice of kinds: nothing more.
+    assert_eq!(scene.done(TAUGHT, &from), "put back before=20 stays=6");
+    assert_eq!(
+        scene.done(TAUGHT, &["--from", "quarantine", "--type", "statements", "--reason", "unknown-type"]),
+        "put back before=20 not selected=1 stays=5"
+    );
+    // What is learnt later has its progress still before it.
+    assert_eq!(scene.done(TAUGHT_MORE, &from), "put back=5 put back before=20 stays=1");
+    assert_eq!((scene.all(STATEMENTS).len(), ids(&scene.all("flinks.notices"))), (20, ids(&notices)));
+
+    // A choice of one LoginId has its own progress.
+    let one = ["--from", "quarantine", "--login-id", "login-3"];
+    assert_eq!(scene.done(TAUGHT, &one), "not selected=25 put back=1");
+    assert_eq!(scene.done(TAUGHT, &one), "not selected=25 put back before=1");
+    // Started over, all of it goes back once more, with the same ids.
+    assert_eq!(scene.done(TAUGHT, &["--from", "quarantine", "--again"]), "put back=20 stays=6");
+    let back = scene.all(STATEMENTS);
+    assert_eq!((back.len(), ids(&back)), (41, ids(&statements)));
+    assert_eq!(scene.done(TAUGHT, &from), "put back before=20 stays=6");
+}
+
+/// A record of accounts detail that enrichment gave up.
+fn given_up(number: usize, cause: Cause) -> (Record, DeadLetter) {
+    let original = received(&body("GetAccountsDetail", number, ""));
+    let dead_letter = DeadLetter {
+        record: original.clone(),
+        origin: Origin { topic: DETAIL.into(), partition: 0, offset: number as i64, timestamp_ms: Some(1) },
+        cause,
+        flinks_code: None,
+        attempts: 3,
+        first_failure: SystemTime::now(),
+        last_failure: SystemTime::now(),
+    };
+    (original, dead_letter)
+}
+
+#[test]
+fn dead_letters_go_back_to_where_they_were() {
+    let (_cluster, scene) = mock();
+    let (originals, letters): (Vec<Record>, Vec<DeadLetter>) =
+        (0..10).map(|n| given_up(n, if n < 4 { Cause::Attempts } else { Cause::GaveUp })).unzip();
+    let records: Vec<Record> = letters.into_iter().map(|letter| letter.into_record(&DEAD_LETTERS.into())).collect();
+    publish(&scene.servers, &records);
+
+    assert_eq!(scene.done(UNTAUGHT, &["--from", "dead-letter", "--cause", "attempts"]), "not selected=6 put back=4");
+    assert_eq!(ids(&scene.all(DETAIL)), ids(&originals[..4]));
+    assert_eq!(scene.done(UNTAUGHT, &["--from", "dead-letter"]), "put back=6 put back before=4");
+    let back = scene.all(DETAIL);
+    assert_eq!((back.len(), ids(&back)), (10, ids(&originals)));
+    for record in &back {
+        let original = originals.iter().find(|original| text(original, header::ID) == text(record, header::ID));
+        let original = original.expect("just compared");
+        assert_eq!((&record.key, &record.payload), (&original.key, &original.payload));
+        assert_eq!(record.headers[..original.headers.len()], original.headers);
+        assert_eq!((text(record, header::DEAD_LETTER_ATTEMPTS), text(record, header::REDRIVEN)), ("3", "1"));
+        assert_eq!(record.header(header::DEAD_LETTER_CAUSE), None);
+    }
+}
+
+#[test]
+fn faults_are_told_by_exit_code() {
+    let (_cluster, scene) = mock();
+    let cases: [&[&str]; 6] = [
+        &["--from", "quarantine", "--cause", "attempts"],
+        &["--from", "dead-letter", "--reason", "not-json"],
+        &["--from", "quarantine", "--type", "never-heard-of"],
+        &["--from", "quarantine", "--dry-run", "--again"],
+        &["--from", "quarantine", "--since", "2026-11-23T15:00:00Z", "--until", "2026-11-23T15:00:00Z"],
+        &["--from", "quarantine", "--json", "--reason", "whatever"],
+    ];
+    for arguments in cases {
+        let output = scene.command(UNTAUGHT, arguments).output().expect("the binary runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {errors}");
+        assert!(errors.contains("--"), "{arguments:?}: {errors}");
+    }
+    let nowhere = Scene::new("127.0.0.1:1");
+    let (code, report) = nowhere.run(UNTAUGHT, &["--from", "quarantine", "--dry-run"]);
+    assert_eq!(code, 1, "{report:#}");
+    assert!(report["failure"].as_str().is_some_and(|failure| failure.contains("kafka")), "{report:#}");
+}
+
+/// A redrive under way; killed when dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Running {
+        Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts"))
+    }
+
+    fn end(mut self) -> Output {
+        let deadline = Instant::now() + PATIENCE;
+        while self.0.try_wait().expect("it can be asked").is_none() {
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut output = Output { status: self.0.wait().expect("ended"), stdout: Vec::new(), stderr: Vec::new() };
+        use std::io::Read;
+        self.0.stdout.take().expect("piped").read_to_end(&mut output.stdout).expect("its output");
+        self.0.stderr.take().expect("piped").read_to_end(&mut output.stderr).expect("its output");
+        output
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended long before.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn committed_ids(records: &[OwnedRecord]) -> Vec<String> {
+    records.iter().map(|record| record.header(header::ID).expect("an id").to_owned()).collect()
+}
+
+/// Text that does not compress.
+fn noise(number: usize, bytes: usize) -> String {
+    let mut text = String::new();
+    let mut hash = ContentHash::of(&number.to_le_bytes());
+    while text.len() < bytes {
+        text.extend(hash.iter().map(|byte| format!("{byte:02x}")));
+        hash = ContentHash::of(&hash);
+    }
+    text
+}
+
+#[test]
+fn killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost() {
+    const RECORDS: usize = 1000;
+    // A link so slow that a transaction takes seconds: the process is killed in one.
+    let options = ClusterOptions { nodes: 1, link_rate: Some(1_500_000), ..ClusterOptions::default() };
+    let cluster = Cluster::start(options);
+    for topic in [QUARANTINE, STATEMENTS] {
+        cluster.create_topic(topic, 3, 1, &[]);
+    }
+    let records: Vec<Record> = (0..RECORDS).map(|n| received(&body("Statements", n, &noise(n, 4000)))).collect();
+    publish(&cluster.bootstrap_servers(), &records);
+    assert_eq!(committed_ids(&cluster.read_topic(QUARANTINE)).len(), RECORDS);
+    let slow = Scene::new(&cluster.link_servers());
+    let scene = Scene::new(&cluster.bootstrap_servers());
+    let arguments = ["--from", "quarantine", "--quiet"];
+
+    // As soon as the first records of a transaction stand there; and then in the second transaction.
+    let mut aborted = 0;
+    for (after, round) in [(0, "first"), (550, "second")] {
+        let before = cluster.count(STATEMENTS);
+        let mut running = Running::start(slow.command(TAUGHT, &arguments));
+        until(round, || {
+            let status = running.0.try_wait().expect("it can be asked");
+            assert_eq!(status, None, "the {round} redrive ended before it was killed");
+            cluster.count(STATEMENTS) > before + after
+        });
+        running.0.kill().expect("it runs");
+        drop(running);
+        aborted += 1;
+        println!("{round}: killed at {} offsets", cluster.count(STATEMENTS));
+    }
+    assert_eq!(aborted, 2);
+    let (code, rest) = scene.run(TAUGHT, &arguments);
+    assert_eq!(code, 0, "{rest:#}");
+    println!("the rest: {}", fates(&rest));
+
+    let there = committed_ids(&cluster.read_topic(STATEMENTS));
+    let unique: BTreeSet<String> = there.iter().cloned().collect();
+    assert_eq!(unique, ids(&records), "none is lost, and the ids are the original ones");
+    assert_eq!(there.len(), RECORDS, "none is doubled for who reads what is committed");
+    // The kills did hit transactions, or this has shown nothing; and who reads all can tell by the ids.
+    let all = scene.all(STATEMENTS);
+    assert!(all.len() > RECORDS, "no kill hit a transaction: {} records", all.len());
+    assert_eq!(ids(&all), unique);
+    assert_eq!(scene.done(TAUGHT, &arguments), format!("put back before={RECORDS}"));
+    assert_eq!(committed_ids(&cluster.read_topic(STATEMENTS)).len(), RECORDS);
+}
+
+#[test]
+fn on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled() {
+    let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() });
+    for topic in [QUARANTINE, "flinks.notices"] {
+        cluster.create_topic(topic, 3, 1, &[]);
+    }
+    let servers = cluster.bootstrap_servers();
+    let scene = Scene::new(&servers);
+    let records: Vec<Record> = (0..200).map(|n| received(&body("Statements", n, ""))).collect();
+    publish(&servers, &records);
+    let arguments = ["--from", "quarantine", "--json", "--quiet"];
+
+    // Its topic was forgotten: told by name, nothing is changed, and nothing is lost by it.
+    let (code, report_) = scene.run(TAUGHT, &arguments[..2]);
+    assert_eq!(code, 1, "{report_:#}");
+    assert!(report_["failure"].as_str().is_some_and(|failure| failure.contains(STATEMENTS)), "{report_:#}");
+    assert_eq!(known(&scene, GROUP), 0);
+    cluster.create_topic(STATEMENTS, 3, 1, &[]);
+
+    // A rate is kept, and a signal ends it after a transaction.
+    let rate = [&arguments[..], &["--rate", "20"]].concat();
+    let began = Instant::now();
+    let running = Running::start(scene.command(TAUGHT, &rate));
+    until("two batches", || cluster.count(STATEMENTS) >= 40);
+    assert!(began.elapsed() > Duration::from_secs(1), "40 records took {:?} at 20 a second", began.elapsed());
+    kill_process(Pid::from_child(&running.0), Signal::TERM).expect("it runs");
+    let (code, stopped) = report(&running.end());
+    assert_eq!((code, &stopped["stopped"]), (143, &true.into()), "{stopped:#}");
+    let so_far = cluster.read_topic(STATEMENTS).len();
+    assert_eq!(fates(&stopped), format!("put back={so_far}"), "{stopped:#}");
+    assert!((40..200).contains(&so_far), "{so_far}");
+
+    // Of two the later goes on, and the earlier is told that it has been shut out.
+    let rival = Running::start(scene.command(TAUGHT, &rate));
+    until("the rival's batch", || cluster.read_topic(STATEMENTS).len() > so_far);
+    let (code, winner) = scene.run(TAUGHT, &arguments[..2]);
+    assert_eq!(code, 0, "{winner:#}");
+    let (code, shut_out) = report(&rival.end());
+    assert_eq!(code, 1, "{shut_out:#}");
+    let failure = shut_out["failure"].as_str().expect("why");
+    assert!(failure.contains("another process has taken over"), "{failure}");
+    let there = committed_ids(&cluster.read_topic(STATEMENTS));
+    assert_eq!((there.len(), there.into_iter().collect::<BTreeSet<_>>()), (200, ids(&records)));
+
+    // As large as the ingress takes them.
+    let large: Vec<Record> =
+        (0..2).map(|n| received(&body("Notice", 1000 + n, &"x".repeat(32 * 1024 * 1024 - 200)))).collect();
+    publish(&servers, &large);
+    assert_eq!(scene.done(TAUGHT_MORE, &arguments[..2]), "put back=2 put back before=200");
+    let mut there = Vec::new();
+    cluster.read_topic_with("flinks.notices", |record| {
+        let length = record.payload.as_ref().map_or(0, Vec::len);
+        there.push((record.header(header::ID).expect("an id").to_owned(), length));
+    });
+    let expected: BTreeSet<_> =
+        large.iter().map(|record| (text(record, header::ID).to_owned(), record.payload.len())).collect();
+    assert_eq!((there.len(), there.into_iter().collect::<BTreeSet<_>>()), (2, expected));
+}
