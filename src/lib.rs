@@ -21,7 +21,8 @@
 //! # The modules, from the bottom
 //!
 //! [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`], [`ledger`] and [`error`] are values: no I/O, no
-//! async. [`config`], [`metrics`] and [`tls`] are what all roles share. [`kafka`] and [`admin`] are the edges. [`ingress`], [`redrive`], [`simulate`] and [`audit`]
+//! async. [`config`], [`metrics`] and [`tls`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges.
+//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`simulate`] and [`audit`]
 //! are roles; roles never import each other. [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
 
 pub mod backoff;
@@ -43,6 +44,7 @@ pub mod kafka;
 pub mod audit;
 pub mod enrich;
 pub mod ingress;
+pub mod link;
 pub mod redrive;
 pub mod simulate;
 

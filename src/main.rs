@@ -10,6 +10,7 @@ use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
 use flinks_bridge::dev::{self, Dev};
 use flinks_bridge::flinks::stub::{Stub, StubOptions};
 use flinks_bridge::kafka;
+use flinks_bridge::link;
 use flinks_bridge::redrive::{self, Redrive};
 use flinks_bridge::serve::{self, ServeError, raise_file_limit};
 use flinks_bridge::simulate::{self, Simulate};
@@ -47,6 +48,13 @@ enum Role {
     /// Reads the topics back and says for every 200 in a ledger whether its record is there. Exit code: 0 the promise
     /// holds, 1 it is broken, 64 and above it could not be told.
     Audit(Audit),
+    /// Keeps which LoginId belongs to which Tag, and answers who asks.
+    Link {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        support: link::Support,
+    },
     /// Puts back what was set aside: quarantined webhooks whose type is known now, or dead letters.
     #[command(after_help = redrive::EXAMPLES)]
     Redrive(Box<Redrive>),
@@ -134,6 +142,10 @@ fn main() -> ExitCode {
                 log_to_stderr();
             }
             ExitCode::from(audit::run(&options, &config::variables()))
+        }
+        Role::Link { settings, support } => {
+            log_to_stderr();
+            ExitCode::from(link::answer(&support, settings.load(Needs::NEITHER)))
         }
         Role::Redrive(options) => redriven(*options),
         Role::Stub(options) => {

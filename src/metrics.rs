@@ -23,6 +23,7 @@ pub use self::enrich::{EnrichMetrics, Enrichment};
 use self::family::{Family, families};
 pub use self::flinks::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
 pub use self::labels::{ConnectionError, Lane, Outcome, PublishCause, Reload};
+pub use self::link::{LinkMetrics, LinkOutcome};
 use crate::signature::Scheme;
 
 mod consumer;
@@ -30,6 +31,7 @@ mod enrich;
 mod family;
 mod flinks;
 mod labels;
+mod link;
 
 /// All families of one process. Cloning is cheap, and the clones count into the same series.
 ///
@@ -267,13 +269,19 @@ impl Metrics {
     }
 }
 
+/// Every family of every role.
+fn families() -> impl Iterator<Item = &'static Family> {
+    let roles = [consumer::FAMILIES, enrich::FAMILIES, flinks::FAMILIES, link::FAMILIES];
+    FAMILIES.iter().chain(roles.into_iter().flatten())
+}
+
 /// A Markdown table of all families, from the declarations that [`Metrics::new`] registers.
 pub fn reference() -> String {
     let mut table = String::from("| name | type | labels | meaning |\n|---|---|---|---|\n");
     let mut row = |name: &str, kind: &str, labels: &str, help: &str| {
         table.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
     };
-    for family in FAMILIES.iter().chain(consumer::FAMILIES).chain(enrich::FAMILIES).chain(flinks::families()) {
+    for family in families() {
         let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
         row(family.name, family.kind, &labels.join(", "), family.help);
     }

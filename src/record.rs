@@ -136,11 +136,22 @@ pub fn ce_source(instance: &str) -> String {
     format!("/flinks/{instance}")
 }
 
+/// The instance that a source made by [`ce_source`] names.
+pub fn instance_of(ce_source: &str) -> Option<&str> {
+    ce_source.strip_prefix("/flinks/").filter(|instance| !instance.is_empty())
+}
+
 /// A time as CloudEvents writes it: RFC 3339 in UTC with milliseconds. Times outside of the years 1970 to 9999, which
 /// only a broken clock gives, are moved to the nearest one inside.
 pub fn ce_time(time: SystemTime) -> String {
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last)).to_string()
+}
+
+/// The time that [`ce_time`] wrote, in milliseconds since 1970; `None` if the text is none.
+pub fn millis_of(ce_time: &str) -> Option<u64> {
+    let time = humantime::parse_rfc3339(ce_time).ok()?;
+    u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
 /// Whether a `traceparent` is well-formed (www.w3.org/TR/trace-context, "traceparent Header"): version, trace id,
@@ -181,8 +192,12 @@ mod tests {
             "toolbox:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
         assert_eq!(ce_source("toolbox"), "/flinks/toolbox");
+        assert_eq!(instance_of("/flinks/toolbox"), Some("toolbox"));
+        assert_eq!((instance_of("/flinks/"), instance_of("toolbox")), (None, None));
         let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
         assert_eq!(ce_time(at(1_795_446_000_007)), "2026-11-23T15:00:00.007Z");
+        assert_eq!(millis_of("2026-11-23T15:00:00.007Z"), Some(1_795_446_000_007));
+        assert_eq!((millis_of("yesterday"), millis_of("2026-11-23 15:00:00")), (None, None));
         assert_eq!(ce_time(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
         assert_eq!(ce_time(at(400_000_000_000_000)), "9999-12-31T23:59:59.000Z");
     }

@@ -341,6 +341,41 @@ pub enum ParseError {
     Grammar(#[from] serde_json::Error),
 }
 
+/// The `Tag` of a body, all of it, for where [`header::TAG_ALTERED`] says that no header could carry it; `None` if there
+/// is none. It may have control characters in it, and is the user's browser's word.
+///
+/// # Errors
+/// Why there is no text of at most `limit` bytes.
+pub fn exact_tag(body: &[u8], limit: usize) -> Result<Option<String>, TagProblem> {
+    let text = std::str::from_utf8(body).map_err(|_| TagProblem::NotText)?;
+    survey::exact_tag(text.strip_prefix('\u{feff}').unwrap_or(text), limit)
+}
+
+/// Why a body's `Tag` cannot be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TagProblem {
+    /// It is longer than the limit.
+    TooLong,
+    /// It is no string, or one with half of a surrogate pair, which is no text.
+    NotText,
+    /// It stands there twice.
+    Repeated,
+}
+
+impl TagProblem {
+    /// Every problem.
+    pub const ALL: [TagProblem; 3] = [TagProblem::TooLong, TagProblem::NotText, TagProblem::Repeated];
+
+    /// Its name in records, metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            TagProblem::TooLong => "too-long",
+            TagProblem::NotText => "not-text",
+            TagProblem::Repeated => "repeated",
+        }
+    }
+}
+
 /// What the ingress knows of a webhook besides its body.
 #[derive(Clone)]
 pub struct Reception {

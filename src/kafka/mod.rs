@@ -13,6 +13,7 @@ pub mod embedded;
 mod producer;
 pub mod reader;
 mod readiness;
+pub mod tombstone;
 pub mod transaction;
 
 use std::fmt;
@@ -25,7 +26,7 @@ use crate::config;
 use crate::metrics::{Lane, PublishCause};
 use crate::record::Record;
 
-pub use producer::Producers;
+pub use producer::{KafkaSettingError, Producers};
 pub use readiness::Readiness;
 
 /// The broker's word that a record is safe: acknowledged by all in-sync replicas.

@@ -463,13 +463,13 @@ fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {
 }
 
 #[derive(PartialEq, Eq)]
-enum Persistence {
+pub(super) enum Persistence {
     No,
     Possibly,
     Yes,
 }
 
-fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
+pub(super) fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
     use rdkafka_sys::bindings::rd_kafka_msg_status_t as Status;
     // SAFETY: the message is alive for as long as it is borrowed, and the function only reads a field of it.
     // rust-rdkafka 0.39 does not wrap it, and no other call tells whether a failed record may be in the topic.
@@ -483,7 +483,7 @@ fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
 }
 
 /// Sorts librdkafka's errors, once, into what a caller decides on.
-fn sort(code: Option<RDKafkaErrorCode>, possibly_persisted: bool) -> PublishError {
+pub(super) fn sort(code: Option<RDKafkaErrorCode>, possibly_persisted: bool) -> PublishError {
     use RDKafkaErrorCode as Code;
     let cause = match code {
         // Ours: the queue's limits are above the byte budget, so this is a bug or a very large `queue` of hung-up senders.

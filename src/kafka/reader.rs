@@ -1,6 +1,6 @@
 //! Reads topics without a consumer group: nothing is committed and nobody's position moves. Role `dev` prints what it
-//! reads, role `audit` judges it, role `redrive` puts it back and keeps its own account of how far it has come; it is no
-//! way to work on records as they come, which is what consumer groups are for.
+//! reads, role `audit` judges it, role `link` holds all of a compacted topic, role `redrive` puts it back and keeps its own
+//! account of how far it has come; it is no way to work on records as they come, which is what consumer groups are for.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -36,8 +36,10 @@ pub struct ReadRecord<'a> {
     pub key: Option<&'a [u8]>,
     /// Header names and values in their order.
     pub headers: Vec<(&'a str, &'a [u8])>,
-    /// Its value.
+    /// Its value; empty for a tombstone too.
     pub payload: &'a [u8],
+    /// Whether it has no value at all: in a compacted topic, that whatever had its key is gone.
+    pub tombstone: bool,
 }
 
 impl<'a> ReadRecord<'a> {
@@ -51,6 +53,7 @@ impl<'a> ReadRecord<'a> {
             key: message.key(),
             headers: headers.map(|header| (header.key, header.value.unwrap_or_default())).collect(),
             payload: message.payload().unwrap_or_default(),
+            tombstone: message.payload().is_none(),
         }
     }
 
@@ -186,25 +189,13 @@ pub fn spans_of(
     isolation: Isolation,
 ) -> Result<Vec<Span>, ScanError> {
     let consumer = scanner(kafka, isolation)?;
-    // Of all topics: asking for one by name is a request to make it, where the broker does so.
-    let metadata = consumer.fetch_metadata(None, PATIENCE).map_err(ScanError::Unreachable)?;
-    let no_topic = |topic: &str| ScanError::NoTopic(topic.to_owned());
-    let mut spans = Vec::new();
+    let mut spans = described(&consumer, topics)?;
     let mut wanted = TopicPartitionList::new();
-    for topic in topics {
-        let topic = topic.as_ref();
-        let described = metadata.topics().iter().find(|described| described.name() == topic);
-        let described = described.filter(|described| !described.partitions().is_empty());
-        let described = described.ok_or_else(|| no_topic(topic))?;
-        for partition in described.partitions() {
-            let partition = partition.id();
-            let (low, end) = patiently(&consumer, topic, |limit| consumer.fetch_watermarks(topic, partition, limit))?;
-            spans.push(Span { topic: topic.to_owned(), partition, start: low, end, low });
-            // It cannot fail: the name comes from the metadata and the time is no special offset.
-            wanted
-                .add_partition_offset(topic, partition, Offset::Offset(since_ms.max(0)))
-                .map_err(ScanError::Settings)?;
-        }
+    for span in &spans {
+        // It cannot fail: the name comes from the metadata and the time is no special offset.
+        wanted
+            .add_partition_offset(&span.topic, span.partition, Offset::Offset(since_ms.max(0)))
+            .map_err(ScanError::Settings)?;
     }
     let all = topics.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(", ");
     let found = patiently(&consumer, &all, |limit| {
@@ -214,7 +205,7 @@ pub fn spans_of(
     })?;
     for span in &mut spans {
         let element = found.find_partition(&span.topic, span.partition);
-        let element = element.ok_or_else(|| no_topic(&span.topic))?;
+        let element = element.ok_or_else(|| ScanError::NoTopic(span.topic.clone()))?;
         match element.offset() {
             Offset::Offset(offset) => span.start = offset.clamp(span.low, span.end),
             // Nothing is that young; or the broker (the embedded one) has no index of times and always says so.
@@ -222,6 +213,33 @@ pub fn spans_of(
                 span.start = span.end;
             }
             _ => {}
+        }
+    }
+    Ok(spans)
+}
+
+/// All that a topic has, up to its end at this moment.
+///
+/// # Errors
+/// As [`spans`].
+pub fn whole(kafka: &config::Kafka, topic: &str) -> Result<Vec<Span>, ScanError> {
+    described(&scanner(kafka, Isolation::Uncommitted)?, &[topic])
+}
+
+/// Every partition of the topics from its first record to its end at this moment.
+fn described(consumer: &BaseConsumer<Context>, topics: &[impl AsRef<str>]) -> Result<Vec<Span>, ScanError> {
+    // Of all topics: asking for one by name is a request to make it, where the broker does so.
+    let metadata = consumer.fetch_metadata(None, PATIENCE).map_err(ScanError::Unreachable)?;
+    let mut spans = Vec::new();
+    for topic in topics {
+        let topic = topic.as_ref();
+        let described = metadata.topics().iter().find(|described| described.name() == topic);
+        let described = described.filter(|described| !described.partitions().is_empty());
+        let described = described.ok_or_else(|| ScanError::NoTopic(topic.to_owned()))?;
+        for partition in described.partitions() {
+            let partition = partition.id();
+            let (low, end) = patiently(consumer, topic, |limit| consumer.fetch_watermarks(topic, partition, limit))?;
+            spans.push(Span { topic: topic.to_owned(), partition, start: low, end, low });
         }
     }
     Ok(spans)
@@ -354,9 +372,90 @@ pub fn scan_until(
     Ok(())
 }
 
+/// What [`tail`] has to tell.
+#[derive(Debug)]
+pub enum Tail<'a> {
+    /// The next record of its partition.
+    Record(ReadRecord<'a>),
+    /// The noted end of a partition has been reached: no record before this offset is still to come.
+    Reached(i32, i64),
+    /// Nothing came for a while.
+    Idle,
+}
+
+/// Reads the spans of one topic from its beginning, tells of each when its noted end has been reached, and then goes on
+/// with what comes, on the calling thread, until `on_tail` breaks off.
+///
+/// # Errors
+/// When reading cannot go on without a gap: records are gone that were still to be read, as when the topic has been made
+/// anew, or may not be read any more. Kafka being away is waited for.
+pub fn tail(
+    kafka: &config::Kafka,
+    spans: &[Span],
+    mut on_tail: impl FnMut(Tail<'_>) -> ControlFlow<()>,
+) -> Result<(), ScanError> {
+    let Some(topic) = spans.first().map(|span| &span.topic) else {
+        return Ok(());
+    };
+    let consumer = scanner(kafka, Isolation::Uncommitted)?;
+    let mut assignment = TopicPartitionList::new();
+    for span in spans {
+        // Not the offset that was lowest before: retention may have moved on.
+        assignment.add_partition_offset(topic, span.partition, Offset::Beginning).map_err(ScanError::Settings)?;
+    }
+    consumer.assign(&assignment).map_err(ScanError::Settings)?;
+    let (mut open, empty): (Vec<&Span>, Vec<&Span>) = spans.iter().partition(|span| span.low < span.end);
+    for span in empty {
+        if on_tail(Tail::Reached(span.partition, span.end)).is_break() {
+            return Ok(());
+        }
+    }
+    // Partitions that have no more for now although their noted end is not reached, and since when.
+    let mut at_end: Vec<(i32, Instant)> = Vec::new();
+    loop {
+        let flow = match consumer.poll(TURN) {
+            Some(Ok(message)) => {
+                let (partition, next) = (message.partition(), message.offset() + 1);
+                at_end.retain(|(other, _)| *other != partition);
+                let mut flow = on_tail(Tail::Record(ReadRecord::of(&message)));
+                if let Some(at) = open.iter().position(|span| span.partition == partition && next >= span.end)
+                    && flow.is_continue()
+                {
+                    flow = on_tail(Tail::Reached(partition, open.swap_remove(at).end));
+                }
+                flow
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                if open.iter().any(|span| span.partition == partition) {
+                    at_end.push((partition, Instant::now()));
+                }
+                ControlFlow::Continue(())
+            }
+            Some(Err(error)) if is_final(&error) => return Err(told(topic, error)),
+            // Told by the client's context; librdkafka goes on by itself.
+            Some(Err(_)) => ControlFlow::Continue(()),
+            None => on_tail(Tail::Idle),
+        };
+        if flow.is_break() {
+            return Ok(());
+        }
+        // As in `scan`: either the last offsets hold no records, or a new leader does not know yet how much is safe.
+        while let Some(at) = at_end.iter().position(|(_, since)| since.elapsed() > SETTLED) {
+            let (partition, _) = at_end.swap_remove(at);
+            let (_, end) = patiently(&consumer, topic, |limit| consumer.fetch_watermarks(topic, partition, limit))?;
+            let reached = open.iter().position(|span| span.partition == partition && end >= span.end);
+            if let Some(at) = reached
+                && on_tail(Tail::Reached(partition, open.swap_remove(at).end)).is_break()
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
 fn scanner(kafka: &config::Kafka, isolation: Isolation) -> Result<BaseConsumer<Context>, ScanError> {
-    let mut client = client_config(kafka, "flinks-bridge-audit");
-    client.set("group.id", "flinks-bridge-audit").set("enable.auto.commit", "false");
+    let mut client = client_config(kafka, "flinks-bridge-reader");
+    client.set("group.id", "flinks-bridge-reader").set("enable.auto.commit", "false");
     client.set("allow.auto.create.topics", "false");
     client.set("enable.partition.eof", "true");
     // What is gone must be told, never skipped.

@@ -26,7 +26,7 @@ pub(crate) struct Family {
 macro_rules! families {
     ($($id:ident: $kind:literal $name:literal $labels:tt $help:literal;)+) => {
         $(const $id: Family = Family { name: $name, kind: $kind, labels: &$labels, help: $help };)+
-        pub(super) const FAMILIES: &[Family] = &[$($id),+];
+        pub(in crate::metrics) const FAMILIES: &[Family] = &[$($id),+];
     };
 }
 pub(super) use families;

@@ -69,11 +69,6 @@ families! {
         "Calls made only to find out whether Flinks is back. They are counted as calls too.";
 }
 
-/// What the reference of all metrics lists.
-pub(super) fn families() -> &'static [Family] {
-    FAMILIES
-}
-
 /// The families of calls to the Flinks API. Cloning is cheap, and the clones count into the same series.
 #[derive(Clone)]
 pub struct FlinksMetrics(Arc<BTreeMap<String, InstanceCalls>>);

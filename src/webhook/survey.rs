@@ -10,7 +10,7 @@ use std::fmt;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Discriminator, EventTypes, KeySource, QuarantineReason, Rule, Tag, Webhook};
+use super::{Discriminator, EventTypes, KeySource, QuarantineReason, Rule, Tag, TagProblem, Webhook};
 
 /// Everything in a body that a rule, a key or a header may ask about: one entry for each such member, still as written.
 pub(super) struct Survey<'t, 'b> {
@@ -262,6 +262,22 @@ impl<'t, 'b> Survey<'t, 'b> {
     }
 }
 
+/// See [`super::exact_tag`]. What a body without one looks like is said in [`Survey::tag_header`] too.
+pub(super) fn exact_tag(text: &str, limit: usize) -> Result<Option<String>, TagProblem> {
+    let mut tag = Member::default();
+    let walked = walk(text, |name, value| {
+        if name.is("Tag") {
+            tag.note(value);
+        }
+        Ok(())
+    });
+    walked.map_err(|_| TagProblem::NotText)?;
+    match tag.once().map_err(|Ambiguous| TagProblem::Repeated)? {
+        None | Some("null" | "\"\"") => Ok(None),
+        Some(value) => Text::of_string(value).ok_or(TagProblem::NotText)?.whole(limit).map(Some),
+    }
+}
+
 /// A member that was asked about stands there twice.
 struct Ambiguous;
 
@@ -373,6 +389,19 @@ impl<'b> Text<'b> {
         Some(exact).filter(|exact| !exact.is_empty())
     }
 
+    /// The text as it is, control characters and all.
+    fn whole(self, limit: usize) -> Result<String, TagProblem> {
+        let mut whole = String::new();
+        for char in self.chars() {
+            let char = char.map_err(|_lone_surrogate| TagProblem::NotText)?;
+            if whole.len() + char.len_utf8() > limit {
+                return Err(TagProblem::TooLong);
+            }
+            whole.push(char);
+        }
+        Ok(whole)
+    }
+
     /// The text without control characters, cut to 256 bytes, lone surrogates replaced; `None` if nothing is left.
     fn cleaned(self) -> Option<String> {
         let mut cleaned = String::new();
@@ -472,6 +501,36 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_whole_tag_is_read_where_no_header_carries_it() {
+        let long = "x".repeat(300);
+        let cases = [
+            (format!(r#"{{"Tag":"{long}"}}"#), Ok(Some(long.clone()))),
+            (
+                r#"{"A":{"Tag":"below"},"T\u0061g":"a\u001b[2Jb\n\u00e9"}"#.to_owned(),
+                Ok(Some("a\u{1b}[2Jb\n\u{e9}".to_owned())),
+            ),
+            (r#"{"Tag":"\ud83d\ude00"}"#.to_owned(), Ok(Some("\u{1f600}".to_owned()))),
+            (format!(r#"{{"Tag":"{}"}}"#, "x".repeat(400)), Ok(Some("x".repeat(400)))),
+            (format!(r#"{{"Tag":"{}"}}"#, "x".repeat(401)), Err(TagProblem::TooLong)),
+            (format!(r#"{{"Tag":"{}"}}"#, "\u{e9}".repeat(201)), Err(TagProblem::TooLong)),
+            (r#"{"Tag":"\ud83d"}"#.to_owned(), Err(TagProblem::NotText)),
+            (r#"{"Tag":5}"#.to_owned(), Err(TagProblem::NotText)),
+            (r#"{"Tag":{"a":1}}"#.to_owned(), Err(TagProblem::NotText)),
+            (r#"{"Tag":"a","Tag":"a"}"#.to_owned(), Err(TagProblem::Repeated)),
+            (r#"{"Tag":null}"#.to_owned(), Ok(None)),
+            (r#"{"Tag":""}"#.to_owned(), Ok(None)),
+            ("{}".to_owned(), Ok(None)),
+            (r#"{"Tag":"a""#.to_owned(), Err(TagProblem::NotText)),
+            (r#"["Tag"]"#.to_owned(), Err(TagProblem::NotText)),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(super::exact_tag(&body, 400), expected, "{body}");
+        }
+        assert_eq!(super::super::exact_tag("\u{feff}{\"Tag\":\"a\"}".as_bytes(), 1), Ok(Some("a".to_owned())));
+        assert_eq!(super::super::exact_tag(b"{\"Tag\":\"\xff\"}", 9), Err(TagProblem::NotText));
+    }
 
     proptest! {
         #[test]

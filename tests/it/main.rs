@@ -17,6 +17,7 @@ mod ingress;
 mod kafka;
 mod kafka_harness;
 mod layers;
+mod link;
 mod privacy;
 mod publish;
 mod readiness;
