@@ -1,5 +1,6 @@
-//! Role `dev`: the ingress on an embedded broker, with a certificate it makes itself, for whoever wants to see a
-//! webhook become a record. It prints how to post one and each record as it arrives on its topic.
+//! Role `dev`: the ingress and both consumers on an embedded broker and a stand-in Flinks API, with a certificate it
+//! makes itself, for whoever wants to see a webhook become a record, and that record attributes and a login link. It
+//! prints how to post one and each record as it arrives on its topic.
 //!
 //! Nothing is kept: the embedded broker holds about 5 MiB a partition in memory. The ingress itself is the very one
 //! that runs in production; only what stands around it is made up here.
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Faults, Loaded, Needs};
+use crate::config::{Config, Faults, Loaded, Needs, OwnTopics};
+use crate::flinks::stub::{Stub, StubOptions};
 use crate::kafka::embedded::Embedded;
 use crate::kafka::reader::{self, ReadRecord};
 use crate::kafka::topics_of;
@@ -40,6 +42,11 @@ pub struct Dev {
 const PATH: &str = "/flinks/dev";
 /// The secret is no secret: it is printed, so that a newcomer can sign.
 const SECRET: &str = "not-a-secret-only-for-dev";
+/// Keys of the stand-in Flinks API, no secrets either.
+const AUTHORIZE_KEY: &str = "dev-authorize-key";
+const API_KEY: &str = "dev-api-key";
+/// Characters of a body that are printed.
+const MOST_SHOWN: usize = 1000;
 /// What a newcomer can post without a file.
 const SAMPLE: &str = r#"{"ResponseType":"KYC","HttpStatusCode":200,"Login":{"Id":"7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1"},"Tag":"app-2026-000417"}"#;
 const SAMPLE_PAY: &str = r#"{"eventType":"SessionSetupStatusChanged","sessionId":"aadd08f2-83ce-456d-84ed-c68cfed4ee7b","status":"Completed","statusDetails":"EFT0301"}"#;
@@ -64,40 +71,67 @@ pub fn settings(options: &Dev) -> Result<Loaded, Faults> {
         listen = "{admin}"
         [shutdown]
         drain_lag = "0s"                    # no balancer stands before this
+        [flinks]
+        poll_interval = "1s"
+        [[enrich.endpoint]]
+        name = "credit-risk"
+        get = "GetCreditRiskAttributes"
         [[instance]]
         name = "dev"
         path = "{PATH}"
+        [instance.api]
+        base_url = "http://127.0.0.1:1"     # the stand-in's, once it is up
+        authorize_key = "{AUTHORIZE_KEY}"
+        api_key = "{API_KEY}"
         "#
     );
     let secrets = Scheme::ALL
         .map(|scheme| format!("[[instance.secret]]\nscheme = \"{scheme}\"\nlabel = \"dev\"\nvalue = \"{SECRET}\"\n"));
-    let mut loaded = Config::parse(&format!("{text}{}", secrets.concat()), Path::new("dev"), &[], Needs::WEBHOOKS)?;
+    let mut loaded = Config::parse(&format!("{text}{}", secrets.concat()), Path::new("dev"), &[], Needs::BOTH)?;
     // They speak of the made-up secrets.
     loaded.warnings.clear();
     Ok(loaded)
+}
+
+/// Every topic: of webhooks, and of what the consumers make of them.
+pub fn topics(config: &Config) -> Vec<Arc<str>> {
+    let OwnTopics { attributes, dead_letter, login_links } = &config.own_topics;
+    let own = [attributes, dead_letter, login_links].map(|topic| topic.as_str().into());
+    [topics_of(config), own.into()].concat()
 }
 
 /// What stands around the ingress in role `dev`.
 pub struct Company {
     identity: Arc<Identity>,
     ca_file: PathBuf,
-    /// Held for as long as it is to run.
+    /// Both held for as long as they are to run.
     _broker: Embedded,
+    _stub: Stub,
 }
 
 impl Company {
-    /// Starts the embedded broker with all topics, points the settings to it, and makes a certificate.
+    /// Starts the embedded broker with all topics and the stand-in Flinks API, points the settings to them, and makes a
+    /// certificate.
     ///
     /// # Errors
-    /// When the broker cannot start or the certificate's authority cannot be written for curl to read.
-    pub fn gather(config: &mut Config) -> Result<Company, Box<dyn std::error::Error + Send + Sync>> {
-        let broker = Embedded::start(&topics_of(config))?;
+    /// When one of the two cannot start or the certificate's authority cannot be written for curl to read.
+    pub async fn gather(config: &mut Config) -> Result<Company, Box<dyn std::error::Error + Send + Sync>> {
+        let broker = Embedded::start(&topics(config))?;
         config.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
+        let options = StubOptions {
+            authorize_key: AUTHORIZE_KEY.to_owned(),
+            api_key: API_KEY.to_owned(),
+            ..StubOptions::default()
+        };
+        let stub = Stub::start(options).await?;
+        for api in config.instances.iter_mut().filter_map(|instance| instance.api.as_mut()) {
+            api.base_url = stub.base_url();
+        }
         let SelfMade { ca_pem, certificate_pem, private_key_pem } = tls::self_made(tls::LOCAL_NAMES)?;
         let identity = Identity::from_pem(&certificate_pem, &private_key_pem)?;
         let ca_file = std::env::temp_dir().join(format!("flinks-bridge-dev-{}.pem", std::process::id()));
         std::fs::write(&ca_file, ca_pem).map_err(|error| format!("cannot write {}: {error}", ca_file.display()))?;
-        Ok(Company { identity, ca_file, _broker: broker })
+        Ok(Company { identity, ca_file, _broker: broker, _stub: stub })
     }
 
     /// The certificate that the ingress serves.
@@ -110,11 +144,14 @@ impl Company {
     pub fn introduce(&self, addresses: &[SocketAddr], admin: SocketAddr, config: &Config, shutdown: CancellationToken) {
         print!("{}", self.introduction(addresses, admin, config));
         let kafka = config.kafka.clone();
-        let topics = topics_of(config);
+        let topics = topics(config);
+        let own = config.own_topics.clone();
         let follow = move || {
             let print = |record: Option<ReadRecord<'_>>| {
                 if let Some(record) = record {
-                    println!("{}", summary(&record));
+                    // What the consumers made, of the stand-in's invented data, is what one wants to see.
+                    let made = record.topic == own.attributes || record.topic == own.login_links;
+                    println!("{}{}", summary(&record), if made { body(&record) } else { String::new() });
                 }
                 if shutdown.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
@@ -128,7 +165,7 @@ impl Company {
     fn introduction(&self, addresses: &[SocketAddr], admin: SocketAddr, config: &Config) -> String {
         let [https, http] = [addresses[0], addresses[1]];
         let (ca, broker) = (self.ca_file.display(), &config.kafka.bootstrap_servers);
-        let topics = topics_of(config).join("\n             ");
+        let topics = topics(config).join("\n             ");
         let secret = Secret::new(SECRET);
         let signed = |scheme: Scheme, body: &str| {
             format!(
@@ -152,7 +189,8 @@ memory, drops the oldest records beyond that (a larger record drops all before i
   topics     {topics}
   metrics    http://{admin}/metrics   /readyz   /livez
 
-Post a webhook; its record is printed below as it arrives on its topic:
+Post a webhook; its record is printed below as it arrives on its topic, and what the consumers make of it: the login
+link of a LoginId and its Tag, and, about a second after an accounts detail, attributes from a stand-in Flinks API:
 
   curl -i --cacert {ca} https://localhost:{port}{PATH} {kyc}
 
@@ -177,6 +215,13 @@ impl Drop for Company {
         // It is in the directory for temporary files: a left-over does no harm.
         let _ = std::fs::remove_file(&self.ca_file);
     }
+}
+
+/// The body of a record in one line.
+fn body(record: &ReadRecord<'_>) -> String {
+    let text = String::from_utf8_lossy(record.payload);
+    let shown: String = text.chars().filter(|c| !c.is_control()).take(MOST_SHOWN).collect();
+    format!("\n    {shown}")
 }
 
 /// A record in one line, and its headers in more; of the body only how long it is and what it hashes to.

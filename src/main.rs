@@ -143,6 +143,7 @@ fn main() -> ExitCode {
             }
             ExitCode::from(audit::run(&options, &config::variables()))
         }
+        Role::Link { settings, support } if !support.asks() => run(settings.load(Needs::NEITHER), Served::Link),
         Role::Link { settings, support } => {
             log_to_stderr();
             ExitCode::from(link::answer(&support, settings.load(Needs::NEITHER)))
@@ -323,6 +324,7 @@ enum Served {
     Dev,
     Ingress,
     Enrich,
+    Link,
 }
 
 /// Runs a role until a signal.
@@ -389,6 +391,7 @@ async fn supervise(loaded: Loaded, role: Served) -> ExitCode {
         match role {
             Served::Dev => serve::ingress(&loaded, true, token).await,
             Served::Ingress => serve::ingress(&loaded, false, token).await,
+            Served::Link => serve::link(&loaded, token).await,
             Served::Enrich => serve::enrich(&loaded, config::variable, token).await,
         }
     });

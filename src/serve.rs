@@ -15,14 +15,15 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::config::{Config, Loaded, TlsFiles};
 use crate::dead_letter::Cause;
-use crate::dev::Company;
+use crate::dev::{self, Company};
 use crate::enrich;
 use crate::error::chain;
 use crate::flinks::Client;
 use crate::ingress::{self, IngressError, Listeners};
 use crate::kafka::consumer::Membership;
 use crate::kafka::{self, Producers};
-use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, Metrics, Names};
+use crate::link;
+use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names};
 use crate::tls::Identity;
 
 /// How long the producers' threads may take to end.
@@ -61,10 +62,10 @@ fn settings(error: impl std::error::Error) -> ServeError {
 /// Why it ended otherwise.
 pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) -> Result<(), ServeError> {
     let mut config = loaded.config.clone();
-    // The embedded broker's address is known only now.
+    // Addresses of the embedded broker and the stand-in API are known only now.
     let company = if dev {
-        let company = Company::gather(&mut config).map_err(|error| ServeError::Failed(chain(&*error)))?;
-        Some(company)
+        let gathered = Company::gather(&mut config).await;
+        Some(gathered.map_err(|error| ServeError::Failed(chain(&*error)))?)
     } else {
         None
     };
@@ -73,8 +74,14 @@ pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) ->
     let config = Arc::new(config);
 
     let registry = Registry::new();
-    let topics = kafka::topics_of(&config);
+    let topics = if dev { dev::topics(&config) } else { kafka::topics_of(&config) };
     let metrics = Metrics::new(&registry, &names(&config, &topics)).map_err(failed)?;
+    let consumers = if dev {
+        // Its keys stand in its settings.
+        Some((Enriching::prepare(&config, |_| None, &registry)?, Linking::prepare(&config, &registry)?))
+    } else {
+        None
+    };
     let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
     let identity = match (&company, &config.ingress.tls) {
         (Some(company), _) => Some(company.identity()),
@@ -90,11 +97,25 @@ pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) ->
     if let Some(company) = &company {
         company.introduce(&listeners.addresses(), admin.address, &config, shutdown.clone());
     }
+    let beside = tokio::spawn({
+        let (producers, shutdown) = (producers.clone(), shutdown.clone());
+        async move {
+            let Some((enriching, linking)) = consumers else {
+                return Ok(());
+            };
+            let (enriched, linked) =
+                tokio::join!(enriching.run(producers.clone(), shutdown.clone()), linking.run(producers, shutdown));
+            enriched.and(linked)
+        }
+    });
 
     let drained = tokio::select! {
-        drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown) => drained,
+        drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown.clone()) => drained,
         () = producers.broken() => return Err(no_report()),
     };
+    // The ingress may have ended by itself.
+    shutdown.cancel();
+    let beside = beside.await.unwrap_or_else(|_| Err(ServeError::Failed("a bug ended what runs beside".to_owned())));
     // Everything that was answered has its report; what is left belongs to senders that hung up.
     let flushed = flush(&config, &producers).await;
     admin.end().await;
@@ -102,6 +123,7 @@ pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) ->
         IngressError::Secrets(_) => settings(error),
         IngressError::Accepting => failed(error),
     })?;
+    beside?;
     close(producers).await;
     flushed
 }
@@ -115,23 +137,53 @@ pub async fn enrich(
     environment: fn(&str) -> Option<String>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    started(loaded);
     let config = Arc::new(loaded.config.clone());
     let registry = Registry::new();
-    let topics: Vec<Arc<str>> =
-        [&config.own_topics.attributes, &config.own_topics.dead_letter].map(|topic| topic.as_str().into()).into();
-    let metrics = Metrics::new(&registry, &consumer_names(&topics)).map_err(failed)?;
     let enriching = Enriching::prepare(&config, environment, &registry)?;
-    let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
-    let (readiness, check) = (producers.readiness(), enriching.check());
+    let own = &config.own_topics;
+    let topics = [&own.attributes, &own.dead_letter].map(|topic| topic.as_str().into()).into();
+    let check = enriching.check();
+    let run = |producers, shutdown| enriching.run(producers, shutdown);
+    consume(loaded, registry, topics, check, run, shutdown).await
+}
+
+/// Runs role `link` until `shutdown`.
+///
+/// # Errors
+/// Why it ended otherwise.
+pub async fn link(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let config = Arc::new(loaded.config.clone());
+    let registry = Registry::new();
+    let linking = Linking::prepare(&config, &registry)?;
+    let topics = vec![config.own_topics.login_links.as_str().into()];
+    let check = linking.check();
+    let run = |producers, shutdown| linking.run(producers, shutdown);
+    consume(loaded, registry, topics, check, run, shutdown).await
+}
+
+/// Runs a role that consumes, with producers for these topics and an admin port.
+async fn consume<Run: Future<Output = Result<(), ServeError>>>(
+    loaded: &Loaded,
+    registry: Registry,
+    topics: Vec<Arc<str>>,
+    check: impl Fn() -> Result<(), Vec<String>> + Send + Sync + 'static,
+    run: impl FnOnce(Arc<Producers>, CancellationToken) -> Run,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    started(loaded);
+    let config = &loaded.config;
+    let names = Names { topics: topics.iter().map(|topic| &**topic).collect(), ..Names::default() };
+    let metrics = Metrics::new(&registry, &names).map_err(failed)?;
+    let producers = Arc::new(Producers::new(config, topics.clone(), &metrics).map_err(settings)?);
+    let readiness = producers.readiness();
     let check = move || both(readiness.check(), check());
-    let admin = Admin::start(&config, registry, metrics, &shutdown, check).await?;
-    tracing::info!(topics = ?enrich::topics(&config), admin = %admin.address, "consuming");
+    let admin = Admin::start(config, registry, metrics, &shutdown, check).await?;
+    tracing::info!(admin = %admin.address, "listening");
     let drained = tokio::select! {
-        drained = enriching.run(producers.clone(), shutdown) => drained,
+        drained = run(producers.clone(), shutdown) => drained,
         () = producers.broken() => return Err(no_report()),
     };
-    let flushed = flush(&config, &producers).await;
+    let flushed = flush(config, &producers).await;
     admin.end().await;
     drained?;
     close(producers).await;
@@ -186,6 +238,35 @@ impl Enriching {
         let drained = enrich::run(config, clients, producers, telling, shutdown).await;
         keys.abort();
         drained.map_err(failed)
+    }
+}
+
+/// Role `link`, ready to be run.
+struct Linking {
+    config: Arc<Config>,
+    telling: link::Telling,
+}
+
+impl Linking {
+    fn prepare(config: &Arc<Config>, registry: &Registry) -> Result<Linking, ServeError> {
+        let sources = link::topics(config).map_err(settings)?;
+        let sources: Vec<&str> = sources.iter().map(|topic| &**topic).collect();
+        let telling = link::Telling {
+            consumer: ConsumerMetrics::new(registry, "link", &sources).map_err(failed)?,
+            link: LinkMetrics::new(registry).map_err(failed)?,
+            membership: Membership::default(),
+        };
+        Ok(Linking { config: config.clone(), telling })
+    }
+
+    /// Whether it consumes.
+    fn check(&self) -> impl Fn() -> Result<(), Vec<String>> + use<> {
+        let membership = self.telling.membership.clone();
+        move || membership.check()
+    }
+
+    async fn run(self, producers: Arc<Producers>, shutdown: CancellationToken) -> Result<(), ServeError> {
+        link::run(self.config, producers, self.telling, shutdown).await.map_err(failed)
     }
 }
 
@@ -334,11 +415,6 @@ fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
         topics: topics.iter().map(|topic| &**topic).collect(),
         secrets: secrets.collect(),
     }
-}
-
-/// Of a role that takes no webhooks.
-fn consumer_names(topics: &[Arc<str>]) -> Names<'_> {
-    Names { topics: topics.iter().map(|topic| &**topic).collect(), ..Names::default() }
 }
 
 fn instances(config: &Config) -> Vec<&str> {

@@ -55,7 +55,7 @@ use self::table::Table;
 pub use self::table::TableError;
 use self::value::Link;
 use crate::config::{self, Config};
-use crate::kafka::consumer::{self, Consumed, ConsumerError, Lease, Work, Worked};
+use crate::kafka::consumer::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
 use crate::kafka::{self, Publish, Receipt};
 use crate::metrics::{ConsumerMetrics, Lane, LinkMetrics, LinkOutcome};
 use crate::record::{self, Record, header};
@@ -95,12 +95,11 @@ pub enum LinkError {
 pub async fn run(
     config: Arc<Config>,
     publisher: Arc<dyn Publish>,
-    consumer_metrics: ConsumerMetrics,
-    metrics: LinkMetrics,
+    telling: Telling,
     shutdown: CancellationToken,
 ) -> Result<(), LinkError> {
     let topics = topics(&config)?;
-    let linker = Linker::start(&config, publisher, metrics);
+    let linker = Linker::start(&config, publisher, telling.link);
     tokio::select! {
         caught_up = linker.table.caught_up() => caught_up.map_err(LinkError::Table)?,
         () = shutdown.cancelled() => {
@@ -115,13 +114,14 @@ pub async fn run(
         async move { linker.repair().await }
     });
     let consuming_end = shutdown.child_token();
-    let consuming = consumer::run(
+    let consuming = consumer::run_with(
         &config.kafka,
         &config.link.consumer,
         topics,
-        consumer_metrics,
+        telling.consumer,
         linker.clone(),
         consuming_end.clone(),
+        telling.membership,
     );
     let mut consuming = std::pin::pin!(consuming);
     let ended = tokio::select! {
@@ -138,13 +138,23 @@ pub async fn run(
     ended
 }
 
+/// What others learn of the role by.
+#[derive(Clone)]
+pub struct Telling {
+    /// Families of its consumer.
+    pub consumer: ConsumerMetrics,
+    /// Its own families.
+    pub link: LinkMetrics,
+    /// What `/readyz` asks.
+    pub membership: Membership,
+}
+
 /// The topics to consume: those of `link.event_types`, and what instances put in their place.
 ///
 /// # Errors
 /// When the records of one of them have another key than a LoginId.
 pub fn topics(config: &Config) -> Result<Vec<Arc<str>>, LinkError> {
-    let config::Config { event_types, instances, link, .. } = config;
-    let mut topics: Vec<Arc<str>> = Vec::new();
+    let config::Config { event_types, link, .. } = config;
     for name in &link.event_types {
         let Some(index) = event_types.types.iter().position(|event_type| *event_type.name == **name) else {
             // Checked when the settings were read.
@@ -155,14 +165,8 @@ pub fn topics(config: &Config) -> Result<Vec<Arc<str>>, LinkError> {
         if event_types.rules.iter().any(|rule| other_key(&rule)) {
             return Err(LinkError::Key(name.clone()));
         }
-        topics.push(event_types.types[index].topic.clone());
-        topics.extend(
-            instances.iter().filter_map(|instance| instance.topics.get(name)).map(|topic| topic.as_str().into()),
-        );
     }
-    topics.sort();
-    topics.dedup();
-    Ok(topics)
+    Ok(kafka::topics_of_types(config, &link.event_types))
 }
 
 /// Links records. It works only with the thread that keeps its table.

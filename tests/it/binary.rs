@@ -524,9 +524,7 @@ async fn dev_takes_every_example_and_prints_its_record() {
         let headers = signed_with(Scheme::ALL[n % Scheme::ALL.len()], "not-a-secret-only-for-dev", &body);
         let answer = client.post(&path, &headers, &body).await;
         assert_eq!((answer.status, answer.body.as_slice()), (200, &b""[..]), "{file}");
-        let mut hash = ContentHash::new();
-        hash.update(&body);
-        let hash = hash.finish().map(|byte| format!("{byte:02x}")).concat();
+        let hash = ContentHash::of(&body).map(|byte| format!("{byte:02x}")).concat();
         let line = dev.line(file, |line| line.contains(&format!("sha256 {hash}")).then(|| line.to_owned())).await;
         assert!(line.starts_with(&format!("{topic} [")), "{file}: {line}");
         assert!(line.contains(&format!("key {key} ")), "{file}: {line}");
@@ -534,6 +532,13 @@ async fn dev_takes_every_example_and_prints_its_record() {
         let ce_id = format!("    ce_id: dev:{hash}");
         dev.line("its ce_id", |line| (line == ce_id).then_some(())).await;
     }
+    // What the consumers make of them.
+    let accounts = ContentHash::of(&payload("accounts_detail.json")).map(|byte| format!("{byte:02x}")).concat();
+    let result = format!("    ce_id: dev:{accounts}:credit-risk");
+    dev.line("the attributes' ce_id", |line| (line == result).then_some(())).await;
+    dev.line("the attributes", |line| line.contains("average_monthly_").then_some(())).await;
+    let link = |line: &str| (line.starts_with("    {") && line.contains("app-2026-000417")).then_some(());
+    dev.line("the login link", link).await;
     let (_, metrics) = get(admin, "/metrics").await;
     assert_eq!(crate::support::sum(&metrics, "bridge_ingress_requests_total", &[("outcome", "acked")]), 9.0);
 
