@@ -293,7 +293,7 @@ fn serve(native: &Native, stop: &CancellationToken) -> Result<(), ConsumerError>
     *context.closing.lock().expect("no panic while held") = Some(deadline);
     assignment.close();
     tracing::info!(under_way = assignment.under_way(&assignment.places()), "the consumer drains");
-    while assignment.under_way(&assignment.places()) > 0 && Instant::now() < deadline {
+    let committed = loop {
         context.apply_flow(native);
         // Records that come now are not taken; it is polled for the group's sake.
         native.poll(SHORT_TURN);
@@ -301,10 +301,25 @@ fn serve(native: &Native, stop: &CancellationToken) -> Result<(), ConsumerError>
             aged = Instant::now();
             assignment.tell_age();
         }
-    }
-    context.give_up(native, &assignment.places());
+        let late = Instant::now() >= deadline;
+        if !late && (assignment.under_way(&assignment.places()) > 0 || stored.elapsed() < TURN) {
+            continue;
+        }
+        stored = Instant::now();
+        match context.commit(native) {
+            // The rebalance goes on with the next polls, and the partitions stay until we say otherwise.
+            Err(error) if is_rebalancing(&error) && !late => {}
+            committed => break committed,
+        }
+    };
+    context.give_up(&assignment.places(), committed);
     assignment.tell_age();
     outcome
+}
+
+/// Whether a commit failed because the group is just being shared out anew.
+fn is_rebalancing(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::RebalanceInProgress)
 }
 
 /// What librdkafka tells, on the thread that polls.
@@ -369,15 +384,20 @@ impl Context {
         }
     }
 
-    /// Gives partitions up whose work had its time: what is done is committed, the rest broken off.
-    fn give_up(&self, native: &Native, places: &[Place]) {
+    /// Stores what is done, and waits until it is committed.
+    fn commit(&self, native: &Native) -> Result<(), KafkaError> {
         self.store(native);
         match native.commit_consumer_state(CommitMode::Sync) {
-            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => {
-                self.metrics.commit_failed();
-                tracing::warn!(error = %error, "offsets could not be committed: work since the last commit is repeated");
-            }
+            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
+            committed => committed,
+        }
+    }
+
+    /// Gives partitions up whose work had its time, after the commit of what is done: the rest is broken off.
+    fn give_up(&self, places: &[Place], committed: Result<(), KafkaError>) {
+        if let Err(error) = committed {
+            self.metrics.commit_failed();
+            tracing::warn!(error = %error, "offsets could not be committed: work since the last commit is repeated");
         }
         let overlaps = self.assignment.remove(places);
         if overlaps > 0 {
@@ -452,7 +472,8 @@ impl ConsumerContext for Context {
                 self.assignment.withdraw(&places);
                 let closing = *self.closing.lock().expect("no panic while held");
                 self.assignment.wait(&places, closing.unwrap_or_else(|| Instant::now() + self.drain));
-                self.give_up(native, &places);
+                // Kafka takes it also in the middle of the rebalance.
+                self.give_up(&places, self.commit(native));
                 tracing::info!(partitions = places.len(), "partitions were given up");
             }
             Rebalancing::Error(error) => tracing::warn!(error = %error, "a rebalance failed"),
@@ -473,11 +494,14 @@ impl ConsumerContext for Context {
 
     fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
         let failed = result.err().or_else(|| list.elements().iter().find_map(|element| element.error().err()));
-        if let Some(error) = failed
-            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
-        {
-            self.metrics.commit_failed();
-            tracing::warn!(error = %error, "a commit failed; the next one includes its offsets");
+        match failed {
+            Some(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::NoOffset) => {}
+            Some(error) if is_rebalancing(&error) => tracing::debug!("a commit fell into a rebalance"),
+            Some(error) => {
+                self.metrics.commit_failed();
+                tracing::warn!(error = %error, "a commit failed; the next one includes its offsets");
+            }
+            None => {}
         }
     }
 }
