@@ -482,3 +482,209 @@ fn size(record: &Record) -> usize {
     let headers: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     record.payload.len() + record.key.as_ref().map_or(0, Bytes::len) + headers
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An assignment whose begun records are kept for the test to end.
+    struct Desk {
+        assignment: Arc<Assignment>,
+        begun: Arc<Mutex<Vec<Begun>>>,
+    }
+
+    impl Desk {
+        fn new(most_records: usize, most_bytes: usize) -> Desk {
+            let metrics = ConsumerMetrics::new(&Registry::new(), "test", &["a"]).expect("the registry is new");
+            let begun = Arc::new(Mutex::new(Vec::new()));
+            let keep = begun.clone();
+            let begin = Box::new(move |record| keep.lock().expect("no panic while held").push(record));
+            Desk { assignment: Arc::new(Assignment::new(most_records, most_bytes, metrics, begin)), begun }
+        }
+
+        fn take(&self, partition: i32, offset: i64, key: Option<&'static str>) {
+            let record = Record {
+                topic: "a".into(),
+                key: key.map(|key| Bytes::from_static(key.as_bytes())),
+                headers: Vec::new(),
+                payload: Bytes::from_static(&[b'x'; 10]),
+            };
+            self.assignment.take(record, Origin { topic: "a".into(), partition, offset, timestamp_ms: None });
+        }
+
+        fn offsets(&self) -> Vec<i64> {
+            self.begun.lock().expect("no panic while held").iter().map(|begun| begun.consumed.origin.offset).collect()
+        }
+
+        fn end(&self, offset: i64, end: End) {
+            let mut begun = self.begun.lock().expect("no panic while held");
+            let at = begun.iter().position(|begun| begun.consumed.origin.offset == offset).expect("it is under way");
+            let ended = begun.remove(at);
+            // Its end may begin another one.
+            drop(begun);
+            ended.ticket.end(end);
+        }
+
+        fn held(&self) -> (usize, usize, usize) {
+            let state = self.assignment.lock();
+            (state.records, state.bytes, state.leaving)
+        }
+    }
+
+    impl Drop for Desk {
+        /// Tickets know the assignment, and it knows how to begin.
+        fn drop(&mut self) {
+            let begun = std::mem::take(&mut *self.begun.lock().expect("no panic while held"));
+            drop(begun);
+        }
+    }
+
+    fn place(partition: i32) -> Place {
+        ("a".into(), partition)
+    }
+
+    #[test]
+    fn an_end_counts_only_for_its_own_assignment() {
+        let desk = Desk::new(100, 1_000);
+        desk.take(0, 1, None);
+        assert_eq!(desk.held(), (0, 0, 0), "nothing is taken of a partition that is not assigned");
+        desk.assignment.assigned(vec![place(0)]);
+        desk.take(0, 1, None);
+        desk.take(0, 2, Some("k"));
+        desk.take(0, 3, Some("k"));
+        assert_eq!((desk.offsets(), desk.held().0), (vec![1, 2], 3));
+
+        desk.assignment.withdraw(&[place(0)]);
+        assert_eq!(desk.held(), (2, 21, 0), "what waits is dropped");
+        desk.take(0, 4, None);
+        desk.end(2, End::Done);
+        assert_eq!(desk.offsets(), [1], "nothing is begun under a withdrawn lease");
+        assert_eq!(desk.assignment.moved(), []);
+        assert_eq!(desk.assignment.remove(&[place(0)]), 1);
+        assert!(desk.begun.lock().expect("no panic while held")[0].cut.is_cancelled());
+
+        desk.assignment.assigned(vec![place(0)]);
+        desk.take(0, 1, None);
+        assert_eq!((desk.offsets(), desk.held()), (vec![1, 1], (2, 20, 1)));
+        // The first of the two is the earlier assignment's.
+        desk.end(1, End::Done);
+        assert_eq!((desk.assignment.moved(), desk.held()), (vec![], (1, 10, 0)));
+        desk.end(1, End::Done);
+        assert_eq!(desk.assignment.moved(), [(place(0), 2)]);
+        assert_eq!(desk.assignment.moved(), [], "told once");
+        assert!(desk.assignment.fault().is_none());
+    }
+
+    #[test]
+    fn a_log_that_begins_anew_is_followed() {
+        let desk = Desk::new(100, 1_000);
+        desk.assignment.assigned(vec![place(0)]);
+        for offset in [50, 51] {
+            desk.take(0, offset, Some("k"));
+        }
+        desk.take(0, 0, Some("k"));
+        assert_eq!((desk.offsets(), desk.held()), (vec![50, 0], (2, 22, 1)));
+        desk.end(0, End::Done);
+        desk.end(50, End::Done);
+        assert_eq!((desk.assignment.moved(), desk.held()), (vec![(place(0), 1)], (0, 0, 0)));
+    }
+
+    #[test]
+    fn a_partition_that_runs_ahead_is_paused_alone() {
+        let desk = Desk::new(usize::MAX, usize::MAX);
+        desk.assignment.assigned(vec![place(0), place(1)]);
+        let mut first = desk.assignment.flow();
+        first.resume.sort();
+        assert_eq!(first, Flow { pause: vec![], resume: vec![place(0), place(1)] }, "whatever was before");
+        desk.take(0, 0, None);
+        for offset in 1..MOST_OPEN as i64 {
+            desk.take(0, offset, None);
+            desk.end(offset, End::Done);
+        }
+        assert_eq!(desk.assignment.flow(), Flow { pause: vec![place(0)], resume: vec![] });
+        assert_eq!(desk.assignment.flow(), Flow::default());
+        desk.end(0, End::Done);
+        assert_eq!(desk.assignment.flow(), Flow { pause: vec![], resume: vec![place(0)] });
+        assert_eq!(desk.assignment.moved(), [(place(0), MOST_OPEN as i64)]);
+    }
+
+    #[test]
+    fn pauses_begin_at_the_bound_and_end_below_it() {
+        for (bound, resumed_at) in [(1, 0), (2, 1), (4, 3), (200, 150)] {
+            let desk = Desk::new(bound, usize::MAX);
+            desk.assignment.assigned(vec![place(0)]);
+            desk.assignment.flow();
+            for offset in 0..bound as i64 {
+                assert_eq!(desk.assignment.flow(), Flow::default());
+                desk.take(0, offset, None);
+            }
+            assert_eq!(desk.assignment.flow().pause, [place(0)]);
+            for held in (resumed_at..bound).rev() {
+                assert_eq!(desk.assignment.flow(), Flow::default(), "{held} of {bound}");
+                desk.end(held as i64, End::Done);
+            }
+            assert_eq!(desk.assignment.flow().resume, [place(0)], "{bound}");
+        }
+    }
+
+    proptest! {
+        /// Whatever comes and ends, partitions going and coming in between: one of a key is under way at a time, in
+        /// order; what is held is what was taken and neither ended nor dropped; and all of it is let go in the end.
+        #[test]
+        fn nothing_held_is_forgotten(
+            steps in prop::collection::vec((0_u8..10, 0_i32..3, 0_usize..4, any::<prop::sample::Index>()), 1..200),
+        ) {
+            const KEYS: [Option<&str>; 4] = [None, Some("k"), Some("l"), Some("m")];
+            let desk = Desk::new(usize::MAX, usize::MAX);
+            desk.assignment.assigned((0..3).map(place).collect());
+            let mut next = [0_i64; 3];
+            for (step, partition, key, which) in steps {
+                match step {
+                    0..5 => {
+                        let offset = &mut next[partition as usize];
+                        // Unique over all partitions, so that the desk finds it.
+                        desk.take(partition, *offset * 3 + i64::from(partition), KEYS[key]);
+                        *offset += 1;
+                    }
+                    5..9 => {
+                        let offsets = desk.offsets();
+                        if !offsets.is_empty() {
+                            desk.end(offsets[which.index(offsets.len())], End::Done);
+                        }
+                    }
+                    _ => {
+                        desk.assignment.remove(&[place(partition)]);
+                        desk.assignment.assigned(vec![place(partition)]);
+                    }
+                }
+                let begun = desk.begun.lock().expect("no panic while held");
+                let mut keys: Vec<_> = begun
+                    .iter()
+                    .filter(|begun| !begun.cut.is_cancelled())
+                    .filter_map(|begun| Some((begun.consumed.origin.partition, begun.consumed.record.key.clone()?)))
+                    .collect();
+                keys.sort();
+                let under_way = keys.len();
+                keys.dedup();
+                prop_assert_eq!(under_way, keys.len(), "two of a key are under way");
+                let under_way = begun.len();
+                drop(begun);
+                let waiting: usize = {
+                    let state = desk.assignment.lock();
+                    state.partitions.values().flat_map(|own| own.keys.values()).map(VecDeque::len).sum()
+                };
+                prop_assert_eq!(desk.held().0, under_way + waiting);
+            }
+            while let Some(offset) = desk.offsets().first().copied() {
+                desk.end(offset, End::Done);
+            }
+            prop_assert_eq!(desk.held(), (0, 0, 0));
+            for (place, position) in desk.assignment.moved() {
+                prop_assert_eq!(position, (next[place.1 as usize] - 1) * 3 + i64::from(place.1) + 1);
+            }
+        }
+    }
+}
