@@ -15,6 +15,7 @@
 //!
 //! Keys, tokens and bodies are never logged; LoginIds and RequestIds may be.
 
+mod answer;
 mod client;
 mod code;
 mod limit;

@@ -213,7 +213,7 @@ async fn each_fault_of_the_stand_in_is_told_apart() {
     let met = client.attributes(&mut session, LOGIN, &credit_risk()).await;
     assert!(matches!(&met, Err(CallError::Alone(error)) if matches!(**error, CallError::Transport(_))), "{met:?}");
 
-    let mut authorizing = async |fault| {
+    let authorizing = async |fault| {
         stub.set_login_fault(LOGIN, Some(fault));
         client.authorize(LOGIN).await.map(drop)
     };

@@ -9,13 +9,12 @@
 //! Paths are as the contract has them (section 4.1), below any base. What it answers has the shapes of
 //! `tests/payloads/api`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -34,16 +33,19 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use self::document::{LOGIN_PLACE, REQUEST_PLACE, accounts_detail, login};
+pub use self::fault::{Fault, FaultShare};
+use self::state::{Keys, SESSION_MARK, State, identifier, number};
 use super::code::FlinksCode;
 use crate::metrics::FlinksCall;
 
-/// An unused token's life.
-const TOKEN_LIFE: Duration = Duration::from_secs(30 * 60);
-/// How long a RequestId may be idle.
-const SESSION_IDLE: Duration = Duration::from_secs(8 * 60);
+mod document;
+mod fault;
+mod state;
+
 /// Largest request body that is read.
 const LARGEST_REQUEST: usize = 64 * 1024;
 /// Wait after a failed accept.
@@ -100,115 +102,6 @@ impl Default for StubOptions {
             seed: 1,
             authorize_key: "stub-authorize-key".to_owned(),
             api_key: "stub-api-key".to_owned(),
-        }
-    }
-}
-
-/// What can go wrong with a call. Where a fault cannot befall a call, the call goes well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Fault {
-    /// `401 TOO_MANY_REQUESTS`.
-    Throttle,
-    /// `RETRY_LATER`: 400 from Attributes, else 401.
-    RetryLater,
-    /// A web page with status 200.
-    Html,
-    /// The answer takes `slow` longer.
-    Slow,
-    /// The connection ends within the answer's body.
-    CutOff,
-    /// The connection ends before the answer.
-    HangUp,
-    /// 500 without a code.
-    ServerError,
-    /// Half of the JSON, declared as all of it.
-    Truncated,
-    /// The answer, declared as plain text.
-    PlainText,
-    /// 302 to elsewhere.
-    Redirect,
-    /// 203: `Authorize` asks the user something.
-    Mfa,
-    /// `401 INVALID_LOGIN` from `Authorize`, 404 for a Pay session.
-    InvalidLogin,
-    /// `202 OPERATION_PENDING`, however often it is asked.
-    Pending,
-}
-
-impl Fault {
-    /// Every one.
-    pub const ALL: [Fault; 13] = [
-        Fault::Throttle,
-        Fault::RetryLater,
-        Fault::Html,
-        Fault::Slow,
-        Fault::CutOff,
-        Fault::HangUp,
-        Fault::ServerError,
-        Fault::Truncated,
-        Fault::PlainText,
-        Fault::Redirect,
-        Fault::Mfa,
-        Fault::InvalidLogin,
-        Fault::Pending,
-    ];
-
-    /// The name on the command line and in counts.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Fault::Throttle => "throttle",
-            Fault::RetryLater => "retry-later",
-            Fault::Html => "html",
-            Fault::Slow => "slow",
-            Fault::CutOff => "cut-off",
-            Fault::HangUp => "hang-up",
-            Fault::ServerError => "server-error",
-            Fault::Truncated => "truncated",
-            Fault::PlainText => "plain-text",
-            Fault::Redirect => "redirect",
-            Fault::Mfa => "mfa",
-            Fault::InvalidLogin => "invalid-login",
-            Fault::Pending => "pending",
-        }
-    }
-
-    /// Whether it can befall a call.
-    fn befalls(self, call: FlinksCall) -> bool {
-        let data = matches!(call, FlinksCall::AccountsDetail | FlinksCall::AccountsDetailPoll | FlinksCall::Attributes);
-        match self {
-            Fault::Throttle
-            | Fault::Html
-            | Fault::Slow
-            | Fault::CutOff
-            | Fault::HangUp
-            | Fault::ServerError
-            | Fault::Truncated
-            | Fault::PlainText
-            | Fault::Redirect => true,
-            Fault::RetryLater => data || call == FlinksCall::Authorize,
-            Fault::Mfa => call == FlinksCall::Authorize,
-            Fault::InvalidLogin => matches!(call, FlinksCall::Authorize | FlinksCall::PayStatus),
-            Fault::Pending => data,
-        }
-    }
-}
-
-/// A fault and how often it befalls a call, from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FaultShare(pub Fault, pub f64);
-
-impl FromStr for FaultShare {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<FaultShare, String> {
-        let (name, share) = text.split_once('=').ok_or("expected a fault and its share, such as throttle=0.1")?;
-        let fault = Fault::ALL
-            .into_iter()
-            .find(|fault| fault.name() == name)
-            .ok_or_else(|| format!("expected a fault, one of {}", Fault::ALL.map(Fault::name).join(", ")))?;
-        match share.parse::<f64>() {
-            Ok(share) if (0.0..=1.0).contains(&share) => Ok(FaultShare(fault, share)),
-            _ => Err("expected a share from 0 to 1".to_owned()),
         }
     }
 }
@@ -436,11 +329,6 @@ impl Body for CutBody {
     }
 }
 
-struct Keys {
-    authorize: String,
-    api: String,
-}
-
 struct Shared {
     options: StubOptions,
     state: Mutex<State>,
@@ -448,37 +336,6 @@ struct Shared {
     dice: AtomicU64,
     /// Accounts detail, with the places of LoginId and RequestId marked.
     accounts_detail: String,
-}
-
-struct State {
-    keys: Keys,
-    shares: Vec<FaultShare>,
-    login_faults: HashMap<String, Fault>,
-    /// By number: when it was issued, and whether it has been used.
-    tokens: HashMap<u64, (Instant, bool)>,
-    sessions: HashMap<u64, SessionState>,
-    /// Numbers of tokens and sessions, oldest first, to forget them some day.
-    token_ages: VecDeque<(Instant, u64)>,
-    session_ages: VecDeque<(Instant, u64)>,
-    next: u64,
-    running: HashMap<String, Running>,
-    at_once: usize,
-    counts: Counts,
-}
-
-struct SessionState {
-    login_id: Arc<str>,
-    used: Instant,
-    /// How many more times accounts detail is under way.
-    pending: u32,
-    /// Whether accounts detail was there.
-    detailed: bool,
-}
-
-#[derive(Default)]
-struct Running {
-    calls: usize,
-    attributes: usize,
 }
 
 /// A call that runs; it ends when this is dropped, also when the client has gone.
@@ -554,20 +411,7 @@ impl Said {
 
 impl Shared {
     fn new(options: StubOptions) -> Shared {
-        let keys = Keys { authorize: options.authorize_key.clone(), api: options.api_key.clone() };
-        let state = State {
-            keys,
-            shares: options.faults.clone(),
-            login_faults: HashMap::new(),
-            tokens: HashMap::new(),
-            sessions: HashMap::new(),
-            token_ages: VecDeque::new(),
-            session_ages: VecDeque::new(),
-            next: 0,
-            running: HashMap::new(),
-            at_once: 0,
-            counts: Counts::default(),
-        };
+        let state = State::new(&options.authorize_key, &options.api_key, options.faults.clone());
         Shared {
             dice: AtomicU64::new(options.seed),
             accounts_detail: accounts_detail(options.transactions),
@@ -832,95 +676,9 @@ impl Shared {
     }
 }
 
-impl State {
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    fn issue_token(&mut self, clock: f64) -> String {
-        let (now, number) = (Instant::now(), self.number());
-        self.tokens.insert(number, (now, false));
-        self.token_ages.push_back((now, number));
-        // Kept for as long again, to tell what is too old from what never was.
-        while self.token_ages.front().is_some_and(|(issued, _)| scaled(*issued, clock) > 2 * TOKEN_LIFE) {
-            if let Some((_, old)) = self.token_ages.pop_front() {
-                self.tokens.remove(&old);
-            }
-        }
-        identifier(TOKEN_MARK, number)
-    }
-
-    /// Uses a token up, or says why it cannot be used.
-    fn use_token(&mut self, token: Option<u64>, clock: f64) -> Option<Said> {
-        let refused = |why| Some(Said::code(401, FlinksCode::Unauthorized, why));
-        let Some((issued, used)) = token.and_then(|token| self.tokens.get_mut(&token)) else {
-            self.counts.keys_refused += 1;
-            return refused("(invented) no such token");
-        };
-        if std::mem::replace(used, true) {
-            self.counts.tokens_reused += 1;
-            return refused("(invented) the token was used before");
-        }
-        if scaled(*issued, clock) > TOKEN_LIFE {
-            self.counts.tokens_expired += 1;
-            return refused("(invented) the token is too old");
-        }
-        None
-    }
-
-    fn issue_session(&mut self, login_id: &str, pending: u32, clock: f64) -> String {
-        let (now, number) = (Instant::now(), self.number());
-        self.sessions.insert(number, SessionState { login_id: login_id.into(), used: now, pending, detailed: false });
-        self.session_ages.push_back((now, number));
-        while self.session_ages.front().is_some_and(|(looked, _)| scaled(*looked, clock) > 2 * SESSION_IDLE) {
-            let Some((_, old)) = self.session_ages.pop_front() else { break };
-            match self.sessions.get(&old).map(|session| session.used) {
-                Some(used) if scaled(used, clock) <= 2 * SESSION_IDLE => self.session_ages.push_back((now, old)),
-                _ => drop(self.sessions.remove(&old)),
-            }
-        }
-        identifier(SESSION_MARK, number)
-    }
-
-    /// The session of a RequestId, used now, or why there is none.
-    fn session(&mut self, request_id: &str, clock: f64) -> Result<&mut SessionState, Said> {
-        let number = number(request_id).filter(|number| self.sessions.contains_key(number));
-        let Some(session) = number.and_then(|number| self.sessions.get_mut(&number)) else {
-            return Err(Said::code(400, FlinksCode::SessionNonexistent, "(invented) no such session"));
-        };
-        if scaled(session.used, clock) > SESSION_IDLE {
-            self.counts.sessions_expired += 1;
-            return Err(Said::code(400, FlinksCode::SessionExpired, "RequestId is invalid or session has ended."));
-        }
-        session.used = Instant::now();
-        Ok(session)
-    }
-}
-
-/// How long ago that was, by the stand-in's clock.
-fn scaled(then: Instant, clock: f64) -> Duration {
-    Duration::try_from_secs_f64(then.elapsed().as_secs_f64() * clock).unwrap_or(Duration::MAX)
-}
-
 /// What counts call the two reasons to wait.
 const PENDING: &str = "OPERATION_PENDING";
 const ANOTHER_RUNNING: &str = "another-running";
-
-const TOKEN_MARK: &str = "11111111";
-const SESSION_MARK: &str = "2b9f8c10";
-
-/// An id in the form that Flinks' have.
-fn identifier(mark: &str, number: u64) -> String {
-    format!("{mark}-6a35-4a0e-{:04x}-{:012x}", number >> 48, number & 0xFFFF_FFFF_FFFF)
-}
-
-/// The number of such an id.
-fn number(identifier: &str) -> Option<u64> {
-    let mut parts = identifier.split('-').skip(3);
-    let (high, low) = (u64::from_str_radix(parts.next()?, 16).ok()?, u64::from_str_radix(parts.next()?, 16).ok()?);
-    (high <= 0xFFFF && low <= 0xFFFF_FFFF_FFFF).then_some(high << 48 | low)
-}
 
 /// What is asked, by method and the end of the path.
 fn asked(method: &Method, path: &str, body: &[u8]) -> Option<Asked> {
@@ -985,16 +743,6 @@ fn pending(request_id: &str, name: &'static str, message: &str) -> Said {
     Said { status: 202, name, body: body.to_string() }
 }
 
-fn login(login_id: &str) -> Value {
-    json!({
-        "Username": "4519000011112222",
-        "IsScheduledRefresh": false,
-        "LastRefresh": "2026-11-20T14:07:31.4820917",
-        "Type": "Personal",
-        "Id": login_id,
-    })
-}
-
 fn attributes(login_id: &str, request_id: &str, what: &Result<String, Value>, limit_days: Option<String>) -> Said {
     let days = match limit_days.map(|days| days.parse::<u16>()) {
         None => 88,
@@ -1027,69 +775,6 @@ fn attributes(login_id: &str, request_id: &str, what: &Result<String, Value>, li
     Said::ok(body.to_string())
 }
 
-const LOGIN_PLACE: &str = "\"<login>\"";
-const REQUEST_PLACE: &str = "\"<request>\"";
-
-/// An accounts detail with two accounts, in the shape of the contract's section 1.2.
-fn accounts_detail(transactions: usize) -> String {
-    let account = |number: usize, title: &str, kind: &str| {
-        let transactions: Vec<Value> = (0..transactions)
-            .map(|at| {
-                let debit = at % 3 != 0;
-                json!({
-                    "Date": format!("2026-{:02}-{:02}", 11 - (at / 28) % 11, 28 - at % 28),
-                    "Code": null,
-                    "Description": if debit { "INVENTED SHOP 42 OTTAWA" } else { "PAYROLL INVENTED LTD" },
-                    "Debit": debit.then_some(12.34 + at as f64),
-                    "Credit": (!debit).then_some(1210.55),
-                    "Balance": 2416.68 - at as f64,
-                    "Id": format!("0b0e2a50-5a4a-4c5a-{number:04x}-{at:012x}"),
-                })
-            })
-            .collect();
-        json!({
-            "Transactions": transactions,
-            "TransitNumber": "00431",
-            "InstitutionNumber": "777",
-            "OverdraftLimit": 0,
-            "Title": title,
-            "AccountNumber": format!("100436{number}"),
-            "LastFourDigits": null,
-            "Balance": { "Available": 2416.68, "Current": 2416.68, "Limit": null },
-            "Category": "Operations",
-            "Type": kind,
-            "Currency": "CAD",
-            "Holder": {
-                "Name": "Invented Person",
-                "Address": {
-                    "CivicAddress": "1 Invented Street",
-                    "City": "Ottawa",
-                    "Province": "ON",
-                    "PostalCode": "K1A 0A1",
-                    "POBox": null,
-                    "Country": "CA",
-                },
-                "Email": "invented@example.com",
-                "PhoneNumber": "(613) 555-0100",
-            },
-            "AccountType": "Personal",
-            "Id": format!("c2f1a0de-91b4-4f7e-fed8-{number:012x}"),
-        })
-    };
-    let mut login = login("");
-    login["Id"] = json!("<login>");
-    json!({
-        "HttpStatusCode": 200,
-        "Accounts": [account(1, "Chequing CAD", "Chequing"), account(2, "Savings CAD", "Savings")],
-        "InstitutionName": "FlinksCapital",
-        "InstitutionId": 14,
-        "Institution": "FlinksCapital",
-        "Login": login,
-        "RequestId": "<request>",
-    })
-    .to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1120,66 +805,5 @@ mod tests {
         };
         assert_eq!((login.as_str(), id.as_str(), name.as_str()), ("a/b%", "\u{e9}", "GetIncomeAttributes"));
         assert_eq!(decoded("100%"), "100%");
-    }
-
-    #[test]
-    fn identifiers_carry_their_number() {
-        for expected in [0, 1, 0xFFFF_FFFF_FFFF, 1 << 48, u64::MAX] {
-            assert_eq!(number(&identifier(TOKEN_MARK, expected)), Some(expected));
-        }
-        for other in ["", "a-b-c-x-e", "2b9f8c10-6a35-4a0e-0000-1000000000000"] {
-            assert_eq!(number(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn shares_are_read() {
-        assert_eq!("throttle=0.1".parse(), Ok(FaultShare(Fault::Throttle, 0.1)));
-        for fault in Fault::ALL {
-            assert_eq!(format!("{}=1", fault.name()).parse(), Ok(FaultShare(fault, 1.0)));
-        }
-        for bad in ["throttle", "throttle=", "throttle=1.5", "throttle=-1", "throttle=NaN", "thunder=0.1", "=0.1"] {
-            assert!(bad.parse::<FaultShare>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_accounts_detail_is_one_that_a_webhook_could_bring() {
-        let text = accounts_detail(500);
-        assert_eq!((text.matches(LOGIN_PLACE).count(), text.matches(REQUEST_PLACE).count()), (1, 1));
-        let body: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(body.pointer("/Accounts/1/Transactions").and_then(Value::as_array).map(Vec::len), Some(500));
-        assert_eq!(body.pointer("/Login/Id"), Some(&json!("<login>")));
-        let date = |at: usize| body["Accounts"][0]["Transactions"][at]["Date"].as_str().unwrap().to_owned();
-        assert_eq!((date(0), date(27), date(28)), ("2026-11-28".into(), "2026-11-01".into(), "2026-10-28".into()));
-        assert_eq!(date(308), "2026-11-28", "months go round");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn tokens_and_sessions_end_and_are_forgotten() {
-        let shared = Shared::new(StubOptions::default());
-        let mut state = shared.state();
-        let token = state.issue_token(1.0);
-        assert!(state.use_token(number(&token), 1.0).is_none());
-        assert!(state.use_token(number(&token), 1.0).is_some());
-        let late = state.issue_token(1.0);
-        let session = state.issue_session("login", 0, 1.0);
-        assert!(state.session(&session, 1.0).is_ok());
-        drop(state);
-
-        tokio::time::advance(TOKEN_LIFE + Duration::from_secs(1)).await;
-        let mut state = shared.state();
-        assert!(state.use_token(number(&late), 1.0).is_some());
-        let name = |said: Result<&mut SessionState, Said>| said.map_or_else(|said| said.name, |_| "ok");
-        assert_eq!(name(state.session(&session, 1.0)), "SESSION_EXPIRED");
-        assert_eq!(name(state.session("another", 1.0)), "SESSION_NONEXISTENT");
-        assert_eq!((state.counts.tokens_reused, state.counts.tokens_expired, state.counts.sessions_expired), (1, 1, 1));
-        drop(state);
-
-        tokio::time::advance(2 * TOKEN_LIFE).await;
-        let mut state = shared.state();
-        let (_, session) = (state.issue_token(1.0), state.issue_session("login", 0, 1.0));
-        assert_eq!((state.tokens.len(), state.sessions.len()), (1, 1));
-        assert!(state.session(&session, 1.0).is_ok());
     }
 }
