@@ -60,7 +60,7 @@ families! {
     CALLS_WAITING: "gauge" "bridge_flinks_calls_waiting" ["instance"]
         "Calls that wait for their turn: for Flinks to be back, for concurrency, for the rate.";
     RATE: "gauge" "bridge_flinks_rate_calls_per_second" ["instance"]
-        "Calls a second that are allowed now: the configured rate, or less after Flinks has throttled.";
+        "Calls a second that were allowed at the last call: the configured rate, or less after Flinks has throttled.";
     THROTTLED: "counter" "bridge_flinks_throttled_total" ["instance"]
         "Answers that there were too many calls.";
     AVAILABLE: "gauge" "bridge_flinks_available" ["instance"]

@@ -330,6 +330,25 @@ async fn keys_are_replaced_while_it_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_given_up_ends_at_the_stand_in_too() {
+    let stub = stub(StubOptions { slow: Duration::from_secs(600), ..StubOptions::default() }).await;
+    stub.set_login_fault(LOGIN, Some(Fault::Slow));
+    let made = made(&stub.base_url(), "call_timeout = \"10m\"\nread_timeout = \"10m\"", "concurrency = 1");
+    let call = tokio::spawn({
+        let client = made.client.clone();
+        async move { client.authorize(LOGIN).await.map(drop) }
+    });
+    until("a call under way", || stub.counts().of(FlinksCall::Token) == 1 && stub.counts().at_once == 1).await;
+    call.abort();
+    until("its end", || stub.counts().at_once == 0).await;
+    until("its room", || made.metric("bridge_flinks_calls_in_flight", &[]) == 0.0).await;
+    // The only place is free again.
+    stub.set_login_fault(LOGIN, None);
+    within("the next", made.client.authorize(LOGIN)).await.unwrap();
+    assert_eq!((stub.counts().overlaps, stub.counts().most_at_once), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_rate_is_never_exceeded() {
     let stub = stub(StubOptions::default()).await;
     let made = made(&stub.base_url(), "", "rate = 100\nconcurrency = 8");

@@ -113,6 +113,8 @@ pub struct Counts {
     pub calls: BTreeMap<(&'static str, &'static str), u64>,
     /// Connections accepted, without those closed at once while it was down.
     pub connections: u64,
+    /// Calls under way now.
+    pub at_once: usize,
     /// The most calls at once, over all LoginIds.
     pub most_at_once: usize,
     /// The most calls at once for one LoginId.
@@ -348,7 +350,7 @@ struct InHand<'a> {
 impl Drop for InHand<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        state.at_once -= 1;
+        state.counts.at_once -= 1;
         if let Some(login_id) = &self.login_id
             && let Some(running) = state.running.get_mut(&**login_id)
         {
@@ -506,8 +508,8 @@ impl Shared {
             Asked::PayStatus(id) => Some(id.as_str().into()),
         };
         let attributes = matches!(asked, Asked::Attributes(..));
-        state.at_once += 1;
-        state.counts.most_at_once = state.counts.most_at_once.max(state.at_once);
+        state.counts.at_once += 1;
+        state.counts.most_at_once = state.counts.most_at_once.max(state.counts.at_once);
         if let Some(login_id) = &login_id {
             let running = state.running.entry(login_id.to_string()).or_default();
             running.calls += 1;

@@ -14,6 +14,7 @@ use crate::flinks::code::FlinksCode;
 const TOKEN_LIFE: Duration = Duration::from_secs(30 * 60);
 /// How long a RequestId may be idle.
 const SESSION_IDLE: Duration = Duration::from_secs(8 * 60);
+
 pub(super) struct Keys {
     pub(super) authorize: String,
     pub(super) api: String,
@@ -31,7 +32,6 @@ pub(super) struct State {
     pub(super) session_ages: VecDeque<(Instant, u64)>,
     pub(super) next: u64,
     pub(super) running: HashMap<String, Running>,
-    pub(super) at_once: usize,
     pub(super) counts: Counts,
 }
 
@@ -62,7 +62,6 @@ impl State {
             session_ages: VecDeque::new(),
             next: 0,
             running: HashMap::new(),
-            at_once: 0,
             counts: Counts::default(),
         }
     }
@@ -175,12 +174,14 @@ mod tests {
         let late = state.issue_token(1.0);
         let session = state.issue_session("login", 0, 1.0);
         assert!(state.session(&session, 1.0).is_ok());
+
         tokio::time::advance(TOKEN_LIFE + Duration::from_secs(1)).await;
         assert!(state.use_token(number(&late), 1.0).is_some());
         let name = |said: Result<&mut SessionState, Said>| said.map_or_else(|said| said.name, |_| "ok");
         assert_eq!(name(state.session(&session, 1.0)), "SESSION_EXPIRED");
         assert_eq!(name(state.session("another", 1.0)), "SESSION_NONEXISTENT");
         assert_eq!((state.counts.tokens_reused, state.counts.tokens_expired, state.counts.sessions_expired), (1, 1, 1));
+
         tokio::time::advance(2 * TOKEN_LIFE).await;
         let (_, session) = (state.issue_token(1.0), state.issue_session("login", 0, 1.0));
         assert_eq!((state.tokens.len(), state.sessions.len()), (1, 1));
