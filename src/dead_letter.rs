@@ -166,7 +166,7 @@ impl DeadLetter {
     /// If the record is no dead letter.
     pub fn parse(record: &Record) -> Result<DeadLetter, ParseError> {
         let origin = Origin {
-            topic: read(record, header::ORIGIN_TOPIC, |topic| (!topic.is_empty()).then(|| topic.into()))?,
+            topic: read(record, header::ORIGIN_TOPIC, |topic| is_topic(topic).then(|| topic.into()))?,
             partition: read(record, header::ORIGIN_PARTITION, |text| text.parse().ok())?,
             offset: read(record, header::ORIGIN_OFFSET, |text| text.parse().ok())?,
             timestamp_ms: optional(record, header::ORIGIN_TIMESTAMP, |text| text.parse().ok())?,
@@ -202,6 +202,12 @@ pub fn count_redriven(record: &mut Record) {
     record.headers.retain(|(name, _)| name != header::REDRIVEN);
     let times = before.saturating_add(1).to_string();
     record.headers.push((Cow::Borrowed(header::REDRIVEN), times.into()));
+}
+
+/// Whether Kafka takes it as the name of a topic: up to 249 letters, digits, `.`, `_` and `-`.
+fn is_topic(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 fn drop_headers(record: &mut Record) {

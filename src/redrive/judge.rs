@@ -206,7 +206,8 @@ fn dead_letter(selection: &Selection, config: &Config, record: &Record) -> Verdi
     if !selection.has_type(known.map_or(ce_type, |known| &known.name)) {
         return Verdict::NotSelected;
     }
-    let kind = format!("{} {ce_type}", dead_letter.cause);
+    // It is printed, and who wrote it is not known for sure.
+    let kind = format!("{} {}", dead_letter.cause, ce_type.escape_debug());
     Verdict::Return { kind, record: Box::new(dead_letter.into_redriven()) }
 }
 

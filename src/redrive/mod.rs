@@ -257,6 +257,8 @@ fn redrive(
     let mut progress = Progress::known(&config, &group, &spans, !options.dry_run)?;
     if options.again {
         progress.forget();
+    } else {
+        progress.check(&group, &spans)?;
     }
     let mut batch = Batch {
         returner,
@@ -380,16 +382,24 @@ impl Progress {
                     "group {group} has an offset that no redrive has written: give another --group"
                 )));
             };
-            let end = spans.iter().find(|span| span.partition == position.partition).map_or(0, |span| span.end);
-            if kinds.values().any(|next| *next > end) {
-                return Err(Failure::Usage(format!(
-                    "group {group} has come further than topic {} reaches, which was made anew: use --again",
-                    position.topic
-                )));
-            }
             progress.partitions.insert(position.partition, kinds);
         }
         Ok(progress)
+    }
+
+    /// Offsets of a topic that was deleted and made anew begin again, and would pass for put back.
+    fn check(&self, group: &str, spans: &[Span]) -> Result<(), Failure> {
+        let beyond = |span: &&Span| {
+            let kinds = self.partitions.get(&span.partition);
+            kinds.is_some_and(|kinds| kinds.values().any(|next| *next > span.end))
+        };
+        match spans.iter().find(beyond) {
+            None => Ok(()),
+            Some(span) => Err(Failure::Usage(format!(
+                "group {group} has come further than topic {} reaches, which was made anew since: use --again",
+                span.topic
+            ))),
+        }
     }
 
     fn forget(&mut self) {
