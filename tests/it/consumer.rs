@@ -647,9 +647,7 @@ async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
     };
     let done = || kept().done().iter().collect::<BTreeSet<_>>().len();
     let consumer = config::Consumer { in_flight: 30, ..group() };
-    let join = |servers: &str| {
-        Member::join(servers, consumer.clone(), &[TOPIC], Player::with(journal.clone(), script))
-    };
+    let join = |servers: &str| Member::join(servers, consumer.clone(), &[TOPIC], Player::with(journal.clone(), script));
     let shared = |members: &[&Member]| {
         let shares: Vec<f64> = members.iter().map(|member| member.metric("partitions", &[])).collect();
         shares.iter().all(|share| *share > 0.0) && shares.iter().sum::<f64>() == f64::from(PARTITIONS)

@@ -1,8 +1,10 @@
 //! Role `enrich` between Kafka and a stand-in Flinks API: every record has its results or a dead letter, whatever breaks.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use flinks_bridge::config::{Config, Needs};
@@ -12,14 +14,17 @@ use flinks_bridge::flinks::Client;
 use flinks_bridge::flinks::stub::{Fault, Stub, StubOptions};
 use flinks_bridge::kafka::consumer::{ConsumerError, Membership};
 use flinks_bridge::kafka::{self, Producers};
-use flinks_bridge::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, Lane, Metrics, Names};
+use flinks_bridge::metrics::{ConsumerMetrics, EnrichMetrics, FlinksCall, FlinksMetrics, Lane, Metrics, Names};
 use flinks_bridge::record::Record;
 use flinks_bridge::signature::ContentHash;
 use flinks_bridge::webhook::{Reception, Webhook};
 use prometheus::{Registry, TextEncoder};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::kafka::{Cluster, ClusterOptions, free_ports};
 use crate::support::{Stored, eventually, mock_cluster, payload, read_back, settings_for, sum};
 
 const ATTRIBUTES: &str = "flinks.attributes";
@@ -398,4 +403,201 @@ async fn what_a_shutdown_interrupts_is_done_again_under_the_same_ids() {
     let ids: HashSet<&String> = results.iter().map(|result| &result.headers["ce_id"]).collect();
     assert_eq!(ids.len(), 80, "a repetition has the id of the first");
     role.stop().await;
+}
+
+/// The binary in role `enrich`; killed when dropped.
+struct Process {
+    child: Child,
+    directory: tempfile::TempDir,
+    admin: SocketAddr,
+}
+
+impl Process {
+    fn start(servers: &str, stub: &Stub) -> Process {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [port] = free_ports(1)[..] else { unreachable!("one was asked for") };
+        let admin = SocketAddr::from(([127, 0, 0, 1], port));
+        let text = format!(
+            r#"
+            [kafka]
+            bootstrap_servers = "{servers}"
+            [admin]
+            listen = "{admin}"
+            [flinks]
+            poll_interval = "100ms"
+            [[instance]]
+            name = "toolbox"
+            [instance.api]
+            base_url = "{}"
+            authorize_key_env = "AUTHORIZE_KEY"
+            api_key_env = "API_KEY"
+            rate = {RATE}
+            [[enrich.endpoint]]
+            name = "credit-risk"
+            get = "GetCreditRiskAttributes"
+            [[enrich.endpoint]]
+            name = "income"
+            get = "GetIncomeAttributes"
+            [enrich.consumer]
+            session_timeout = "6s"
+            drain = "5s"
+            "#,
+            stub.base_url()
+        );
+        std::fs::write(directory.path().join("enrich.toml"), text).expect("a file");
+        let log = std::fs::File::create(directory.path().join("log")).expect("a file");
+        let child = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"))
+            .args(["enrich", "--config", "enrich.toml"])
+            .current_dir(directory.path())
+            .env("AUTHORIZE_KEY", "stub-authorize-key")
+            .env("API_KEY", "stub-api-key")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second descriptor"))
+            .stderr(log)
+            .spawn()
+            .expect("the binary was built with the tests");
+        Process { child, directory, admin }
+    }
+
+    fn log(&self) -> String {
+        let log = std::fs::read_to_string(self.directory.path().join("log")).expect("it has one");
+        log.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What it answers on its admin port; nothing while it does not.
+    async fn get(&self, path: &str) -> Option<String> {
+        let mut stream = tokio::net::TcpStream::connect(self.admin).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split_once("\r\n\r\n").map(|(head, body)| format!("{}\n{body}", head.lines().next().unwrap_or_default()))
+    }
+
+    async fn end(mut self) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is ours") {
+                assert_eq!(status.code(), Some(0), "{}", self.log());
+                return;
+            }
+            assert!(Instant::now() < deadline, "it does not end: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Calls a second of each process: slow enough that there is work to be killed in.
+const RATE: usize = 100;
+
+/// Whether the long form was asked for: see tests/run.sh.
+#[expect(clippy::disallowed_methods, reason = "a variable of the tests alone")]
+fn long() -> bool {
+    std::env::var_os("FLINKS_BRIDGE_LONG_FAULTS").is_some()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_over_and_over_each_record_has_its_results() {
+    let (records, kills) = if long() { (5_000, 20) } else { (700, 4) };
+    let cluster = tokio::task::block_in_place(|| {
+        let cluster = Cluster::start(ClusterOptions::default());
+        for topic in ["flinks.accounts-detail", ATTRIBUTES, DEAD_LETTERS] {
+            cluster.create_topic(topic, 12, 3, &[]);
+        }
+        cluster
+    });
+    let servers = cluster.bootstrap_servers();
+    let options = StubOptions { latency: Duration::from_millis(50), ..StubOptions::default() };
+    let stub = Stub::start(options).await.expect("it starts");
+    let config = config(&servers, &stub, "");
+    // Some LoginIds more than once: they are the ones that two calls at once could meet.
+    let stored =
+        (0..records).map(|n| record(&config, "toolbox", &accounts(&format!("login-{}", n % (records / 2)), n)));
+    let stored: Vec<Record> = stored.collect();
+    store(&config, stored.clone()).await;
+
+    let began = Instant::now();
+    let mut processes = [Process::start(&servers, &stub), Process::start(&servers, &stub)];
+    for kill in 0..kills {
+        let before = stub.counts().total();
+        let working = || stub.counts().total() > before + 50;
+        eventually("calls are made", PATIENCE, working).await;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..5_000))).await;
+        let victim = &mut processes[kill % 2];
+        victim.child.kill().expect("it runs");
+        victim.child.wait().expect("it has ended");
+        *victim = Process::start(&servers, &stub);
+        if kill == kills / 2 {
+            tokio::task::block_in_place(|| {
+                cluster.kill(1);
+                cluster.wait_down(1, PATIENCE);
+                cluster.restart(1);
+            });
+        }
+    }
+    let killed = stub.counts().of(FlinksCall::Attributes);
+    let deadline = Instant::now() + Duration::from_secs(600);
+    let results = loop {
+        let results = tokio::task::block_in_place(|| cluster.read_topic(ATTRIBUTES));
+        let ids: HashSet<&str> = results.iter().filter_map(|result| result.header("ce_id")).collect();
+        if ids.len() >= 2 * records {
+            break results;
+        }
+        let told = format!("{} of {} results: {}\n{}", ids.len(), 2 * records, stub.counts(), processes[0].log());
+        assert!(Instant::now() < deadline, "{told}");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    };
+    assert!(killed < 2 * records as u64, "all was done before the last process was killed");
+
+    let mut copies: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for result in &results {
+        let header = |name| result.header(name).expect("it has one");
+        assert_eq!(header("ce_id"), format!("{}:{}", header("ce_causationid"), header("ce_endpoint")));
+        *copies.entry((header("ce_causationid"), header("ce_endpoint"))).or_default() += 1;
+    }
+    for source in &stored {
+        let id = std::str::from_utf8(source.header("ce_id").expect("it has one")).expect("text");
+        for endpoint in ["credit-risk", "income"] {
+            assert!(copies.contains_key(&(id, endpoint)), "no {endpoint} of {id}");
+        }
+    }
+    assert_eq!(copies.len(), 2 * records, "and nothing else");
+    assert_eq!(cluster.count(DEAD_LETTERS), 0);
+    let counts = stub.counts();
+    // The calls of a killed process end with it, and its partitions move only when its session has timed out.
+    assert_eq!(counts.overlaps, 0, "{counts}");
+    assert_eq!((counts.tokens_reused, counts.sessions_expired), (0, 0), "{counts}");
+
+    for process in &processes {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metrics = process.get("/metrics").await.unwrap_or_default();
+            if metrics.contains("bridge_consumer_lag{") && sum(&metrics, "bridge_consumer_lag", &[]) == 0.0 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the lag does not fall to zero: {}", process.log());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert!(process.get("/readyz").await.is_some_and(|answer| answer.contains(" 200 ")), "{}", process.log());
+    }
+    println!(
+        "{records} records, two processes, killed {kills} times, a broker once: {} results of {}, {} of them again, in \
+         {:.0?}\n{counts}",
+        results.len(),
+        2 * records,
+        results.len() - 2 * records,
+        began.elapsed()
+    );
+    for process in processes {
+        process.end().await;
+    }
 }
