@@ -205,6 +205,8 @@ async fn each_fault_of_the_stand_in_is_told_apart() {
         assert_eq!(met, Err(error), "{}", fault.name());
         assert_eq!(met.map_err(|error| error.verdict()), Err(verdict), "{}", fault.name());
         stub.set_login_fault(LOGIN, None);
+        // A call that the client gave up on runs until its connection is seen to end.
+        until("the end of the call", || stub.counts().at_once == 0).await;
         // Others are answered meanwhile, so Flinks is not away.
         client.attributes(&mut session, LOGIN, &credit_risk()).await.expect("the fault is gone");
         assert!(client.available());
