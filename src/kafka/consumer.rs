@@ -11,8 +11,9 @@
 //! followed by a commit that is waited for, so that its next member begins where this one has ended.
 //!
 //! A thread of its own polls and never waits for work: rust-rdkafka rebalances on the polling thread, and a group
-//! throws out who does not poll. When as much is held as may be, the partitions are paused and the poll goes on; they
-//! are resumed at three quarters. When partitions are revoked, their leases are withdrawn, what has not begun is
+//! throws out who does not poll. When as much is held as may be, it first waits a second for an end that makes room,
+//! since what librdkafka has fetched ahead is lost by a pause, and a resume is noticed after up to a second; then the
+//! partitions are paused and the poll goes on, until no more than three quarters are held. When partitions are revoked, their leases are withdrawn, what has not begun is
 //! dropped, and what is under way has `drain` to end; then the prefix is stored and committed, and the rest is broken
 //! off: a record's end counts only for the assignment that it came with. Lost partitions (another member may have
 //! them already) are dropped at once, without waiting or storing. Shutdown is a revocation of all.
@@ -48,7 +49,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use self::assignment::{Assignment, Begin, Begun, End, Place};
+use self::assignment::{Assignment, Begin, Begun, Bounds, End, Place};
 pub use self::membership::Membership;
 use self::membership::{Subject, Watch, WatchContext};
 use super::client_config;
@@ -61,6 +62,9 @@ use crate::record::{Origin, Record};
 const TURN: Duration = Duration::from_millis(100);
 /// The same while everything is paused: what ends then makes room that should be used soon.
 const SHORT_TURN: Duration = Duration::from_millis(5);
+/// How long the poll waits for room before partitions are paused: work that goes on makes some by then, and the group
+/// does not notice.
+const PAUSE_AFTER: Duration = Duration::from_secs(1);
 /// How often the age of the oldest record is shown.
 const TELL_AGE: Duration = Duration::from_millis(500);
 /// How long work that was broken off may take to let go before its partition moves. It only has to yield.
@@ -184,7 +188,8 @@ pub async fn run_with<W: Work>(
     topics.dedup();
     let refused = |error: KafkaError| ConsumerError::Settings(KafkaSettingError::new("consumer", &error));
     let begin = begin_with(Handle::current(), work);
-    let assignment = Arc::new(Assignment::new(consumer.in_flight, consumer.bytes_in_flight, metrics.clone(), begin));
+    let bounds = Bounds { records: consumer.in_flight, bytes: consumer.bytes_in_flight, pause_after: PAUSE_AFTER };
+    let assignment = Arc::new(Assignment::new(bounds, metrics.clone(), begin));
     membership.started(kafka.unready_after);
     let context = Context {
         topics: topics.clone(),
@@ -267,7 +272,11 @@ fn serve(native: &Native, stop: &CancellationToken) -> Result<(), ConsumerError>
             break Err(fault);
         }
         context.apply_flow(native);
-        match native.poll(if assignment.is_full() { SHORT_TURN } else { TURN }) {
+        let polled = assignment.wait_room(TURN).then(|| {
+            let turn = if assignment.is_full() { SHORT_TURN } else { TURN };
+            native.poll(turn)
+        });
+        match polled.flatten() {
             Some(Ok(message)) => context.take(&message),
             // Errors have been told by the context; librdkafka goes on by itself after all but fatal ones.
             Some(Err(_)) | None => {

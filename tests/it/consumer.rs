@@ -507,6 +507,11 @@ async fn come_and_go(topics: &[&str]) {
     second.stop().await;
     wait("all of it is done", || kept().done().iter().collect::<BTreeSet<_>>().len() == all).await;
     overlaps += first.metric("overlaps_total", &[]);
+    // The mock cluster takes its time for the rebalance, and no commit meanwhile.
+    for topic in topics {
+        let ends = || [0, 1, 2].map(|partition| committed(&servers, topic, partition));
+        wait("all of it is committed", || ends() == [Some(60); 3]).await;
+    }
     assert_eq!(first.metric("rebalances_total", &[("kind", "lost")]), 0.0);
     first.stop().await;
 
@@ -526,10 +531,6 @@ async fn come_and_go(topics: &[&str]) {
         };
         let given_back = journal.ended.iter().any(|(other, ending)| *ending == Ending::Abandoned && before(other));
         assert!(given_back, "{seen:?} was done again for no reason");
-    }
-    drop(journal);
-    for topic in topics {
-        assert_eq!([0, 1, 2].map(|partition| committed(&servers, topic, partition)), [Some(60); 3], "{topic}");
     }
 }
 
@@ -631,9 +632,14 @@ async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
 
     let journal = Arc::new(Mutex::new(Journal::default()));
     let kept = || journal.lock().expect("no panic while held");
-    // Slow, and of different lengths; a third gives back when asked to, the others end first.
-    let script = |seen: Seen, lease: Lease| -> BoxFuture<'static, Worked> {
+    // Slow, and of different lengths; a third gives back when asked to, the others end first. What the member begins
+    // just before and while it is cut off does not end.
+    let (stuck, is_stuck) = watch::channel(false);
+    let script = |seen: Seen, lease: Lease, stuck: bool| -> BoxFuture<'static, Worked> {
         Box::pin(async move {
+            if stuck {
+                return std::future::pending().await;
+            }
             let pause = tokio::time::sleep(Duration::from_millis(50 + 37 * (seen.offset as u64 % 13)));
             if seen.offset % 3 != 0 {
                 pause.await;
@@ -647,24 +653,33 @@ async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
     };
     let done = || kept().done().iter().collect::<BTreeSet<_>>().len();
     let consumer = config::Consumer { in_flight: 30, ..group() };
-    let join = |servers: &str| Member::join(servers, consumer.clone(), &[TOPIC], Player::with(journal.clone(), script));
+    let join = |servers: &str, stuck: Option<watch::Receiver<bool>>| {
+        let script =
+            move |seen: Seen, lease: Lease| script(seen, lease, stuck.as_ref().is_some_and(|stuck| *stuck.borrow()));
+        Member::join(servers, consumer.clone(), &[TOPIC], Player::with(journal.clone(), script))
+    };
     let shared = |members: &[&Member]| {
         let shares: Vec<f64> = members.iter().map(|member| member.metric("partitions", &[])).collect();
         shares.iter().all(|share| *share > 0.0) && shares.iter().sum::<f64>() == f64::from(PARTITIONS)
     };
 
-    let first = join(&servers);
+    let first = join(&servers, None);
     wait("the first works", || done() > 100).await;
-    let second = join(&servers);
-    let third = join(&cluster.link_servers());
+    let second = join(&servers, None);
+    let third = join(&cluster.link_servers(), Some(is_stuck));
     wait("all three have a share", || shared(&[&first, &second, &third])).await;
     let before = done();
     wait("they work", || done() > before + 200).await;
 
     // The group loses the third, which is alive and goes on until it notices.
+    stuck.send_replace(true);
+    let begun = kept().begun.len();
+    wait("all that it has is stuck", || kept().begun.len() > begun + 90).await;
     cluster.link(1).hold_answers(true);
     wait("the others have its share", || shared(&[&first, &second])).await;
     wait("it has lost it", || third.metric("rebalances_total", &[("kind", "lost")]) >= 1.0).await;
+    stuck.send_replace(false);
+    assert!(third.metric("overlaps_total", &[]) > 0.0, "what it had under way is counted");
     cluster.link(1).hold_answers(false);
     wait("it comes back", || shared(&[&first, &second, &third])).await;
 

@@ -89,10 +89,18 @@ pub(super) struct Watched {
     pub(super) reached: Option<i64>,
 }
 
+/// How much may be held.
+pub(super) struct Bounds {
+    /// Nothing is polled while so many records, or so many bytes, are held.
+    pub(super) records: usize,
+    pub(super) bytes: usize,
+    /// When there has been no room for so long, partitions are paused, and it is polled again.
+    pub(super) pause_after: Duration,
+}
+
 pub(super) struct Assignment {
     begin: Begin,
-    most_records: usize,
-    most_bytes: usize,
+    bounds: Bounds,
     metrics: ConsumerMetrics,
     state: Mutex<State>,
     /// Told when a record has ended.
@@ -108,7 +116,9 @@ struct State {
     bytes: usize,
     /// Of those, records under way whose partition has gone: their work was broken off and has not let go yet.
     leaving: usize,
-    /// As much is held as may be; stays until it is clearly less.
+    /// Since when as much is held as may be.
+    no_room_since: Option<Instant>,
+    /// There was no room for long; stays until clearly less is held.
     full: bool,
     /// What is paused may have to change.
     reflow: bool,
@@ -158,8 +168,8 @@ impl Partition {
 }
 
 impl Assignment {
-    pub(super) fn new(most_records: usize, most_bytes: usize, metrics: ConsumerMetrics, begin: Begin) -> Assignment {
-        Assignment { begin, most_records, most_bytes, metrics, state: Mutex::default(), ended: Condvar::new() }
+    pub(super) fn new(bounds: Bounds, metrics: ConsumerMetrics, begin: Begin) -> Assignment {
+        Assignment { begin, bounds, metrics, state: Mutex::default(), ended: Condvar::new() }
     }
 
     /// Partitions came.
@@ -390,10 +400,15 @@ impl Assignment {
     pub(super) fn flow(&self) -> Flow {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let full = if state.full {
-            state.records > share(self.most_records) || state.bytes > share(self.most_bytes)
+        if self.has_room(state) {
+            state.no_room_since = None;
         } else {
-            state.records >= self.most_records || state.bytes >= self.most_bytes
+            state.no_room_since.get_or_insert_with(Instant::now);
+        }
+        let full = if state.full {
+            state.records > share(self.bounds.records) || state.bytes > share(self.bounds.bytes)
+        } else {
+            state.no_room_since.is_some_and(|since| since.elapsed() >= self.bounds.pause_after)
         };
         let mut flow = Flow::default();
         if full == state.full && !state.reflow {
@@ -415,7 +430,28 @@ impl Assignment {
         flow
     }
 
-    /// Whether as much is held as may be.
+    /// Blocks until it can be polled, or for `limit`: until there is room for a record, or none can come since all
+    /// partitions are paused. Whether it can.
+    pub(super) fn wait_room(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        loop {
+            if state.full || self.has_room(&state) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.ended.wait_timeout(state, left).expect("no panic while held").0;
+        }
+    }
+
+    fn has_room(&self, state: &State) -> bool {
+        state.records < self.bounds.records && state.bytes < self.bounds.bytes
+    }
+
+    /// Whether all partitions are paused because there was no room for long.
     pub(super) fn is_full(&self) -> bool {
         self.lock().full
     }
@@ -499,10 +535,11 @@ mod tests {
     impl Desk {
         fn new(most_records: usize, most_bytes: usize) -> Desk {
             let metrics = ConsumerMetrics::new(&Registry::new(), "test", &["a"]).expect("the registry is new");
+            let bounds = Bounds { records: most_records, bytes: most_bytes, pause_after: Duration::ZERO };
             let begun = Arc::new(Mutex::new(Vec::new()));
             let keep = begun.clone();
             let begin = Box::new(move |record| keep.lock().expect("no panic while held").push(record));
-            Desk { assignment: Arc::new(Assignment::new(most_records, most_bytes, metrics, begin)), begun }
+            Desk { assignment: Arc::new(Assignment::new(bounds, metrics, begin)), begun }
         }
 
         fn take(&self, partition: i32, offset: i64, key: Option<&'static str>) {
@@ -621,7 +658,9 @@ mod tests {
                 assert_eq!(desk.assignment.flow(), Flow::default());
                 desk.take(0, offset, None);
             }
+            assert!(!desk.assignment.wait_room(Duration::ZERO), "nothing is polled without room");
             assert_eq!(desk.assignment.flow().pause, [place(0)]);
+            assert!(desk.assignment.wait_room(Duration::ZERO), "it is polled for the group's sake");
             for held in (resumed_at..bound).rev() {
                 assert_eq!(desk.assignment.flow(), Flow::default(), "{held} of {bound}");
                 desk.end(held as i64, End::Done);
