@@ -613,7 +613,9 @@ async fn settings_that_librdkafka_refuses_are_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
     const PARTITIONS: i32 = 6;
-    const RECORDS: usize = 3_000;
+    /// Records of one batch, so many that each part of the test has work to do.
+    const BATCH: usize = 2_000;
+    const RECORDS: usize = 3 * BATCH;
     const KEYS: usize = 300;
     let options = ClusterOptions { nodes: 1, link_rate: Some(100_000_000), ..ClusterOptions::default() };
     let cluster = tokio::task::block_in_place(|| {
@@ -623,12 +625,15 @@ async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
     });
     let servers = cluster.bootstrap_servers();
     let producer = producer(&servers);
-    for n in 0..RECORDS {
-        let (key, payload) = (format!("login-{}", n % KEYS), vec![b'x'; 300]);
-        let record = BaseRecord::to(TOPIC).key(&key).payload(&payload);
-        producer.send(record).map_err(|(error, _)| error).expect("room in the queue");
-    }
-    producer.flush(Duration::from_secs(30)).expect("every record acknowledged");
+    let feed = || {
+        for n in 0..BATCH {
+            let (key, payload) = (format!("login-{}", n % KEYS), vec![b'x'; 300]);
+            let record = BaseRecord::to(TOPIC).key(&key).payload(&payload);
+            producer.send(record).map_err(|(error, _)| error).expect("room in the queue");
+        }
+        producer.flush(Duration::from_secs(30)).expect("every record acknowledged");
+    };
+    feed();
 
     let journal = Arc::new(Mutex::new(Journal::default()));
     let kept = || journal.lock().expect("no panic while held");
@@ -668,6 +673,7 @@ async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
     let second = join(&servers, None);
     let third = join(&cluster.link_servers(), Some(is_stuck));
     wait("all three have a share", || shared(&[&first, &second, &third])).await;
+    feed();
     let before = done();
     wait("they work", || done() > before + 200).await;
 
@@ -683,6 +689,7 @@ async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
     cluster.link(1).hold_answers(false);
     wait("it comes back", || shared(&[&first, &second, &third])).await;
 
+    feed();
     let before = done();
     wait("they work", || done() > before + 200).await;
     let mut overlaps = second.metric("overlaps_total", &[]);
