@@ -20,6 +20,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use serde_json::{Value, json};
 
+use crate::kafka::{Cluster, ClusterOptions};
 use crate::support::{Stored, eventually, mock_cluster, read_back, settings, sum};
 
 const LINKS: &str = "flinks.login-links";
@@ -342,6 +343,71 @@ async fn a_missing_topic_ends_it() {
     let error =
         tokio::time::timeout(MINUTE, linker.caught_up()).await.expect("told within a minute").expect_err("no topic");
     assert!(flinks_bridge::error::chain(&error).contains(LINKS), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compacted_topic_is_read_and_one_made_anew_is_noticed() {
+    let properties = vec![("log.cleaner.backoff.ms".to_owned(), "200".to_owned())];
+    let cluster =
+        tokio::task::spawn_blocking(|| Cluster::start(ClusterOptions { nodes: 1, properties, ..Default::default() }));
+    let cluster = Arc::new(cluster.await.expect("Kafka starts"));
+    let servers = cluster.bootstrap_servers();
+    let compacted = [
+        ("cleanup.policy", "compact"),
+        ("segment.ms", "100"),
+        ("min.cleanable.dirty.ratio", "0.01"),
+        ("delete.retention.ms", "100"),
+    ];
+    let create = {
+        let cluster = cluster.clone();
+        move || cluster.create_topic(LINKS, 2, 1, &compacted)
+    };
+    tokio::task::spawn_blocking(create.clone()).await.expect("created");
+    let process = Arc::new(Process::start(&servers).await);
+    let (logins, each) = (6, 9);
+    let mut work = tokio::task::JoinSet::new();
+    for record in mixed(logins, each) {
+        let process = process.clone();
+        work.spawn(async move { process.done(record).await });
+    }
+    while let Some(done) = work.join_next().await {
+        done.expect("done");
+    }
+    publish(&servers, "login-0", None);
+    eventually("the tombstone is read", MINUTE, || process.metric("bridge_link_links", &[]) == 5.0).await;
+    let written = process.ended("written") as usize;
+
+    // What closes a segment is the next record, so there has to be one now and then.
+    let mut kept = usize::MAX;
+    for n in 0..100 {
+        process.done(record("login-1", (n + 100) * 7_200, None)).await;
+        process.done(record("login-2", (n + 100) * 7_200, None)).await;
+        kept = stored(&servers, 1).len();
+        if kept < written {
+            break;
+        }
+    }
+    assert!(kept < written, "{kept} of at least {written} records are kept");
+    let next = Process::start(&servers).await;
+    assert_eq!(next.metric("bridge_link_links", &[]), 5.0);
+    for record in mixed(logins, each).into_iter().filter(|record| record.key.as_deref() != Some(b"login-0")) {
+        next.done(record).await;
+    }
+    assert_eq!((next.ended("written"), next.ended("unchanged")), (0.0, 45.0));
+
+    // Its links are gone, and nobody may go on as if they were there.
+    tokio::task::spawn_blocking({
+        let cluster = cluster.clone();
+        move || cluster.delete_topic(LINKS)
+    })
+    .await
+    .expect("deleted");
+    tokio::task::spawn_blocking(create).await.expect("created");
+    let deadline = std::time::Instant::now() + MINUTE;
+    while next.linker.caught_up().await.is_ok() {
+        assert!(std::time::Instant::now() < deadline, "the table goes on");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[test]
