@@ -70,6 +70,8 @@ pub const CE_TYPE: &str = "com.flinks.login-link";
 const GRANULARITY: Duration = Duration::from_secs(3600);
 /// Bounds of the wait before a publish is tried again, doubled from one failure to the next.
 const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long the table's thread may take to end.
+const CLOSING: Duration = Duration::from_secs(3);
 /// How long a link stays unsettled before this process settles it, somewhere between these: whoever works on its records
 /// is there first, and of several processes one is enough.
 const REPAIR: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15));
@@ -207,13 +209,17 @@ impl Linker {
         self.table.caught_up().await
     }
 
-    /// Ends the table's thread, and waits for it.
+    /// Ends the table's thread, and waits for it, but not for as long as Kafka may leave a question without an answer: it
+    /// has nothing that must be finished.
     async fn close(&self) {
         self.stop.cancel();
         let thread = self.thread.lock().expect("no panic while held").take();
         if let Some(thread) = thread {
             // A panic in it has ended the table.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+            let joined = tokio::task::spawn_blocking(move || drop(thread.join()));
+            if tokio::time::timeout(CLOSING, joined).await.is_err() {
+                tracing::warn!("the thread that reads the links' topic still waits for Kafka at the end");
+            }
         }
     }
 

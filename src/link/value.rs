@@ -74,7 +74,8 @@ impl Link {
         let source = text(header::TYPE).ok_or(LinkOutcome::NotAWebhook)?;
         // What it will cause is named after it.
         text(header::ID).ok_or(LinkOutcome::NotAWebhook)?;
-        let tag = match text(header::TAG) {
+        let tag = match text(header::TAG).filter(|tag| !tag.is_empty()) {
+            Some(tag) if tag.len() > TAG_LIMIT => Err(TagProblem::TooLong),
             Some(tag) => Ok(Some(tag.to_owned())),
             None if record.header(header::TAG_ALTERED).is_some() => exact_tag(&record.payload, TAG_LIMIT),
             None => Ok(None),
@@ -357,6 +358,7 @@ pub(super) mod tests {
         };
         assert_eq!(of(&[], "no JSON"), said(10, "toolbox", None));
         assert_eq!(of(&[(header::TAG, "user-1")], "{\"Tag\":\"other\"}"), said(10, "toolbox", Some("user-1")));
+        assert_eq!(of(&[(header::TAG, "")], "{}"), said(10, "toolbox", None));
         let altered = [(header::TAG_ALTERED, "true")];
         assert_eq!(of(&altered, "{\"Tag\":\"a\\nb\"}"), said(10, "toolbox", Some("a\nb")));
         assert_eq!(of(&altered, "{\"Tag\":7}").tag(), Some(&Tag::Unusable(TagProblem::NotText)));
