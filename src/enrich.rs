@@ -121,7 +121,7 @@ impl Enricher {
         if record.header(header::FLINKS_CODE).is_some() {
             return Judged::Skip(Enrichment::FlinksCode);
         }
-        let name = text(record, header::SOURCE).and_then(|source| source.strip_prefix("/flinks/"));
+        let name = text(record, header::SOURCE).and_then(record::instance_of);
         let instance = self.config.instances.iter().position(|instance| Some(&*instance.name) == name);
         let Some(instance) = instance else {
             return Judged::Refuse(Cause::NoInstance);

@@ -18,12 +18,23 @@
 //! 6. The report says that all in-sync replicas have it: 200, empty. *The sender has hung up: it is counted, and its
 //!    retry will carry the same `ce_id`.*
 //!
+//! # What becomes of the record
+//!
+//! 1. [`kafka::consumer`] hands it to a role that consumes, as a member of a group. *The partition moves away: the work
+//!    has a moment to end; what has not ended is done again by whoever has the partition next.*
+//! 2. [`enrich`] asks [`flinks`] for the attributes of its LoginId. *Pending, throttled, away: waited out. Refused for
+//!    good, or too often: a [`dead_letter`].* [`link`] notes which LoginId belongs to which Tag.
+//! 3. The result, the dead letter or the link is acknowledged; only then is the record's offset stored. *A crash before:
+//!    it is done again, with the same `ce_id`.*
+//! 4. [`redrive`] puts back what was set aside, up to the end that it noted at its start. *A crash: record and progress
+//!    are one transaction.*
+//!
 //! # The modules, from the bottom
 //!
 //! [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`], [`ledger`] and [`error`] are values: no I/O, no
 //! async. [`config`], [`metrics`] and [`tls`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges.
-//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`simulate`] and [`audit`]
-//! are roles; roles never import each other. [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
+//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`simulate`] and [`audit`] are roles; roles never import each other.
+//! [`serve`], [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
 
 pub mod backoff;
 pub mod dead_letter;

@@ -1,0 +1,324 @@
+//! What role `enrich` costs and how far it goes, against a stand-in Flinks API that takes 50 ms for each answer, five
+//! calls a record, on a real Kafka of one node.
+//!
+//!     cargo bench --bench enrich                  # all but the backlog
+//!     cargo bench --bench enrich -- backlog       # that one: 100,000 records
+//!
+//! Everything shares the machine: Kafka, the stand-in, what is measured. CPU is the kernel's count of the process.
+//! Nothing is asserted about speed; what must hold (each record enriched, the rate limit kept) is.
+
+#[path = "../kafka/mod.rs"]
+mod kafka;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kafka::{Cluster, ClusterOptions, free_ports};
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+
+const SOURCE: &str = "flinks.accounts-detail";
+const CALLS: usize = 5;
+const PATIENCE: Duration = Duration::from_secs(900);
+/// Clock ticks a second, as /proc counts CPU time on Linux.
+const TICKS: f64 = 100.0;
+
+fn main() {
+    // Cargo adds options of its own.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    println!("| what | records | calls/s | CPU of enrich, cores | ms of CPU a call | peak RSS, MiB |");
+    println!("|---|---|---|---|---|---|");
+    let all: [(&str, fn()); 5] =
+        [("free", free), ("limited", limited), ("memory", memory), ("two", two), ("backlog", backlog)];
+    for (name, run) in all {
+        if wanted.iter().any(|wanted| wanted == name) || wanted.is_empty() && name != "backlog" {
+            run();
+        }
+    }
+}
+
+/// Nothing limits it but the answers and `in_flight`.
+fn free() {
+    let scene = Scene::new();
+    scene.store(10_000, 600);
+    let process = Enrich::start(&scene, 100_000, 1_000);
+    let run = scene.run(&[&process], 10_000, |_| {});
+    run.row("as fast as it goes, 200 in flight");
+}
+
+/// Flinks is the limit.
+fn limited() {
+    for rate in [500, 1_000] {
+        let scene = Scene::new();
+        scene.store(rate * 4, 600);
+        let process = Enrich::start(&scene, rate, 1_000);
+        let run = scene.run(&[&process], rate * 4, |_| {});
+        assert!(run.calls_a_second <= rate as f64 * 1.05, "the rate limit is kept: {}", run.calls_a_second);
+        run.row(&format!("limited to {rate} calls/s"));
+    }
+}
+
+/// Large records, as many in work as there may be.
+fn memory() {
+    let scene = Scene::new();
+    scene.store(2_000, 450_000);
+    let process = Enrich::start(&scene, 100_000, 1_000);
+    let run = scene.run(&[&process], 2_000, |_| {});
+    run.row("records of 450 kB, 200 in flight");
+}
+
+/// Two processes share the partitions, each paced.
+fn two() {
+    let mut rates = Vec::new();
+    for processes in [1, 2] {
+        let scene = Scene::new();
+        scene.store(3_000 * processes, 600);
+        let started: Vec<Enrich> = (0..processes).map(|_| Enrich::start(&scene, 500, 1_000)).collect();
+        let run = scene.run(&started.iter().collect::<Vec<_>>(), 3_000 * processes, |_| {});
+        rates.push(run.calls_a_second);
+        run.row(&format!("{processes} process(es), each limited to 500 calls/s"));
+    }
+    println!("\ntwo processes do {:.2} times what one does\n", rates[1] / rates[0]);
+}
+
+/// A backlog of 100,000 records at a rate limit, whose progress the metrics show.
+fn backlog() {
+    const RECORDS: usize = 100_000;
+    const RATE: usize = 2_000;
+    let scene = Scene::new();
+    scene.store(RECORDS, 600);
+    let process = Enrich::start(&scene, RATE, 1_000);
+    let mut told = Vec::new();
+    let mut fastest: f64 = 0.0;
+    let mut before: Option<(Instant, f64)> = None;
+    let run = scene.run(&[&process], RECORDS, |metrics| {
+        let calls = sum(metrics, "bridge_flinks_calls_total");
+        let now = Instant::now();
+        if let Some((at, had)) = before
+            && now.duration_since(at) >= Duration::from_secs(5)
+        {
+            fastest = fastest.max((calls - had) / now.duration_since(at).as_secs_f64());
+            told.push(sum(metrics, "bridge_consumer_lag"));
+            before = Some((now, calls));
+        }
+        before.get_or_insert((now, calls));
+    });
+    assert!(fastest <= RATE as f64 * 1.05, "the rate limit is kept over each 5 s: {fastest}");
+    assert!(told.windows(2).all(|pair| pair[1] <= pair[0]), "the lag falls: {told:?}");
+    run.row(&format!("backlog, limited to {RATE} calls/s; at most {fastest:.0}/s over any 5 s"));
+    println!("\nlag every 5 s: {told:.0?}\n");
+}
+
+/// Kafka and the stand-in.
+struct Scene {
+    cluster: Cluster,
+    stub: Child,
+    base_url: String,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() });
+        for topic in [SOURCE, "flinks.attributes", "flinks.attributes.dead-letter"] {
+            cluster.create_topic(topic, 12, 1, &[("min.insync.replicas", "1")]);
+        }
+        let mut stub = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"))
+            .args(["stub", "--listen", "127.0.0.1:0", "--latency", "50ms", "--pending", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary is built with the benchmark");
+        let mut line = String::new();
+        let output = stub.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut line).expect("it tells its address");
+        let base_url = line.trim().trim_start_matches("base_url = ").trim_matches('"').to_owned();
+        Scene { cluster, stub, base_url }
+    }
+
+    /// Stores records of LoginIds of their own, as the ingress does, with a body of so many bytes.
+    fn store(&self, records: usize, bytes: usize) {
+        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
+            .set("bootstrap.servers", self.cluster.bootstrap_servers())
+            .set("linger.ms", "20")
+            .set("compression.type", "lz4")
+            .set("queue.buffering.max.kbytes", "262144")
+            .create()
+            .expect("a producer");
+        let mut body = br#"{"ResponseType":"GetAccountsDetail","Padding":""#.to_vec();
+        body.resize(bytes - 2, b'x');
+        body.extend_from_slice(b"\"}");
+        for n in 0..records {
+            let (key, id) = (format!("login-{n}"), format!("toolbox:{n:064x}"));
+            let header = |key, value| Header { key, value: Some(value) };
+            let headers =
+                OwnedHeaders::new().insert(header("ce_source", "/flinks/toolbox")).insert(header("ce_id", &*id));
+            let mut record = BaseRecord::to(SOURCE).key(&key).payload(&body).headers(headers);
+            while let Err((error, back)) = producer.send(record) {
+                assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull));
+                std::thread::park_timeout(Duration::from_millis(20));
+                record = back;
+            }
+        }
+        producer.flush(Duration::from_secs(120)).expect("all are stored");
+    }
+
+    /// Waits until every record is enriched, from the first call on.
+    fn run(&self, processes: &[&Enrich], records: usize, mut watch: impl FnMut(&str)) -> Run {
+        let calls =
+            || processes.iter().map(|process| sum(&process.metrics(), "bridge_flinks_calls_total")).sum::<f64>();
+        wait("the first calls", || calls() > 0.0);
+        let (began, had, cpu) = (Instant::now(), calls(), cpu(processes));
+        let mut last = (Instant::now(), had);
+        wait("all are enriched", || {
+            let metrics: Vec<String> = processes.iter().map(|process| process.metrics()).collect();
+            watch(&metrics[0]);
+            let done: f64 = metrics.iter().map(|metrics| enriched(metrics)).sum();
+            last = (Instant::now(), metrics.iter().map(|metrics| sum(metrics, "bridge_flinks_calls_total")).sum());
+            assert_eq!(metrics.iter().map(|m| sum(m, "bridge_enrich_dead_letters_total")).sum::<f64>(), 0.0);
+            done >= records as f64
+        });
+        let seconds = last.0.duration_since(began).as_secs_f64();
+        let used = self::cpu(processes) - cpu;
+        let made = last.1 - had;
+        assert!(last.1 >= (records * CALLS) as f64, "five calls a record: {}", last.1);
+        let peak = processes.iter().map(|process| process.status("VmHWM:") / 1024).max().expect("one at least");
+        Run { records, calls_a_second: made / seconds, cores: used / seconds, ms_a_call: used * 1000.0 / made, peak }
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = self.stub.kill();
+        let _ = self.stub.wait();
+    }
+}
+
+/// What came out.
+struct Run {
+    records: usize,
+    calls_a_second: f64,
+    cores: f64,
+    ms_a_call: f64,
+    peak: u64,
+}
+
+impl Run {
+    fn row(&self, what: &str) {
+        let Run { records, calls_a_second, cores, ms_a_call, peak } = self;
+        println!("| {what} | {records} | {calls_a_second:.0} | {cores:.2} | {ms_a_call:.3} | {peak} |");
+    }
+}
+
+/// A process of role `enrich`; killed when dropped.
+struct Enrich {
+    child: Child,
+    admin: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Enrich {
+    fn start(scene: &Scene, rate: usize, concurrency: usize) -> Enrich {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [port] = free_ports(1)[..] else { unreachable!("one was asked for") };
+        let admin = SocketAddr::from(([127, 0, 0, 1], port));
+        let text = format!(
+            r#"
+            log.level = "warn"
+            [kafka]
+            bootstrap_servers = "{}"
+            [admin]
+            listen = "{admin}"
+            [[instance]]
+            name = "toolbox"
+            [instance.api]
+            base_url = "{}"
+            authorize_key_env = "AUTHORIZE_KEY"
+            api_key_env = "API_KEY"
+            rate = {rate}
+            concurrency = {concurrency}
+            [[enrich.endpoint]]
+            name = "credit-risk"
+            get = "GetCreditRiskAttributes"
+            [[enrich.endpoint]]
+            name = "income"
+            get = "GetIncomeAttributes"
+            "#,
+            scene.cluster.bootstrap_servers(),
+            scene.base_url
+        );
+        std::fs::write(directory.path().join("enrich.toml"), text).expect("a file");
+        let child = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"))
+            .args(["enrich", "--config", "enrich.toml"])
+            .current_dir(directory.path())
+            .env("AUTHORIZE_KEY", "stub-authorize-key")
+            .env("API_KEY", "stub-api-key")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary is built with the benchmark");
+        let process = Enrich { child, admin, _directory: directory };
+        wait("it serves its metrics", || process.get("/metrics").is_some());
+        process
+    }
+
+    fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.admin).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    fn metrics(&self) -> String {
+        self.get("/metrics").expect("it runs")
+    }
+
+    /// A number of /proc/PID/status, in KiB.
+    fn status(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with(name)).expect("Linux tells");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB")
+    }
+}
+
+impl Drop for Enrich {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Seconds of CPU, of the user and of the system, that these processes have used.
+fn cpu(processes: &[&Enrich]) -> f64 {
+    let ticks = |process: &&Enrich| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.child.id())).expect("it runs");
+        // The name stands in parentheses, and may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").expect("as proc(5) says");
+        let fields: Vec<f64> = fields.split(' ').filter_map(|field| field.parse().ok()).collect();
+        // utime and stime are the 14th and 15th fields; the state, which is no number, is the third.
+        fields[10] + fields[11]
+    };
+    processes.iter().map(ticks).sum::<f64>() / TICKS
+}
+
+fn enriched(metrics: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with("bridge_enrich_records_total{outcome=\"enriched\"}"));
+    line.and_then(|line| line.rsplit_once(' ')).map_or(0.0, |(_, value)| value.parse().expect("a number"))
+}
+
+/// The sum of a family's series.
+fn sum(metrics: &str, family: &str) -> f64 {
+    let of = metrics.lines().filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    of.filter_map(|line| line.rsplit_once(' ')).map(|(_, value)| value.parse::<f64>().expect("a number")).sum()
+}
+
+fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+}
