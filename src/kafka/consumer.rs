@@ -207,7 +207,8 @@ pub async fn run_with<W: Work>(
     // Whoever drops this future wants an end too.
     let stop = shutdown.child_token();
     let _stopped = stop.clone().drop_guard();
-    let watch = Watch { client, topics, assignment, membership: membership.clone(), metrics, stop: stop.clone() };
+    let (known, shown) = (membership.clone(), metrics.clone());
+    let watch = Watch { client, topics, assignment, membership: known, metrics: shown, stop: stop.clone() };
     let watcher = watch.start();
     let (tell, told) = oneshot::channel();
     let poll = move || {
@@ -225,6 +226,7 @@ pub async fn run_with<W: Work>(
         // A panic in it has been told already.
         let _ = watcher.join();
         membership.ended();
+        metrics.ready(false);
         // Nobody may wait any more, which changes nothing.
         let _ = tell.send(served);
     };
@@ -315,6 +317,12 @@ fn serve(native: &Native, stop: &CancellationToken) -> Result<(), ConsumerError>
             continue;
         }
         stored = Instant::now();
+        if context.membership.is_silent() {
+            // A commit would be waited for as long as a session lasts. Leaving the group tries one last time.
+            context.store(native);
+            tracing::warn!("kafka does not answer: work since the last commit may be repeated");
+            break Ok(());
+        }
         match context.commit(native) {
             // The rebalance goes on with the next polls, and the partitions stay until we say otherwise.
             Err(error) if is_rebalancing(&error) && !late => {}
@@ -538,6 +546,8 @@ fn copied(message: &BorrowedMessage<'_>, topic: Arc<str>) -> (Record, Origin) {
 fn group_config(kafka: &config::Kafka, consumer: &config::Consumer, topics: &[Arc<str>]) -> ClientConfig {
     let millis = |duration: Duration| duration.as_millis().to_string();
     let mut client = client_config(kafka, &consumer.group);
+    // That an offset was gone is only told in librdkafka's log, as a warning.
+    client.set_log_level(RDKafkaLogLevel::Info);
     // Other names of what is set below: which of two names wins is not known.
     for alias in ["max.partition.fetch.bytes", "auto.commit.enable", "group.instance.id", "group.remote.assignor"] {
         client.remove(alias);
@@ -590,4 +600,69 @@ fn watch_config(kafka: &config::Kafka, consumer: &config::Consumer) -> ClientCon
     client.set("isolation.level", "read_committed");
     client.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
     client
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Config, Needs};
+
+    #[test]
+    fn what_the_promise_rests_on_is_not_for_configuration_to_change() {
+        let text = r#"
+            [kafka]
+            bootstrap_servers = "127.0.0.1:1"
+            [kafka.properties]
+            "client.rack" = "a"
+            "group.id" = "another"
+            "group.instance.id" = "another"
+            "enable.auto.commit" = "false"
+            "enable.auto.offset.store" = "true"
+            "auto.offset.reset" = "latest"
+            "isolation.level" = "read_uncommitted"
+            "max.poll.interval.ms" = "6000"
+            "max.partition.fetch.bytes" = "1000"
+            "partition.assignment.strategy" = "roundrobin"
+            [[instance]]
+            name = "toolbox"
+            path = "/"
+            authentication = "none"
+        "#;
+        let config = Config::parse(text, Path::new("test.toml"), &[], Needs::WEBHOOKS)
+            .map_err(|faults| faults.to_string())
+            .expect("the settings are good")
+            .config;
+        let consumer = config::Consumer {
+            group: "group".to_owned(),
+            instance_id: None,
+            session_timeout: Duration::from_secs(45),
+            drain: Duration::from_secs(20),
+            in_flight: 1,
+            bytes_in_flight: 1,
+        };
+        let own = [
+            ("group.id", "group"),
+            ("enable.auto.commit", "true"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "smallest"),
+            ("isolation.level", "read_committed"),
+            ("max.poll.interval.ms", "125000"),
+            ("heartbeat.interval.ms", "3000"),
+            ("fetch.message.max.bytes", "1048576"),
+            ("client.rack", "a"),
+        ];
+        for (topics, strategy) in [(&["a"][..], "cooperative-sticky"), (&["a", "b"], "range")] {
+            let topics: Vec<Arc<str>> = topics.iter().map(|topic| Arc::from(*topic)).collect();
+            let client = group_config(&config.kafka, &consumer, &topics);
+            assert_eq!(client.get("group.instance.id"), None);
+            let native = client.create_native_config().expect("librdkafka takes it");
+            let get = |name| native.get(name).expect("librdkafka knows it").trim_end_matches('\0').to_owned();
+            for (name, value) in own {
+                assert_eq!(get(name), value, "{name}");
+            }
+            assert_eq!(get("partition.assignment.strategy"), strategy);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeV
 
 use super::family::{Family, families};
 
-// Topic and partition are the only neighbours of free values (see `FAMILIES` of the ingress for why that matters), and
+// Topic and partition are the only neighbours of free values (`metrics.rs` says why that matters at its own families), and
 // the partition comes first: no two series are one as long as no topic's name begins with a digit.
 families! {
     RECORDS: "counter" "bridge_consumer_records_total" ["role", "outcome", "topic"]

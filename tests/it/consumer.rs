@@ -354,11 +354,10 @@ async fn what_is_held_is_bounded_and_everything_comes() {
         gate.add_permits(350);
         wait("all are done", || work.journal().done().len() == 350).await;
         wait("it has been resumed", || member.metric("paused", &[]) == 0.0).await;
+        member.stop().await;
         let journal = work.journal();
         assert_eq!(journal.most, most, "held at once");
         assert_eq!(journal.begun.iter().collect::<BTreeSet<_>>().len(), journal.begun.len(), "each came once");
-        drop(journal);
-        member.stop().await;
         assert_eq!([0, 1, 2].map(|partition| committed(&servers, TOPIC, partition)), [100, 150, 100].map(Some));
     }
 }
@@ -597,6 +596,61 @@ async fn a_missing_topic_is_told_and_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn records_lost_to_retention_are_counted() {
+    let cluster = mock_cluster(1);
+    let servers = cluster.bootstrap_servers();
+    publish(&servers, TOPIC, 0, (0..3).map(|_| (None, 100)));
+    let work = Player::new(|_, _| Box::pin(async { Worked::Done }));
+    let member = Member::join(&servers, group(), &[TOPIC], work.clone());
+    wait("all is committed", || committed(&servers, TOPIC, 0) == Some(3)).await;
+    assert_eq!(member.metric("offset_resets_total", &[]), 0.0, "a new group's start is none");
+    member.stop().await;
+    // The mock cluster keeps 5 MiB of a partition.
+    for _ in 0..12 {
+        publish(&servers, TOPIC, 0, [(None, 900_000)]);
+    }
+    let member = Member::join(&servers, group(), &[TOPIC], work.clone());
+    wait("it goes on with what there is", || committed(&servers, TOPIC, 0) == Some(15)).await;
+    assert_eq!(member.metric("offset_resets_total", &[]), 1.0);
+    assert!(work.journal().begun.len() < 15, "some are gone");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_without_kafka_ends_and_loses_nothing() {
+    let cluster = mock_cluster(1);
+    let servers = cluster.bootstrap_servers();
+    publish(&servers, TOPIC, 0, (0..10).map(|_| (None, 100)));
+    let work = Player::new(|seen, lease| {
+        Box::pin(async move {
+            if seen.offset >= 5 {
+                lease.withdrawn().await;
+            }
+            Worked::Done
+        })
+    });
+    let member = Member::join(&servers, group(), &[TOPIC], work.clone());
+    wait("a part is committed", || committed(&servers, TOPIC, 0) == Some(5)).await;
+    wait("the rest is under way", || work.journal().begun.len() == 10).await;
+    cluster.broker_down(1).expect("there is a broker");
+    wait("it is not ready", || {
+        member.membership.check().is_err_and(|reasons| reasons[0].starts_with("kafka has not answered"))
+    })
+    .await;
+    let at = std::time::Instant::now();
+    member.stop().await;
+    println!("stopped after {:?}", at.elapsed());
+    assert_eq!(work.journal().done().len(), 10, "what was under way has ended");
+
+    cluster.broker_up(1).expect("there is a broker");
+    let work = Player::new(|_, _| Box::pin(async { Worked::Done }));
+    let member = Member::join(&servers, group(), &[TOPIC], work.clone());
+    wait("all is done", || committed(&servers, TOPIC, 0) == Some(10)).await;
+    assert_eq!(work.journal().offsets_begun(0).len(), 5, "what was not committed is done again");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settings_that_librdkafka_refuses_are_an_error() {
     let mut kafka = settings("127.0.0.1:1", "").kafka;
     kafka.properties.insert("retry.backoff.ms".to_owned(), "an-invented-secret".to_owned());
@@ -702,10 +756,35 @@ async fn on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work() {
         overlaps += member.metric("overlaps_total", &[]);
         member.stop().await;
     }
+    static_members(&servers).await;
+    tokio::task::block_in_place(|| drop(cluster));
+
     let journal = kept();
     let again = journal.done().len() - RECORDS;
     println!("done again {again}, two at work on a key {}, counted overlaps {overlaps}", journal.doubled);
     assert!(journal.doubled as f64 <= overlaps, "{} times two at work on a key, {overlaps} counted", journal.doubled);
-    drop(journal);
-    drop(tokio::task::spawn_blocking(move || drop(cluster)).await);
+}
+
+/// Two processes of one name: the later one stays, the earlier one ends and says so.
+async fn static_members(servers: &str) {
+    let named = |name: &str| config::Consumer {
+        group: "flinks-bridge-test-static".to_owned(),
+        instance_id: Some(name.to_owned()),
+        session_timeout: Duration::from_secs(30),
+        ..group()
+    };
+    let work = Player::new(|_, _| Box::pin(async { Worked::Done }));
+    let first = Member::join(servers, named("pod-0"), &[TOPIC], work.clone());
+    wait("the first has all", || first.metric("partitions", &[]) > 0.0).await;
+    let second = Member::join(servers, named("pod-0"), &[TOPIC], work.clone());
+    match first.end().await {
+        Err(ConsumerError::Fatal(reason)) => assert!(reason.contains("FencedInstanceId"), "{reason}"),
+        other => panic!("another end: {other:?}"),
+    }
+    wait("the second has all", || second.metric("partitions", &[]) > 0.0).await;
+    // It comes back well before its session would time out, and has its partitions again.
+    second.stop().await;
+    let again = Member::join(servers, named("pod-0"), &[TOPIC], work);
+    eventually("the second has all again", Duration::from_secs(20), || again.metric("partitions", &[]) > 0.0).await;
+    again.stop().await;
 }

@@ -392,6 +392,10 @@ impl Assignment {
             }
         }
         self.metrics.partitions(state.partitions.len());
+        state.reflow = true;
+        if state.partitions.is_empty() {
+            self.metrics.paused(false);
+        }
         self.metrics.overlapped(under_way);
         under_way
     }

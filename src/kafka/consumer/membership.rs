@@ -101,6 +101,11 @@ impl Membership {
         }
     }
 
+    /// Whether the cluster did not answer when it was asked last.
+    pub(super) fn is_silent(&self) -> bool {
+        self.lock().silent_since.is_some()
+    }
+
     fn answered(&self) {
         if self.lock().silent_since.take().is_some() {
             tracing::info!("kafka answers the consumer again");
