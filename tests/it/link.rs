@@ -18,6 +18,7 @@ use prometheus::{Registry, TextEncoder};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka_sys::types::{RDKafkaApiKey as ApiKey, RDKafkaRespErr as Error};
 use serde_json::{Value, json};
 
 use crate::kafka::{Cluster, ClusterOptions};
@@ -490,6 +491,10 @@ async fn support_is_told_and_obeyed() {
 
     let (code, out, err) = ask(&["--forget", "login-1"]);
     assert!(code == Some(64) && out.contains("login-1") && err.contains("nothing is forgotten"), "{out}\n{err}");
+    assert_eq!(ask(&["--show", "login-1"]).0, Some(0));
+    cluster.request_errors(ApiKey::Produce, &[Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    let (code, _, err) = ask(&["--forget", "login-1", "--yes"]);
+    assert!(code == Some(69) && err.contains("perhaps not forgotten") && err.contains("permission"), "{code:?} {err}");
     assert_eq!(ask(&["--show", "login-1"]).0, Some(0));
     let (code, out, err) = ask(&["--forget", "login-1", "--yes"]);
     assert!(code == Some(0) && out.contains("user-1") && err.contains("retention"), "{out}\n{err}");
