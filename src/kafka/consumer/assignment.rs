@@ -220,6 +220,7 @@ impl Assignment {
         }
         // It should not have come, so librdkafka does not have it paused: to be told again.
         if partition.paused == Some(true) {
+            tracing::debug!(topic = &*place.0, partition = place.1, "a record came although its partition is paused");
             partition.paused = None;
             state.reflow = true;
         }
