@@ -26,7 +26,8 @@
 //!
 //! Memory: `bytes_in_flight` and one record, for what is held; and for what librdkafka has fetched ahead, 16 MiB and one
 //! answer of each broker, 4 MiB or a single larger batch, as large as they are uncompressed. A pause throws away what
-//! was fetched ahead, and a resume fetches it again. Nothing here publishes, and nothing decides what work is.
+//! was fetched ahead, and a resume fetches it again. A record that librdkafka hands out although its partition is paused,
+//! as has been seen once after a rebalance, is held too, and the pause repeated. Nothing here publishes, and nothing decides what work is.
 
 mod assignment;
 mod membership;
