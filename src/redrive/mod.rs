@@ -1,8 +1,8 @@
 //! Role `redrive`: puts back what was set aside, in the quarantine or as dead letters, once what was in the way is gone.
 //!
-//! It reads the topic of what was set aside from its beginning to the end that it has when the redrive begins, so it never
-//! chases its own output. A dead letter goes back to its origin topic; a quarantined webhook is understood anew with the
-//! settings of now, and goes to the topic of its type if it has one ([`judge`]). What was set aside stays on its topic
+//! It reads the topics of what was set aside from their beginnings to the ends that they have when the redrive begins, so
+//! it never chases its own output. A dead letter goes back to its origin topic; a quarantined webhook is understood anew with the
+//! settings of now, and goes to the topic of its type if it has one (`judge`). What was set aside stays on its topic
 //! until retention takes it: Kafka has no other way, and nothing is lost by a redrive that was a mistake.
 //!
 //! # What is put back, and never twice
@@ -113,6 +113,21 @@ impl Source {
             Source::DeadLetter => "dead-letter",
         }
     }
+
+    /// Where it is set aside: instances may have a quarantine of their own.
+    fn topics(self, config: &Config) -> Vec<String> {
+        match self {
+            Source::DeadLetter => vec![config.own_topics.dead_letter.clone()],
+            Source::Quarantine => {
+                let unknown = config.event_types.unknown();
+                let own = config.instances.iter().filter_map(|instance| instance.topics.get(&*unknown.name).cloned());
+                let mut topics: Vec<String> = own.chain([unknown.topic.to_string()]).collect();
+                topics.sort();
+                topics.dedup();
+                topics
+            }
+        }
+    }
 }
 
 /// Examples for the command line's help.
@@ -122,10 +137,11 @@ Examples:
   flinks-bridge redrive --config bridge.toml --from quarantine --type statements --rate 100
   flinks-bridge redrive --config bridge.toml --from dead-letter --cause attempts
 
-Safe to repeat, also after a crash: what was put back is not put back again. Consumers see each record once if they read
-with isolation.level=read_committed, which is librdkafka's default and not Java's; others may see one twice, with the
-same ce_id. Exit code: 0 done, 1 failed, 64 command line or settings, 130 or 143 ended by a signal after the batch that
-was under way.";
+Safe to repeat, also after a crash: what was put back is not put back again. Consumers see each record once if they \
+read with isolation.level=read_committed, which is librdkafka's default and not Java's; others may see one twice, with \
+the same ce_id. It reads all that was set aside each time, and what stays is never moved.
+
+Exit code: 0 done, 1 failed, 64 command line or settings, 130 or 143 ended by a signal after the transaction under way.";
 
 fn reason(text: &str) -> Result<QuarantineReason, String> {
     let found = QuarantineReason::ALL.into_iter().find(|reason| reason.as_str() == text);
@@ -237,12 +253,9 @@ fn redrive(
 ) -> Result<(), Failure> {
     let Loaded { config, .. } = Config::load(options.config.as_deref(), environment, Needs::NEITHER)?;
     let selection = options.selection(&config)?;
-    let topic = match options.from {
-        Source::Quarantine => config.event_types.unknown().topic.to_string(),
-        Source::DeadLetter => config.own_topics.dead_letter.clone(),
-    };
+    let topics = options.from.topics(&config);
     let group = options.group(&selection);
-    report.topic.clone_from(&topic);
+    report.topics.clone_from(&topics);
     report.group.clone_from(&group);
 
     // Before the progress is asked for: what another process has left open is settled by this.
@@ -253,7 +266,7 @@ fn redrive(
         Some(Returner::start(&config, &group, transactional_id)?)
     };
     let since_ms = selection.since.map_or(0, unix_millis);
-    let spans = reader::spans_of(&config.kafka, &[&topic], since_ms, Isolation::Committed)?;
+    let spans = reader::spans_of(&config.kafka, &topics, since_ms, Isolation::Committed)?;
     let mut progress = Progress::known(&config, &group, &spans, !options.dry_run)?;
     if options.again {
         progress.forget();
@@ -365,24 +378,26 @@ fn unix_millis(time: SystemTime) -> i64 {
 /// By kind, the offset after the last record that was put back.
 type Kinds = BTreeMap<String, i64>;
 
+/// A topic and a partition of it.
+type Place = (String, i32);
+
 /// How far records have been put back: by partition, and there by kind.
+#[derive(Default)]
 struct Progress {
-    topic: String,
-    partitions: BTreeMap<i32, Kinds>,
+    partitions: BTreeMap<Place, Kinds>,
 }
 
 impl Progress {
     fn known(config: &Config, group: &str, spans: &[Span], settled: bool) -> Result<Progress, Failure> {
-        let topic = spans.first().map(|span| span.topic.clone()).unwrap_or_default();
         let partitions: Vec<(&str, i32)> = spans.iter().map(|span| (span.topic.as_str(), span.partition)).collect();
-        let mut progress = Progress { topic, partitions: BTreeMap::new() };
+        let mut progress = Progress::default();
         for position in transaction::positions(&config.kafka, group, &partitions, settled)? {
             let Ok(kinds) = serde_json::from_str::<Kinds>(&position.note) else {
                 return Err(Failure::Usage(format!(
                     "group {group} has an offset that no redrive has written: give another --group"
                 )));
             };
-            progress.partitions.insert(position.partition, kinds);
+            progress.partitions.insert((position.topic, position.partition), kinds);
         }
         Ok(progress)
     }
@@ -390,7 +405,7 @@ impl Progress {
     /// Offsets of a topic that was deleted and made anew begin again, and would pass for put back.
     fn check(&self, group: &str, spans: &[Span]) -> Result<(), Failure> {
         let beyond = |span: &&Span| {
-            let kinds = self.partitions.get(&span.partition);
+            let kinds = self.partitions.get(&(span.topic.clone(), span.partition));
             kinds.is_some_and(|kinds| kinds.values().any(|next| *next > span.end))
         };
         match spans.iter().find(beyond) {
@@ -408,19 +423,19 @@ impl Progress {
         }
     }
 
-    fn has_passed(&self, partition: i32, kind: &str, offset: i64) -> bool {
-        let next = self.partitions.get(&partition).and_then(|kinds| kinds.get(kind));
+    fn has_passed(&self, place: &Place, kind: &str, offset: i64) -> bool {
+        let next = self.partitions.get(place).and_then(|kinds| kinds.get(kind));
         next.is_some_and(|next| offset < *next)
     }
+}
 
-    /// As it is to be committed: the offset is that of the furthest kind, for who looks at the group.
-    fn position(&self, partition: i32, kinds: &Kinds) -> Position {
-        Position {
-            topic: self.topic.clone(),
-            partition,
-            offset: kinds.values().copied().max().unwrap_or(0),
-            note: serde_json::to_string(kinds).expect("names and numbers can be written"),
-        }
+/// Progress as it is to be committed: the offset is that of the furthest kind, for who looks at the group.
+fn position((topic, partition): &Place, kinds: &Kinds) -> Position {
+    Position {
+        topic: topic.clone(),
+        partition: *partition,
+        offset: kinds.values().copied().max().unwrap_or(0),
+        note: serde_json::to_string(kinds).expect("names and numbers can be written"),
     }
 }
 
@@ -440,7 +455,7 @@ struct Batch {
 
 /// A record that goes back.
 struct Waiting {
-    partition: i32,
+    place: Place,
     offset: i64,
     kind: String,
     record: Record,
@@ -450,7 +465,7 @@ impl Batch {
     /// Writes the progress once more, so that Kafka keeps it as long again; or that it is forgotten.
     fn renew_progress(&mut self, forgotten: bool) -> Result<(), TransactionError> {
         let known = self.progress.partitions.iter().filter(|(_, kinds)| forgotten || !kinds.is_empty());
-        let positions: Vec<Position> = known.map(|(at, kinds)| self.progress.position(*at, kinds)).collect();
+        let positions: Vec<Position> = known.map(|(at, kinds)| position(at, kinds)).collect();
         match positions.is_empty() {
             true => Ok(()),
             false => self.transact(&positions),
@@ -466,7 +481,7 @@ impl Batch {
         report: &mut Report,
     ) -> Result<(), TransactionError> {
         report.read += 1;
-        let (partition, offset) = (read.partition, read.offset);
+        let (place, offset) = ((read.topic.to_owned(), read.partition), read.offset);
         let (kind, record) = match judge(from, selection, config, read.to_record(), read.timestamp_ms) {
             Verdict::NotSelected => {
                 report.count(Fate::NotSelected, "", "");
@@ -478,7 +493,7 @@ impl Batch {
             }
             Verdict::Return { kind, record } => (kind, *record),
         };
-        if self.progress.has_passed(partition, &kind, offset) {
+        if self.progress.has_passed(&place, &kind, offset) {
             report.count(Fate::ReturnedBefore, &kind, &record.topic);
             return Ok(());
         }
@@ -491,7 +506,7 @@ impl Batch {
             self.put_back(report)?;
         }
         self.bytes += bytes;
-        self.records.push(Waiting { partition, offset, kind, record });
+        self.records.push(Waiting { place, offset, kind, record });
         if self.records.len() >= self.limit || self.bytes >= BATCH_BYTES { self.put_back(report) } else { Ok(()) }
     }
 
@@ -501,14 +516,13 @@ impl Batch {
         if self.records.is_empty() || self.shutdown.is_cancelled() {
             return Ok(());
         }
-        let mut after: BTreeMap<i32, Kinds> = BTreeMap::new();
+        let mut after: BTreeMap<Place, Kinds> = BTreeMap::new();
         for waiting in &self.records {
-            let kinds = after
-                .entry(waiting.partition)
-                .or_insert_with(|| self.progress.partitions.get(&waiting.partition).cloned().unwrap_or_default());
+            let known = || self.progress.partitions.get(&waiting.place).cloned().unwrap_or_default();
+            let kinds = after.entry(waiting.place.clone()).or_insert_with(known);
             kinds.insert(waiting.kind.clone(), waiting.offset + 1);
         }
-        let positions: Vec<Position> = after.iter().map(|(at, kinds)| self.progress.position(*at, kinds)).collect();
+        let positions: Vec<Position> = after.iter().map(|(at, kinds)| position(at, kinds)).collect();
         self.transact(&positions)?;
 
         self.progress.partitions.extend(after);
@@ -637,17 +651,29 @@ mod tests {
 
     #[test]
     fn progress_is_by_partition_and_kind() {
-        let mut progress = Progress { topic: "flinks.quarantine".to_owned(), partitions: BTreeMap::new() };
-        assert!(!progress.has_passed(0, "a", 0));
-        progress.partitions.insert(0, Kinds::from([("a".to_owned(), 5), ("b".to_owned(), 2)]));
-        let passed = |partition, kind: &str, offset| progress.has_passed(partition, kind, offset);
-        assert!(
-            passed(0, "a", 4) && !passed(0, "a", 5) && !passed(0, "b", 4) && !passed(0, "c", 0) && !passed(1, "a", 0)
-        );
-        let position = progress.position(0, &progress.partitions[&0]);
-        assert_eq!((position.offset, &*position.note), (5, r#"{"a":5,"b":2}"#));
+        let place = |topic: &str, partition| (topic.to_owned(), partition);
+        let mut progress = Progress::default();
+        assert!(!progress.has_passed(&place("q", 0), "a", 0));
+        progress.partitions.insert(place("q", 0), Kinds::from([("a".to_owned(), 5), ("b".to_owned(), 2)]));
+        for (topic, partition, kind, offset, expected) in [
+            ("q", 0, "a", 4, true),
+            ("q", 0, "a", 5, false),
+            ("q", 0, "b", 4, false),
+            ("q", 0, "c", 0, false),
+            ("q", 1, "a", 0, false),
+            ("r", 0, "a", 0, false),
+        ] {
+            let passed = progress.has_passed(&place(topic, partition), kind, offset);
+            assert_eq!(passed, expected, "{topic} {partition} {kind} {offset}");
+        }
+        let committed = |progress: &Progress| position(&place("q", 0), &progress.partitions[&place("q", 0)]);
+        assert_eq!((committed(&progress).offset, &*committed(&progress).note), (5, r#"{"a":5,"b":2}"#));
+        let span = |end| Span { topic: "q".to_owned(), partition: 0, start: 0, end, low: 0 };
+        assert!(progress.check("group", &[span(5)]).is_ok());
+        assert!(progress.check("group", &[span(4)]).is_err(), "the topic is another one");
         progress.forget();
-        assert_eq!(&*progress.position(0, &progress.partitions[&0]).note, "{}");
+        assert_eq!(&*committed(&progress).note, "{}");
+        assert!(progress.check("group", &[span(0)]).is_ok());
     }
 
     #[test]

@@ -34,8 +34,8 @@ impl Fate {
 pub struct Report {
     from: &'static str,
     dry_run: bool,
-    /// The topic of what was set aside.
-    pub topic: String,
+    /// The topics of what was set aside.
+    pub topics: Vec<String>,
     /// The group that keeps the progress.
     pub group: String,
     /// Records read.
@@ -56,7 +56,7 @@ impl Report {
         Report {
             from,
             dry_run,
-            topic: String::new(),
+            topics: Vec::new(),
             group: String::new(),
             read: 0,
             complete: false,
@@ -91,7 +91,8 @@ impl Report {
                 (false, true) => "nothing was changed",
                 (false, false) => "done",
             };
-            writeln!(text, "{} records read from {}; {end}", self.read, self.topic).expect("a text takes all");
+            writeln!(text, "{} records read from {}; {end}", self.read, self.topics.join(", "))
+                .expect("a text takes all");
         }
         text
     }
@@ -104,7 +105,7 @@ impl Report {
         });
         let report = json!({
             "from": self.from,
-            "topic": self.topic,
+            "topics": self.topics,
             "group": self.group,
             "dry_run": self.dry_run,
             "read": self.read,
@@ -123,7 +124,7 @@ mod tests {
     #[test]
     fn a_dry_run_says_what_would_be() {
         let mut report = Report::new("quarantine", true);
-        report.topic = "flinks.quarantine".to_owned();
+        report.topics = vec!["flinks.quarantine".to_owned()];
         report.count(Fate::Returned, "unknown-type statements toolbox", "flinks.statements");
         report.count(Fate::Returned, "unknown-type statements toolbox", "flinks.statements");
         report.count(Fate::Stays, "still unknown", "");

@@ -53,6 +53,19 @@ response_type = "Notice"
 topic = "flinks.notices"
 "#;
 
+/// And an instance whose records stay apart.
+const RESIDENT: &str = r#"
+[[event_type]]
+name = "statements"
+response_type = "Statements"
+topic = "flinks.statements"
+[[instance]]
+name = "resident"
+path = "/resident"
+authentication = "none"
+topics = { quarantine = "resident.quarantine", statements = "resident.statements" }
+"#;
+
 /// The configuration of a redrive, as a file.
 struct Scene {
     directory: TempDir,
@@ -124,10 +137,14 @@ fn body(response_type: &str, number: usize, padding: &str) -> String {
 
 /// What the ingress makes of a webhook when only the built-in types are known.
 fn received(body: &str) -> Record {
+    received_by("toolbox", body)
+}
+
+fn received_by(instance: &str, body: &str) -> Record {
     let types = EventTypes::builtin();
     let webhook = Webhook::parse(body.as_bytes(), &types).unwrap_or_else(|_| Webhook::not_json(&types));
     let reception = Reception {
-        instance: "toolbox".into(),
+        instance: instance.into(),
         received_at: SystemTime::now(),
         content_hash: ContentHash::of(body.as_bytes()),
         content_type: Some("application/json".into()),
@@ -140,7 +157,10 @@ fn received(body: &str) -> Record {
 fn publish(servers: &str, records: &[Record]) {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", servers).set("enable.idempotence", "true").set("allow.auto.create.topics", "false");
-    client.set("message.max.bytes", "41943040").set("queue.buffering.max.kbytes", "131072");
+    client
+        .set("compression.type", "lz4")
+        .set("message.max.bytes", "41943040")
+        .set("queue.buffering.max.kbytes", "131072");
     let producer: ThreadedProducer<DefaultProducerContext> = client.create().expect("a producer");
     for record in records {
         let mut headers = OwnedHeaders::new();
@@ -202,11 +222,13 @@ fn a_learnt_type_goes_to_its_topic_as_if_freshly_received() {
 #[test]
 fn what_went_back_stays_back() {
     let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() });
-    for topic in [QUARANTINE, STATEMENTS, "flinks.notices", DEAD_LETTERS, DETAIL] {
+    let topics = [QUARANTINE, STATEMENTS, "flinks.notices", DEAD_LETTERS, DETAIL];
+    for topic in topics.into_iter().chain(["resident.quarantine", "resident.statements"]) {
         cluster.create_topic(topic, 3, 1, &[]);
     }
     let scene = Scene::new(&cluster.bootstrap_servers());
     quarantined_by_kind_and_choice(&scene);
+    quarantined_apart(&scene);
     dead_letters_by_cause(&scene);
 }
 
@@ -244,6 +266,20 @@ fn quarantined_by_kind_and_choice(scene: &Scene) {
     let back = scene.all(STATEMENTS);
     assert_eq!((back.len(), ids(&back)), (41, ids(&statements)));
     assert_eq!(scene.done(TAUGHT, &from), "put back before=20 stays=6");
+}
+
+/// After the others: 20 statements of the other instance have gone back.
+fn quarantined_apart(scene: &Scene) {
+    let mut records: Vec<Record> = (0..7).map(|n| received_by("resident", &body("Statements", n, ""))).collect();
+    for record in &mut records {
+        record.topic = "resident.quarantine".into();
+    }
+    publish(&scene.servers, &records);
+    let from = ["--from", "quarantine"];
+    assert_eq!(scene.done(RESIDENT, &from), "put back=7 put back before=20 stays=6");
+    assert_eq!(ids(&scene.all("resident.statements")), ids(&records));
+    assert_eq!(scene.done(RESIDENT, &from), "put back before=27 stays=6");
+    assert_eq!(scene.all(STATEMENTS).len(), 41, "none of them went elsewhere");
 }
 
 /// A record of accounts detail that enrichment gave up.
@@ -348,7 +384,7 @@ impl Running {
         let deadline = Instant::now() + PATIENCE;
         while self.0.try_wait().expect("it can be asked").is_none() {
             assert!(Instant::now() < deadline, "it does not end");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         let mut output = Output { status: self.0.wait().expect("ended"), stdout: Vec::new(), stderr: Vec::new() };
         use std::io::Read;
@@ -371,7 +407,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::park_timeout(Duration::from_millis(10));
     }
 }
 
@@ -393,31 +429,34 @@ fn noise(number: usize, bytes: usize) -> String {
 #[test]
 fn killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost() {
     const RECORDS: usize = 1000;
-    // A link so slow that a transaction takes seconds: the process is killed in one.
-    let options = ClusterOptions { nodes: 1, link_rate: Some(250_000), ..ClusterOptions::default() };
+    // A link so slow that a transaction takes seconds, and that can keep it open: the process is killed in one.
+    let options = ClusterOptions { nodes: 1, link_rate: Some(400_000), ..ClusterOptions::default() };
     let cluster = Cluster::start(options);
     for topic in [QUARANTINE, STATEMENTS] {
         cluster.create_topic(topic, 3, 1, &[]);
     }
-    let records: Vec<Record> = (0..RECORDS).map(|n| received(&body("Statements", n, &noise(n, 4000)))).collect();
+    let records: Vec<Record> = (0..RECORDS).map(|n| received(&body("Statements", n, &noise(n, 2500)))).collect();
     publish(&cluster.bootstrap_servers(), &records);
     assert_eq!(committed_ids(&cluster.read_topic(QUARANTINE)).len(), RECORDS);
     let slow = Scene::new(&cluster.link_servers());
     let scene = Scene::new(&cluster.bootstrap_servers());
     let arguments = ["--from", "quarantine", "--quiet"];
 
-    // As soon as the first records of a transaction stand there; and then in the second transaction.
-    for (after, round) in [(0, "first"), (550, "second")] {
+    // In the first transaction; and in the second, after one that counts.
+    for transactions in [0, 1] {
+        let start = cluster.count(STATEMENTS);
+        let running = Running::start(slow.command(TAUGHT, &arguments));
+        // Each of 500 records, and a marker after them.
+        until("the transactions before", || cluster.count(STATEMENTS) >= start + transactions * 501);
+        // Its records are on their way: they arrive, and nothing that it needs to go on comes back.
+        let sent = cluster.link(1).bytes_to_node();
+        until("records on their way", || cluster.link(1).bytes_to_node() > sent + 100_000);
         let before = cluster.count(STATEMENTS);
-        let mut running = Running::start(slow.command(TAUGHT, &arguments));
-        until(round, || {
-            let status = running.0.try_wait().expect("it can be asked");
-            assert_eq!(status, None, "the {round} redrive ended before it was killed");
-            cluster.count(STATEMENTS) > before + after
-        });
-        running.0.kill().expect("it runs");
+        cluster.link(1).hold_answers(true);
+        until("records that do not count yet", || cluster.count(STATEMENTS) > before);
         drop(running);
-        println!("{round}: killed at {} offsets", cluster.count(STATEMENTS));
+        cluster.link(1).hold_answers(false);
+        println!("killed at {} offsets, {before} before", cluster.count(STATEMENTS));
     }
     let (code, rest) = scene.run(TAUGHT, &arguments);
     assert_eq!(code, 0, "{rest:#}");
