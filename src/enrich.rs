@@ -54,7 +54,7 @@ pub async fn run(
     let topics = topics(&config);
     let Telling { consumer, enrich, membership } = telling;
     let work = Arc::new(Enricher::new(config.clone(), clients, publisher, enrich));
-    consumer::run_with(&config.kafka, &config.enrich.consumer, topics, consumer, work, shutdown, membership).await
+    consumer::run(&config.kafka, &config.enrich.consumer, topics, consumer, work, shutdown, membership).await
 }
 
 /// What others learn of the role by.

@@ -84,7 +84,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("enable.idempotence", "the bridge always publishes with enable.idempotence=true"),
     ("enable.gapless.guarantee", "one record that Kafka does not take would end the producer"),
     ("delivery.report.only.error", "only a delivery report makes a 200"),
-    ("transactional.id", "the bridge does not publish in transactions"),
+    ("transactional.id", "the bridge publishes webhooks without transactions, and redrive has an id of its own"),
     ("allow.auto.create.topics", "a missing topic is a fault, never made with the broker's defaults"),
     ("topic.metadata.propagation.max.ms", "fixed to 5s, below every publish deadline"),
     ("statistics.interval.ms", "fixed: readiness is read from the statistics"),

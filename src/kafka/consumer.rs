@@ -155,28 +155,13 @@ pub enum ConsumerError {
     Broken,
 }
 
-/// Consumes these topics until shutdown. Ends well only after all work has ended or was broken off, the offsets are
+/// Consumes these topics until shutdown, and tells the membership what it knows of the group. Ends well only after all work has ended or was broken off, the offsets are
 /// committed and the group is left (a member with an `instance_id` stays in it, until its session times out).
 ///
 /// # Errors
 /// See [`ConsumerError`]. That Kafka cannot be reached, or a topic or a permission is missing, is no error: it is told
 /// and waited out.
 pub async fn run<W: Work>(
-    kafka: &config::Kafka,
-    consumer: &config::Consumer,
-    topics: Vec<Arc<str>>,
-    metrics: ConsumerMetrics,
-    work: Arc<W>,
-    shutdown: CancellationToken,
-) -> Result<(), ConsumerError> {
-    run_with(kafka, consumer, topics, metrics, work, shutdown, Membership::default()).await
-}
-
-/// As [`run`], and tells the membership what it knows, for who asks whether the process is ready.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_with<W: Work>(
     kafka: &config::Kafka,
     consumer: &config::Consumer,
     mut topics: Vec<Arc<str>>,

@@ -54,6 +54,7 @@ pub use self::support::{Support, answer};
 use self::table::Table;
 pub use self::table::TableError;
 use self::value::Link;
+use crate::backoff::Backoff;
 use crate::config::{self, Config};
 use crate::kafka::consumer::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
 use crate::kafka::{self, Publish, Receipt};
@@ -68,8 +69,8 @@ pub const CE_TYPE: &str = "com.flinks.login-link";
 /// A webhook that says nothing new but that the LoginId was seen again is written only if it was last seen this long
 /// ago. The webhooks of one connection come within minutes; whoever asks who has not been seen for weeks needs no more.
 const GRANULARITY: Duration = Duration::from_secs(3600);
-/// Bounds of the wait before a publish is tried again, doubled from one failure to the next.
-const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Waits before a publish is tried again.
+const PUBLISH_BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 /// How long the table's thread may take to end.
 const CLOSING: Duration = Duration::from_secs(3);
 /// How long a link stays unsettled before this process settles it, somewhere between these: whoever works on its records
@@ -116,7 +117,7 @@ pub async fn run(
         async move { linker.repair().await }
     });
     let consuming_end = shutdown.child_token();
-    let consuming = consumer::run_with(
+    let consuming = consumer::run(
         &config.kafka,
         &config.link.consumer,
         topics,
@@ -274,8 +275,7 @@ impl Linker {
 
     /// Publishes until it is acknowledged; `None` if the lease is withdrawn and an attempt has failed.
     async fn publish(&self, record: Record, lease: &Lease) -> Option<Receipt> {
-        let mut wait = PUBLISH_BACKOFF.0;
-        loop {
+        for attempt in 0.. {
             // What is under way cannot be called back, so its outcome is waited for whatever becomes of the lease.
             match kafka::publish(&*self.publisher, Lane::Small, record.clone()).await {
                 Ok(receipt) => {
@@ -292,11 +292,11 @@ impl Linker {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(PUBLISH_BACKOFF.delay(attempt, fastrand::f64())) => {}
                 () = lease.withdrawn() => return None,
             }
-            wait = (wait * 2).min(PUBLISH_BACKOFF.1);
         }
+        unreachable!("the loop has no end")
     }
 
     /// Settles links that nobody else settles, for ever. [`run`] does so beside the work.

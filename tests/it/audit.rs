@@ -929,7 +929,7 @@ fn settings_without_signature(servers: &str) -> flinks_bridge::config::Config {
         &text,
         std::path::Path::new("test.toml"),
         &[],
-        flinks_bridge::config::Needs::NEITHER,
+        flinks_bridge::config::Needs::WEBHOOKS,
     )
     .expect("no faults")
     .config

@@ -166,8 +166,7 @@ impl Member {
         let kafka = settings(servers, "").kafka;
         let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
         let (known, stop) = (membership.clone(), shutdown.clone());
-        let role =
-            tokio::spawn(async move { consumer::run_with(&kafka, &group, topics, metrics, work, stop, known).await });
+        let role = tokio::spawn(async move { consumer::run(&kafka, &group, topics, metrics, work, stop, known).await });
         Member { membership, shutdown, registry, role }
     }
 
@@ -663,7 +662,16 @@ async fn settings_that_librdkafka_refuses_are_an_error() {
     let registry = Registry::new();
     let metrics = ConsumerMetrics::new(&registry, "test", &[TOPIC]).expect("the registry is new");
     let work = Player::new(|_, _| Box::pin(async { Worked::Done }));
-    let ended = consumer::run(&kafka, &group(), vec![TOPIC.into()], metrics, work, CancellationToken::new()).await;
+    let ended = consumer::run(
+        &kafka,
+        &group(),
+        vec![TOPIC.into()],
+        metrics,
+        work,
+        CancellationToken::new(),
+        Membership::default(),
+    )
+    .await;
     let error = ended.expect_err("it cannot start");
     assert!(matches!(error, ConsumerError::Settings(_)), "{error:?}");
     assert!(!error.to_string().contains("an-invented-secret"), "{error}");

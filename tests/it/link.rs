@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flinks_bridge::config::Config;
+use flinks_bridge::kafka::consumer::Membership;
 use flinks_bridge::kafka::consumer::{Consumed, Lease, Work, Worked};
-use flinks_bridge::kafka::{OnOutcome, Producers, Publish, PublishError};
-use flinks_bridge::link::{self, Linker};
-use flinks_bridge::metrics::{Lane, LinkMetrics, Metrics, Names, PublishCause};
+use flinks_bridge::kafka::{self, OnOutcome, Producers, Publish, PublishError};
+use flinks_bridge::link::{self, Linker, Telling};
+use flinks_bridge::metrics::{ConsumerMetrics, Lane, LinkMetrics, Metrics, Names, PublishCause};
 use flinks_bridge::record::{Origin, Record, header};
 use prometheus::{Registry, TextEncoder};
 use rdkafka::ClientConfig;
@@ -20,6 +21,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka_sys::types::{RDKafkaApiKey as ApiKey, RDKafkaRespErr as Error};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{Cluster, ClusterOptions};
 use crate::support::{Stored, eventually, mock_cluster, read_back, settings, sum};
@@ -28,9 +30,7 @@ const LINKS: &str = "flinks.login-links";
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn cluster() -> MockCluster<'static, DefaultProducerContext> {
-    let cluster = mock_cluster(1);
-    cluster.create_topic(LINKS, 3, 1).expect("the topic is new");
-    cluster
+    mock_cluster(1)
 }
 
 /// The record that the ingress makes of a webhook, as far as it matters here; `at` is its second.
@@ -333,6 +333,96 @@ async fn a_forgotten_link_begins_anew() {
     process.done(record("login-1", 20, None)).await;
     let link = newest(&stored(&servers, 3));
     assert_eq!((&link["login-1"]["tag"], &link["login-1"]["first_seen"]), (&Value::Null, &json!(time(20))));
+}
+
+/// The whole role as a process of its group, until it is told to stop.
+struct Role {
+    shutdown: CancellationToken,
+    role: tokio::task::JoinHandle<Result<(), link::LinkError>>,
+    registry: Registry,
+    _producers: Arc<Producers>,
+}
+
+impl Role {
+    fn start(servers: &str, wrap: impl FnOnce(Arc<dyn Publish>) -> Arc<dyn Publish>) -> Role {
+        let mut config = settings(servers, "");
+        // What is under way at the end is given a second.
+        config.link.consumer.drain = Duration::from_secs(1);
+        // And a member that is gone is missed soon.
+        config.link.consumer.session_timeout = Duration::from_secs(6);
+        let producers = producers(&config);
+        let registry = Registry::new();
+        let metrics = LinkMetrics::new(&registry).expect("the registry is new");
+        let topics = link::topics(&config).expect("they are keyed by LoginId");
+        let topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+        let consumer = ConsumerMetrics::new(&registry, "link", &topics).expect("the registry is new");
+        let telling = Telling { consumer, link: metrics, membership: Membership::default() };
+        let shutdown = CancellationToken::new();
+        let role = link::run(Arc::new(config), wrap(producers.clone()), telling, shutdown.clone());
+        Role { shutdown, role: tokio::spawn(role), registry, _producers: producers }
+    }
+
+    fn ended(&self, outcome: &str) -> f64 {
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather()).expect("text");
+        sum(&text, "bridge_link_records_total", &[("outcome", outcome)])
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        let ended = tokio::time::timeout(MINUTE, self.role).await.expect("it ends within a minute");
+        ended.expect("it does not panic").expect("it ends well");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_role_links_what_its_group_consumes() {
+    let cluster = cluster();
+    let servers = cluster.bootstrap_servers();
+    let (logins, each) = (20, 6);
+    let publisher = producers(&settings(&servers, ""));
+    for (n, mut record) in mixed(logins, each).into_iter().enumerate() {
+        if n % 2 == 0 {
+            record.topic = "flinks.accounts-detail".into();
+            set(&mut record, header::TYPE, "com.flinks.accounts-detail");
+        }
+        kafka::publish(&*publisher, Lane::Small, record).await.expect("acknowledged");
+    }
+
+    // One that cannot publish ends when it is told to, and passes nothing that it has not done.
+    let refused = Role::start(&servers, |then| {
+        Arc::new(Refusing { left: AtomicUsize::new(usize::MAX), seen: Mutex::default(), then })
+    });
+    let retries = |role: &Role| {
+        let text = TextEncoder::new().encode_to_string(&role.registry.gather()).expect("text");
+        sum(&text, "bridge_link_publish_retries_total", &[])
+    };
+    eventually("publishes are refused", MINUTE, || retries(&refused) > 0.0).await;
+    assert_eq!(refused.ended("written"), 0.0);
+    refused.stop().await;
+
+    // Two share the work; one of them ends on the way.
+    let roles = [Role::start(&servers, |publisher| publisher), Role::start(&servers, |publisher| publisher)];
+    let worked =
+        |roles: &[Role]| -> f64 { roles.iter().map(|role| role.ended("written") + role.ended("unchanged")).sum() };
+    eventually("some are done", MINUTE, || worked(&roles) > 0.0).await;
+    let [stays, leaves] = roles;
+    leaves.stop().await;
+    let settled = |links: &BTreeMap<String, Value>| {
+        links.len() == logins
+            && links.values().all(|link| {
+                (&link["first_seen"], &link["last_seen"]) == (&json!(time(0)), &json!(time(5 * 7_200)))
+                    && (&link["tag"], &link["previous_tag"]) == (&json!("user-3"), &json!("user-0"))
+            })
+    };
+    read_back(&servers, &[LINKS], |stored| settled(&newest(stored)));
+    eventually("nothing is left to do", MINUTE, || {
+        let text = TextEncoder::new().encode_to_string(&stays.registry.gather()).expect("text");
+        // Without partitions, as while the group shares them out, it shows none.
+        text.contains("bridge_consumer_lag{") && sum(&text, "bridge_consumer_lag", &[]) == 0.0
+    })
+    .await;
+    stays.stop().await;
+    assert!(settled(&newest(&stored(&servers, logins))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
