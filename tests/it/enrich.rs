@@ -19,6 +19,8 @@ use flinks_bridge::record::Record;
 use flinks_bridge::signature::ContentHash;
 use flinks_bridge::webhook::{Reception, Webhook};
 use prometheus::{Registry, TextEncoder};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
@@ -31,6 +33,15 @@ const ATTRIBUTES: &str = "flinks.attributes";
 const DEAD_LETTERS: &str = "flinks.attributes.dead-letter";
 /// How long a test waits for what takes moments.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An embedded cluster with the topics of results and dead letters too.
+fn cluster() -> MockCluster<'static, DefaultProducerContext> {
+    let cluster = mock_cluster(1);
+    for topic in [ATTRIBUTES, DEAD_LETTERS] {
+        cluster.create_topic(topic, 3, 1).expect("the topic is new");
+    }
+    cluster
+}
 
 /// The settings of a process that enriches; waits are short. `more` as with [`settings_for`].
 fn config(servers: &str, stub: &Stub, more: &str) -> Config {
@@ -166,7 +177,7 @@ fn read(servers: &str, topic: &str, count: usize) -> Vec<Stored> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_endpoints_answer_is_published_byte_for_byte() {
-    let cluster = mock_cluster(1);
+    let cluster = cluster();
     let servers = cluster.bootstrap_servers();
     let stub = Stub::start(StubOptions::default()).await.expect("it starts");
     let config = config(&servers, &stub, "");
@@ -202,7 +213,7 @@ async fn each_endpoints_answer_is_published_byte_for_byte() {
 
 /// A cluster, a stand-in, and what enriches between them, with records of LoginIds `login-0` and on already stored.
 struct Scene {
-    _cluster: rdkafka::mocking::MockCluster<'static, rdkafka::producer::DefaultProducerContext>,
+    _cluster: MockCluster<'static, DefaultProducerContext>,
     servers: String,
     stub: Stub,
     config: Config,
@@ -210,7 +221,7 @@ struct Scene {
 
 impl Scene {
     async fn new(options: StubOptions, more: &str) -> Scene {
-        let cluster = mock_cluster(1);
+        let cluster = cluster();
         let servers = cluster.bootstrap_servers();
         let stub = Stub::start(options).await.expect("it starts");
         let config = config(&servers, &stub, more);

@@ -30,7 +30,9 @@ const LINKS: &str = "flinks.login-links";
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn cluster() -> MockCluster<'static, DefaultProducerContext> {
-    mock_cluster(1)
+    let cluster = mock_cluster(1);
+    cluster.create_topic(LINKS, 3, 1).expect("the topic is new");
+    cluster
 }
 
 /// The record that the ingress makes of a webhook, as far as it matters here; `at` is its second.

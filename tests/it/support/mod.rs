@@ -33,16 +33,10 @@ pub const PATH: &str = "/flinks/toolbox";
 pub const TOPICS: [&str; 5] =
     ["flinks.kyc", "flinks.accounts-detail", "flinks.pay-events", "flinks.upload-fraud-alerts", "flinks.quarantine"];
 
-/// The topics of what the bridge makes itself.
-pub const OWN_TOPICS: [&str; 3] = ["flinks.attributes", "flinks.attributes.dead-letter", "flinks.login-links"];
-
 /// An embedded cluster with every topic. Keep it in the test's scope; only its address goes elsewhere.
 pub fn mock_cluster(brokers: i32) -> MockCluster<'static, DefaultProducerContext> {
     let cluster = MockCluster::new(brokers).expect("the embedded cluster starts");
     for topic in TOPICS {
-        cluster.create_topic(topic, 3, brokers).expect("the topic is new");
-    }
-    for topic in OWN_TOPICS {
         cluster.create_topic(topic, 3, brokers).expect("the topic is new");
     }
     cluster
