@@ -135,7 +135,7 @@ fn main() -> ExitCode {
             map_large_allocations();
             run(settings.load(Needs::WEBHOOKS), Served::Ingress)
         }
-        Role::Enrich(settings) => run(settings.load(Needs::API), Served::Enrich),
+        Role::Enrich(settings) => run(settings.load(Needs::ENRICH), Served::Enrich),
         Role::Simulate(options) => simulated(*options),
         Role::Audit(options) => {
             if !options.quiet {

@@ -116,6 +116,10 @@ pub mod header {
     pub const ORIGIN_TIMESTAMP: &str = "ce_origintimestamp";
     /// How often the record was put back from quarantine or dead letters, if it was.
     pub const REDRIVEN: &str = "ce_redriven";
+
+    /// `true` where the payload is no webhook but an answer of the Flinks API, fetched in the place of a webhook that was
+    /// not stored. It has no `ResponseType`, and Flinks has not signed it.
+    pub const RECOVERED: &str = "ce_recovered";
 }
 
 /// The value of [`header::SPEC_VERSION`].

@@ -231,6 +231,21 @@ impl Webhook {
         Ok(Survey::of(text, types)?.judge(types))
     }
 
+    /// Understands an answer of the Flinks API that says what a webhook of this event type would have said, about `id`.
+    /// It lacks what tells a webhook's type, so whoever asked says it, and has seen that the answer is a result: codes
+    /// in it tell of no error. The key is the body's own id, which the caller should compare; `id` where it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] if the body is not JSON.
+    pub fn of_answer(body: &[u8], types: &EventTypes, event_type: usize, id: &str) -> Result<Webhook, ParseError> {
+        let text = std::str::from_utf8(body)?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let rule = types.rules.iter().find(|rule| rule.event_type == event_type);
+        let webhook = Survey::of(text, types)?.of_type(event_type, rule.map_or(KeySource::LoginId, |rule| rule.key));
+        Ok(Webhook { key: Some(webhook.key.unwrap_or_else(|| id.to_owned())), ..webhook })
+    }
+
     /// The webhook of a body that [`Webhook::parse`] refused: quarantined, without a key.
     pub fn not_json(types: &EventTypes) -> Webhook {
         Webhook {
@@ -565,6 +580,30 @@ mod tests {
         check(kyc(&format!(r#""Login":{{"Id":"{}"}}"#, "\u{e9}".repeat(129))), KYC, None);
         check(kyc(&format!(r#""Login":{{"Id":"{}"}}"#, "\\u0041".repeat(256))), KYC, &*"A".repeat(256).leak());
         check(kyc(&format!(r#""Login":{{"Id":1{}}}"#, "0".repeat(256))), KYC, None);
+    }
+
+    #[test]
+    fn an_answer_is_what_it_was_asked_for() {
+        let types = types();
+        let (detail, pay) = (1, 2);
+        let cases = [
+            (detail, r#"{"HttpStatusCode":200,"FlinksCode":"OK","Login":{"Id":"l"},"Accounts":[]}"#, "l"),
+            (detail, r#"{"HttpStatusCode":200,"Institution":{"sessionId":"s"},"Login":{"Id":"l"}}"#, "l"),
+            (detail, r#"{"Accounts":[]}"#, "asked"),
+            (detail, r#"{"Login":{"Id":"l"},"Login":{"Id":"m"}}"#, "asked"),
+            (pay, r#"{"sessionId":"s","requestId":"r","status":"Completed"}"#, "s"),
+            (pay, r#"{"status":"Completed"}"#, "asked"),
+        ];
+        for (event_type, body, key) in cases {
+            let webhook = Webhook::of_answer(body.as_bytes(), &types, event_type, "asked").expect("JSON");
+            assert_eq!(
+                (webhook.event_type(), webhook.quarantine(), webhook.key()),
+                (event_type, None, Some(key)),
+                "{body}"
+            );
+            assert_eq!((webhook.http_status_code, webhook.flinks_code), (None, None), "{body}");
+        }
+        assert!(Webhook::of_answer(b"no JSON", &types, detail, "asked").is_err());
     }
 
     #[test]

@@ -249,7 +249,8 @@ mod tests {
             assert!(faults.contains(expected) && faults.lines().count() == 1, "{to}: {faults}");
         }
         let (none, _) = BASE.split_once("[[enrich").expect("it has endpoints");
-        let faults = parse(none, Needs::API).expect_err("nothing to ask for");
+        parse(none, Needs::API).expect("who fetches accounts needs no endpoint");
+        let faults = parse(none, Needs::ENRICH).expect_err("nothing to ask for");
         assert_eq!(faults, "enrich.endpoint: at least one [[enrich.endpoint]] is required");
         assert!(
             parse(&BASE.replace("api_key_env", "api_key"), Needs::API).expect("no fault").warnings[0]

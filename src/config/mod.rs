@@ -69,24 +69,28 @@ pub struct Config {
 }
 
 /// Which secrets a process needs. Others are not read, and need not be where it runs: who enriches has no business with
-/// the webhooks' secrets, and who receives has none with the API's keys.
+/// the webhooks' secrets, and who receives has none with the API's keys. And whether it needs something to ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// Paths and secrets of webhooks.
     pub webhooks: bool,
     /// Keys of the Flinks API.
     pub api: bool,
+    /// At least one `[[enrich.endpoint]]`.
+    pub endpoints: bool,
 }
 
 impl Needs {
     /// For the ingress, and for who sends to it.
-    pub const WEBHOOKS: Needs = Needs { webhooks: true, api: false };
+    pub const WEBHOOKS: Needs = Needs { webhooks: true, api: false, endpoints: false };
     /// For who calls the Flinks API.
-    pub const API: Needs = Needs { webhooks: false, api: true };
-    /// For a process that does both.
-    pub const BOTH: Needs = Needs { webhooks: true, api: true };
+    pub const API: Needs = Needs { webhooks: false, api: true, endpoints: false };
+    /// For who calls the Flinks API for Attributes.
+    pub const ENRICH: Needs = Needs { webhooks: false, api: true, endpoints: true };
+    /// For a process that receives and enriches.
+    pub const BOTH: Needs = Needs { webhooks: true, api: true, endpoints: true };
     /// For who needs Kafka alone.
-    pub const NEITHER: Needs = Needs { webhooks: false, api: false };
+    pub const NEITHER: Needs = Needs { webhooks: false, api: false, endpoints: false };
 }
 
 /// Settings without a fault, with what else is to be said of them.
@@ -221,7 +225,7 @@ impl Config {
                 reader.fault(&key, format_args!("{name}: there is no such [[enrich.endpoint]]"));
             }
         }
-        if reader.needs.api && self.enrich.endpoints.is_empty() {
+        if reader.needs.endpoints && self.enrich.endpoints.is_empty() {
             reader.fault("enrich.endpoint", "at least one [[enrich.endpoint]] is required");
         }
         if ingress.listen.is_empty() && !reader.is_faulty("ingress.listen") {

@@ -165,6 +165,21 @@ impl<'t, 'b> Survey<'t, 'b> {
         }
     }
 
+    /// Without the rules, for who knows the type and that nothing is wrong.
+    pub(super) fn of_type(&self, event_type: usize, source: KeySource) -> Webhook {
+        Webhook {
+            event_type,
+            quarantine: None,
+            // Two ids that differ are none.
+            key: self.key(source).unwrap_or(None),
+            request_id: self.request_id_header(),
+            tag: self.tag_header(),
+            http_status_code: None,
+            flinks_code: None,
+            response_type: self.response_type.only().and_then(Text::of_string).and_then(Text::cleaned),
+        }
+    }
+
     fn type_and_key(&self, types: &EventTypes) -> Result<(usize, Option<QuarantineReason>, Option<String>), Ambiguous> {
         let (event_type, quarantine, source) = match self.rule(types)? {
             Some(rule) => (rule.event_type, None, rule.key),
@@ -172,15 +187,18 @@ impl<'t, 'b> Survey<'t, 'b> {
         };
         // Consumers deduplicate by it, whatever the type.
         self.request_id.once()?;
-        let key = match source {
-            KeySource::LoginId => self.login_id_key()?,
+        Ok((event_type, quarantine, self.key(source)?))
+    }
+
+    fn key(&self, source: KeySource) -> Result<Option<String>, Ambiguous> {
+        match source {
+            KeySource::LoginId => self.login_id_key(),
             KeySource::SessionId => match self.session_id_key()? {
-                None => self.lower_request_id.key()?,
-                key => key,
+                None => self.lower_request_id.key(),
+                key => Ok(key),
             },
-            KeySource::RequestId => self.lower_request_id.key()?,
-        };
-        Ok((event_type, quarantine, key))
+            KeySource::RequestId => self.lower_request_id.key(),
+        }
     }
 
     fn rule<'r>(&self, types: &'r EventTypes) -> Result<Option<&'r Rule>, Ambiguous> {

@@ -74,7 +74,7 @@ fn config(servers: &str, stub: &Stub, more: &str) -> Config {
         "#,
         stub.base_url()
     );
-    settings_for(Needs::API, servers, &[&text, more])
+    settings_for(Needs::ENRICH, servers, &[&text, more])
 }
 
 /// An accounts-detail webhook of this LoginId; `n` makes its bytes its own.
