@@ -11,10 +11,13 @@ use flinks_bridge::dev::{self, Dev};
 use flinks_bridge::flinks::stub::{Stub, StubOptions};
 use flinks_bridge::kafka;
 use flinks_bridge::link;
+use flinks_bridge::recover::{self, Recover};
 use flinks_bridge::redrive::{self, Redrive};
 use flinks_bridge::serve::{self, ServeError, raise_file_limit};
 use flinks_bridge::simulate::{self, Simulate};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -58,6 +61,9 @@ enum Role {
     /// Puts back what was set aside: quarantined webhooks whose type is known now, or dead letters.
     #[command(after_help = redrive::EXAMPLES)]
     Redrive(Box<Redrive>),
+    /// Fetches from Flinks what it gave up delivering, and publishes it as the webhooks would have been.
+    #[command(after_help = recover::EXAMPLES)]
+    Recover(Box<Recover>),
     /// A stand-in for the Flinks API, over plain HTTP, with invented data. What it was asked is printed at its end.
     Stub(StubOptions),
     /// Checks the settings and prints them, secrets redacted, or explains them all.
@@ -149,6 +155,7 @@ fn main() -> ExitCode {
             ExitCode::from(link::answer(&support, settings.load(Needs::NEITHER)))
         }
         Role::Redrive(options) => redriven(*options),
+        Role::Recover(options) => recovered(*options),
         Role::Stub(options) => {
             log_to_stderr();
             stubbed(options)
@@ -241,7 +248,37 @@ fn simulated(options: Simulate) -> ExitCode {
 /// Runs role `redrive`. The first signal lets it finish the transaction under way, the second ends it.
 fn redriven(options: Redrive) -> ExitCode {
     log_to_stderr();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    to_its_end(runtime, "the transaction under way", |shutdown| {
+        tokio::task::spawn_blocking(move || match redrive::run(&options, &config::variables(), &shutdown) {
+            redrive::Ending::Code(code) => Some(code),
+            redrive::Ending::Stopped => None,
+        })
+    })
+}
+
+/// Runs role `recover`. The first signal lets what is under way end, the second ends it.
+fn recovered(options: Recover) -> ExitCode {
+    log_to_stderr();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    to_its_end(runtime, "what is under way", |shutdown| {
+        tokio::spawn(async move {
+            match serve::recover(options, config::variables(), config::variable, shutdown).await {
+                recover::Ending::Code(code) => Some(code),
+                recover::Ending::Stopped => None,
+            }
+        })
+    })
+}
+
+/// Runs a role that ends by itself, with its exit code or without one if a signal has stopped it. The first signal asks
+/// for that, the second ends the process.
+fn to_its_end(
+    runtime: std::io::Result<Runtime>,
+    waited_for: &str,
+    start: impl FnOnce(CancellationToken) -> JoinHandle<Option<u8>>,
+) -> ExitCode {
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("the runtime cannot be started: {error}");
@@ -251,15 +288,14 @@ fn redriven(options: Redrive) -> ExitCode {
     let work = async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let shutdown = CancellationToken::new();
-        let stop = shutdown.clone();
-        let mut role = tokio::task::spawn_blocking(move || redrive::run(&options, &config::variables(), &stop));
+        let mut role = start(shutdown.clone());
         let mut first = None;
         loop {
             let code = tokio::select! {
                 ended = &mut role => {
                     return std::io::Result::Ok(match ended {
-                        Ok(redrive::Ending::Code(code)) => code,
-                        Ok(redrive::Ending::Stopped) => first.unwrap_or(FAILED),
+                        Ok(Some(code)) => code,
+                        Ok(None) => first.unwrap_or(FAILED),
                         Err(_panic) => FAILED,
                     });
                 }
@@ -269,7 +305,7 @@ fn redriven(options: Redrive) -> ExitCode {
             if first.is_some() {
                 return Ok(code);
             }
-            eprintln!("waiting for the transaction under way; a second signal ends at once");
+            eprintln!("waiting for {waited_for}; a second signal ends at once");
             first = Some(code);
             shutdown.cancel();
         }

@@ -24,6 +24,7 @@ use crate::kafka::consumer::Membership;
 use crate::kafka::{self, Producers};
 use crate::link;
 use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names};
+use crate::recover::{self, Recovery};
 use crate::tls::Identity;
 
 /// How long the producers' threads may take to end.
@@ -159,6 +160,56 @@ pub async fn link(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), Se
     let check = linking.check();
     let run = |producers, shutdown| linking.run(producers, shutdown);
     consume(loaded, registry, topics, check, run, shutdown).await
+}
+
+/// Runs role `recover`, which ends by itself, or after `shutdown` when what was under way has. `environment` looks a
+/// variable up, for keys that stand in one.
+pub async fn recover(
+    options: recover::Recover,
+    variables: Vec<(String, String)>,
+    environment: fn(&str) -> Option<String>,
+    shutdown: CancellationToken,
+) -> recover::Ending {
+    let begun = tokio::task::spawn_blocking(move || Recovery::begin(options, &variables)).await;
+    let mut recovery = match begun.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        Ok(recovery) => recovery,
+        Err(ending) => return ending,
+    };
+    let topics = recovery.topics();
+    if topics.is_empty() {
+        return recovery.end(Ok(()));
+    }
+    let config = recovery.config().clone();
+    let (clients, producers) = match equip(&config, topics, environment) {
+        Ok(equipment) => equipment,
+        Err(ServeError::Settings(what)) => return recovery.end(Err(recover::Failure::Usage(what))),
+        Err(error) => return recovery.end(Err(recover::Failure::Start(error.to_string()))),
+    };
+    let outcome = tokio::select! {
+        outcome = recovery.run(clients, producers.clone(), shutdown) => outcome,
+        () = producers.broken() => Err(recover::Failure::Start(no_report().to_string())),
+    };
+    // Only what was broken off can be without a report.
+    if flush(&config, &producers).await.is_err() {
+        tracing::warn!("records without a delivery report are given up");
+    }
+    close(producers).await;
+    recovery.end(outcome)
+}
+
+/// What calls Flinks, and producers for these topics.
+fn equip(
+    config: &Config,
+    topics: Vec<Arc<str>>,
+    environment: fn(&str) -> Option<String>,
+) -> Result<(Vec<Option<Client>>, Arc<Producers>), ServeError> {
+    let registry = Registry::new();
+    let flinks = FlinksMetrics::new(&registry, &instances(config)).map_err(failed)?;
+    let clients = clients(config, environment, &flinks)?;
+    let names = Names { topics: topics.iter().map(|topic| &**topic).collect(), ..Names::default() };
+    let metrics = Metrics::new(&registry, &names).map_err(failed)?;
+    let producers = Producers::new(config, topics, &metrics).map_err(settings)?;
+    Ok((clients, Arc::new(producers)))
 }
 
 /// Runs a role that consumes, with producers for these topics and an admin port.

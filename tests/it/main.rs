@@ -21,6 +21,7 @@ mod link;
 mod privacy;
 mod publish;
 mod readiness;
+mod recover;
 mod redrive;
 mod shutdown;
 mod simulate;

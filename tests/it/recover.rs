@@ -1,0 +1,437 @@
+//! Recover, through the real binary: what Flinks gave up on comes back on its topic, once for each LoginId if a journal is
+//! kept; what cannot is told one by one; and neither a dry run nor a kill does harm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use flinks_bridge::flinks::stub::{Fault, Stub, StubOptions};
+use flinks_bridge::kafka::reader;
+use flinks_bridge::metrics::FlinksCall;
+use flinks_bridge::record::{Record, header};
+use flinks_bridge::signature::ContentHash;
+use rdkafka::ClientConfig;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{mock_cluster, settings};
+
+const DETAIL: &str = "flinks.accounts-detail";
+/// How long one run may take: a debug build on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A cluster, a stand-in for Flinks, and the settings of a recovery between them.
+struct Scene {
+    _cluster: MockCluster<'static, DefaultProducerContext>,
+    servers: String,
+    stub: Stub,
+    directory: TempDir,
+}
+
+impl Scene {
+    async fn new(options: StubOptions) -> Scene {
+        let cluster = mock_cluster(1);
+        let servers = cluster.bootstrap_servers();
+        let stub = Stub::start(options).await.expect("it starts");
+        let directory = tempfile::tempdir().expect("a directory for temporary files");
+        Scene { _cluster: cluster, servers, stub, directory }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes a file and gives its name.
+    fn write(&self, name: &str, text: &str) -> String {
+        let file = self.file(name);
+        std::fs::write(&file, text).expect("a file is written");
+        file.to_str().expect("it is text").to_owned()
+    }
+
+    fn command(&self, more: &str, arguments: &[&str]) -> Command {
+        let text = format!(
+            r#"
+            {more}
+            [kafka]
+            bootstrap_servers = "{}"
+            [flinks]
+            poll_interval = "20ms"
+            backoff_min = "20ms"
+            backoff_max = "200ms"
+            [[instance]]
+            name = "toolbox"
+            path = "/toolbox"
+            authentication = "none"
+            [instance.api]
+            base_url = "{}"
+            authorize_key = "stub-authorize-key"
+            api_key = "stub-api-key"
+            rate = 5000
+            concurrency = 100
+            "#,
+            self.servers,
+            self.stub.base_url()
+        );
+        let file = self.write("bridge.toml", &text);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
+        command.arg("recover").arg("--config").arg(file).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn start(&self, more: &str, arguments: &[&str]) -> Running {
+        let mut command = self.command(more, &[arguments, &["--json"]].concat());
+        Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts"))
+    }
+
+    /// Runs it to its end: exit code and report.
+    async fn run(&self, arguments: &[&str]) -> (i32, Value) {
+        let running = self.start("", arguments);
+        tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic")
+    }
+
+    /// Every record of a topic.
+    fn all(&self, topic: &str) -> Vec<Record> {
+        let kafka = settings(&self.servers, "").kafka;
+        let spans = reader::whole(&kafka, topic).expect("the topic is there");
+        let mut records = Vec::new();
+        reader::scan(&kafka, &spans, |record| records.push(record.to_record())).expect("it can be read");
+        records
+    }
+
+    /// How many LoginIds have been authorised.
+    fn authorised(&self) -> u64 {
+        self.stub.counts().answered(FlinksCall::Authorize, "ok")
+    }
+}
+
+/// A run under way; killed when dropped.
+struct Running(Child);
+
+impl Running {
+    fn end(mut self) -> Output {
+        let deadline = Instant::now() + PATIENCE;
+        while self.0.try_wait().expect("it can be asked").is_none() {
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        let mut output = Output { status: self.0.wait().expect("ended"), stdout: Vec::new(), stderr: Vec::new() };
+        self.0.stdout.take().expect("piped").read_to_end(&mut output.stdout).expect("its output");
+        self.0.stderr.take().expect("piped").read_to_end(&mut output.stderr).expect("its output");
+        output
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("the process is there");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended long before.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn report(output: &Output) -> (i32, Value) {
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let report = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: no JSON in {text:?}\n{errors}"));
+    (output.status.code().unwrap_or_else(|| panic!("ended by a signal: {errors}")), report)
+}
+
+fn text<'r>(record: &'r Record, name: &str) -> &'r str {
+    record.header(name).map_or("", |value| std::str::from_utf8(value).expect("text"))
+}
+
+fn key(record: &Record) -> &str {
+    std::str::from_utf8(record.key.as_deref().expect("a key")).expect("text")
+}
+
+fn ids(count: usize) -> String {
+    (0..count).fold("# what Flinks gave up on\n".to_owned(), |mut text, n| {
+        writeln!(text, "login-{n}").expect("a text takes all");
+        text
+    })
+}
+
+/// How often each key is there.
+fn keys(records: &[Record]) -> BTreeMap<&str, usize> {
+    let mut keys = BTreeMap::new();
+    for record in records {
+        *keys.entry(key(record)).or_default() += 1;
+    }
+    keys
+}
+
+/// By LoginId, the cause that the report gives.
+fn causes(report: &Value) -> BTreeMap<&str, &str> {
+    let given_up = report["given_up"].as_array().expect("rows").iter();
+    given_up.map(|row| (row["id"].as_str().expect("an id"), row["cause"].as_str().expect("a cause"))).collect()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_login_ids_twice() {
+    let scene = Scene::new(StubOptions { pending: 2, ..StubOptions::default() }).await;
+    let file = scene.write("ids", &ids(500));
+    let done = scene.file("done").to_str().expect("text").to_owned();
+    let arguments = ["--file", &file, "--done", &done, "--concurrency", "64"];
+
+    // What would be done, and that nothing is.
+    let (code, report) = scene.run(&[&arguments[..], &["--dry-run"]].concat()).await;
+    assert_eq!((code, report["to_fetch"].as_array().map(Vec::len)), (0, Some(500)), "{report:#}");
+    assert_eq!(report["to_fetch"][7]["id"], "login-7");
+    assert_eq!((scene.stub.counts().total(), scene.all(DETAIL).len()), (0, 0));
+    assert!(!scene.file("done").exists());
+
+    let (code, report) = scene.run(&arguments).await;
+    assert_eq!((code, &report["recovered"]), (0, &500.into()), "{report:#}");
+    let records = scene.all(DETAIL);
+    assert_eq!(records.len(), 500);
+    for record in &records {
+        let body: Value = serde_json::from_slice(&record.payload).expect("JSON");
+        assert_eq!(body["Login"]["Id"], key(record), "of its own LoginId");
+        assert!(body["Accounts"].as_array().is_some_and(|accounts| accounts.len() == 2));
+        let hash: String = ContentHash::of(&record.payload).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(text(record, header::ID), format!("toolbox:{hash}"), "byte for byte");
+        assert_eq!(text(record, header::REQUEST_ID), body["RequestId"]);
+        assert_eq!((text(record, header::SOURCE), text(record, header::SUBJECT)), ("/flinks/toolbox", key(record)));
+        assert_eq!(
+            (text(record, header::TYPE), text(record, header::RECOVERED)),
+            ("com.flinks.accounts-detail", "true")
+        );
+        assert_eq!(
+            (text(record, header::SPEC_VERSION), text(record, header::CONTENT_TYPE)),
+            ("1.0", "application/json")
+        );
+        assert!(!text(record, header::TIME).is_empty());
+        for name in [header::QUARANTINE_REASON, header::FLINKS_CODE, header::HTTP_STATUS_CODE] {
+            assert_eq!(record.header(name), None, "{name}: enrich would not take it");
+        }
+    }
+    let asked = scene.stub.counts();
+    assert_eq!((asked.most_at_once_of_a_login, asked.tokens_reused, asked.keys_refused), (1, 0, 0), "{asked}");
+
+    // Again: the journal has all of them, and nothing is asked.
+    let (code, report) = scene.run(&arguments).await;
+    assert_eq!((code, &report["recovered"], &report["recovered_before"]), (0, &0.into(), &500.into()), "{report:#}");
+    assert_eq!((scene.stub.counts().total(), scene.all(DETAIL).len()), (asked.total(), 500));
+
+    // Without the journal each is there twice. The answers name their sessions, so these are other bytes.
+    let (code, report) = scene.run(&["--file", &file]).await;
+    assert_eq!((code, &report["recovered"]), (0, &500.into()), "{report:#}");
+    let records = scene.all(DETAIL);
+    assert!(keys(&records).len() == 500 && keys(&records).values().all(|count| *count == 2));
+    let ids: BTreeSet<&str> = records.iter().map(|record| text(record, header::ID)).collect();
+    let bodies: BTreeSet<&[u8]> = records.iter().map(|record| &*record.payload).collect();
+    assert_eq!((ids.len(), bodies.len()), (1000, 1000), "an id for each body");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_bytes_have_the_same_id() {
+    // A Pay session's status names no session of ours.
+    let scene = Scene::new(StubOptions::default()).await;
+    scene.stub.set_login_fault("gone", Some(Fault::InvalidLogin));
+    for _ in 0..2 {
+        let (code, report) = scene.run(&["--pay-session", "session-1,gone"]).await;
+        assert_eq!((code, &report["recovered"]), (1, &1.into()), "{report:#}");
+        assert_eq!(causes(&report), BTreeMap::from([("gone", "gave-up")]));
+    }
+    let records = scene.all("flinks.pay-events");
+    assert_eq!((records.len(), text(&records[0], header::ID)), (2, text(&records[1], header::ID)));
+    for record in &records {
+        assert_eq!((key(record), text(record, header::TYPE)), ("session-1", "com.flinks.pay-event"));
+        assert_eq!(text(record, header::RECOVERED), "true");
+        let body: Value = serde_json::from_slice(&record.payload).expect("JSON");
+        assert_eq!(body["status"], "Completed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_recovered_is_told_and_what_passes_is_waited_out() {
+    let scene = Scene::new(StubOptions::default()).await;
+    scene.stub.set_login_fault("login-0", Some(Fault::InvalidLogin));
+    scene.stub.set_login_fault("login-1", Some(Fault::Mfa));
+    scene.stub.set_login_fault("login-2", Some(Fault::RetryLater));
+    let (code, report) = scene.run(&["login-0", "login-1", "login-2", "login-3", "login-3", "."]).await;
+    assert_eq!((code, &report["recovered"]), (1, &1.into()), "{report:#}");
+    let expected = [("login-0", "gave-up"), ("login-1", "mfa"), ("login-2", "attempts"), (".", "gave-up")];
+    assert_eq!(causes(&report), BTreeMap::from(expected));
+    let row = |id: &str| {
+        let rows = report["given_up"].as_array().expect("rows");
+        rows.iter().find(|row| row["id"] == id).expect("it is told").clone()
+    };
+    assert_eq!(row("login-0")["flinks_code"], "INVALID_LOGIN");
+    assert_eq!((&row("login-2")["flinks_code"], &row("login-2")["attempts"]), (&"RETRY_LATER".into(), &5.into()));
+
+    // About one call in twelve goes wrong in a way that passes.
+    let faults = [Fault::Throttle, Fault::RetryLater, Fault::HangUp, Fault::Truncated, Fault::Html, Fault::Pending];
+    for fault in faults {
+        scene.stub.set_share(fault, 0.015);
+    }
+    for login_id in ["login-0", "login-1", "login-2"] {
+        scene.stub.set_login_fault(login_id, None);
+    }
+    let file = scene.write("ids", &ids(60));
+    let (code, report) = scene.run(&["--file", &file, "--attempts", "30"]).await;
+    assert_eq!((code, &report["recovered"]), (0, &60.into()), "{report:#}");
+    let asked = scene.stub.counts();
+    assert!(asked.calls.keys().any(|(_, answer)| *answer == "TOO_MANY_REQUESTS"), "{asked}");
+    let records = scene.all(DETAIL);
+    assert!(records.len() == 61 && keys(&records).len() == 60, "{}", records.len());
+    for fault in faults {
+        scene.stub.set_share(fault, 0.0);
+    }
+
+    // A key that Flinks does not take is told for each at once, and nothing is tried again.
+    scene.stub.set_keys("other", "other");
+    let (code, report) = scene.run(&["login-8", "login-9"]).await;
+    assert_eq!(code, 1);
+    assert_eq!(causes(&report), BTreeMap::from([("login-8", "needs-person"), ("login-9", "needs-person")]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flinks_away_for_a_moment_costs_nothing_but_time() {
+    let options = StubOptions { latency: Duration::from_millis(5), ..StubOptions::default() };
+    let scene = Scene::new(options).await;
+    let file = scene.write("ids", &ids(100));
+    let running = scene.start("", &["--file", &file, "--attempts", "1", "--concurrency", "8"]);
+    until("some are authorised", || scene.authorised() >= 10).await;
+    scene.stub.set_down(true);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    scene.stub.set_down(false);
+    let (code, report) = tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic");
+    // A call that was cut off while others were answered counts as one's own fault.
+    let (recovered, given_up) = (report["recovered"].as_u64().expect("a number"), causes(&report).len() as u64);
+    assert!(recovered + given_up == 100 && given_up <= 8 && (code == 0) == (given_up == 0), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_halfway_and_run_again() {
+    let scene = Scene::new(StubOptions { latency: Duration::from_millis(10), ..StubOptions::default() }).await;
+    let file = scene.write("ids", &ids(200));
+    let done = scene.file("done").to_str().expect("text").to_owned();
+    let arguments = ["--file", &file, "--done", &done, "--concurrency", "4"];
+    let lines = || std::fs::read_to_string(&done).unwrap_or_default().lines().count();
+    for halfway in [40, 80] {
+        let running = scene.start("", &arguments);
+        until("some are done", || lines() >= halfway).await;
+        running.signal(Signal::KILL);
+        drop(running);
+    }
+    let before = lines();
+    assert!((80..200).contains(&before), "killed halfway: {before}");
+    let (code, report) = scene.run(&arguments).await;
+    assert_eq!((code, &report["recovered_before"]), (0, &before.into()), "{report:#}");
+    let records = scene.all(DETAIL);
+    let keys = keys(&records);
+    assert_eq!((keys.len(), lines()), (200, 200));
+    // What was under way at a kill may be there twice, and nothing else.
+    assert!(records.len() <= 200 + 2 * 4 && keys.values().all(|count| *count <= 3), "{}", records.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_lets_what_is_under_way_end() {
+    let scene = Scene::new(StubOptions { latency: Duration::from_millis(10), ..StubOptions::default() }).await;
+    let file = scene.write("ids", &ids(500));
+    let arguments = ["--file", &file, "--concurrency", "4"];
+    for (signal, expected) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let before = scene.authorised();
+        let running = scene.start("", &arguments);
+        until("some are authorised", || scene.authorised() >= before + 10).await;
+        running.signal(signal);
+        let (code, report) = tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic");
+        assert_eq!(
+            (code, &report["stopped"], &report["broken_off"]),
+            (expected, &true.into(), &0.into()),
+            "{report:#}"
+        );
+        let recovered = report["recovered"].as_u64().expect("a number");
+        assert_eq!(recovered + report["not_attempted"].as_u64().expect("a number"), 500);
+        assert_eq!(recovered, scene.authorised() - before, "what was begun has ended");
+    }
+    // Flinks away is not waited for then.
+    scene.stub.set_down(true);
+    let running = scene.start("", &arguments);
+    // It is told once, when calls fail; a signal before that would end it as well.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    running.signal(Signal::TERM);
+    let (code, report) = tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic");
+    assert_eq!((code, &report["recovered"], &report["stopped"]), (143, &0.into(), &true.into()), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_not_seen_since_a_time() {
+    let scene = Scene::new(StubOptions::default()).await;
+    let link = |instance: &str, last_seen: &str| {
+        format!(
+            "{{\"instance\":\"{instance}\",\"tag\":\"user\",\"tag_seen\":\"{last_seen}\",\
+             \"first_seen\":\"2026-01-01T00:00:00.000Z\",\"last_seen\":\"{last_seen}\",\"source\":\"com.flinks.kyc\"}}"
+        )
+    };
+    let (early, late) = ("2026-11-20T12:00:00.000Z", "2026-11-22T12:00:00.000Z");
+    let links = [
+        ("login-early", Some(link("toolbox", early))),
+        ("login-late", Some(link("toolbox", early))),
+        ("login-late", Some(link("toolbox", late))),
+        ("login-forgotten", Some(link("toolbox", early))),
+        ("login-forgotten", None),
+        ("login-elsewhere", Some(link("elsewhere", early))),
+    ];
+    let mut client = ClientConfig::new();
+    let producer: ThreadedProducer<DefaultProducerContext> =
+        client.set("bootstrap.servers", &scene.servers).create().expect("a producer");
+    for (login_id, link) in &links {
+        let record: BaseRecord<'_, str, str> = BaseRecord::to("flinks.login-links").key(*login_id);
+        let record = link.iter().fold(record, |record, link| record.payload(link));
+        assert!(producer.send(record).is_ok(), "room in the queue");
+    }
+    producer.flush(PATIENCE).expect("every record acknowledged");
+    let (code, report) = scene.run(&["--not-seen-since", "2026-11-21T00:00:00Z"]).await;
+    assert_eq!((code, &report["recovered"]), (0, &1.into()), "{report:#}");
+    assert_eq!(key(&scene.all(DETAIL)[0]), "login-early");
+    assert!(report["notes"][0].as_str().is_some_and(|note| note.starts_with("1 links are of instances")), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_are_told_by_exit_code() {
+    let scene = Scene::new(StubOptions::default()).await;
+    let bad = scene.write("bad", "login 1\n");
+    let no_log = scene.write("no-log", "what is this\n");
+    let cases: [&[&str]; 7] = [
+        &[],
+        &["--instance", "other", "login-0"],
+        &["--file", &bad],
+        &["--file", "/nowhere/ids"],
+        &["--from-log", &no_log],
+        &["a\nb"],
+        &["--attempts", "0", "login-0"],
+    ];
+    for arguments in cases {
+        let output = scene.command("", arguments).output().expect("the binary runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {errors}");
+        assert!(!errors.is_empty() && output.stdout.is_empty(), "{arguments:?}: {errors}");
+    }
+    // A topic that is not there is told before Flinks is asked; so is a journal that cannot be kept.
+    let elsewhere = scene.start("[topics]\naccounts-detail = \"flinks.other\"", &["login-0"]);
+    let (code, report) = tokio::task::spawn_blocking(move || report(&elsewhere.end())).await.expect("no panic");
+    assert!(code == 1 && report["failure"].as_str().is_some_and(|what| what.contains("flinks.other")), "{report:#}");
+    let (code, report) = scene.run(&["--done", "/nowhere/done", "login-0"]).await;
+    assert!(code == 1 && report["failure"].as_str().is_some_and(|what| what.contains("/nowhere/done")), "{report:#}");
+    assert_eq!(scene.stub.counts().total(), 0);
+}
