@@ -469,7 +469,7 @@ impl Fetcher {
             Ok(answer) => answer,
             Err(ended) => return ended,
         };
-        match self.record(target, answer, SystemTime::now()) {
+        match record(&self.config, target, answer, SystemTime::now()) {
             Ok(record) => self.publish(record).await,
             Err(given_up) => Ended::GivenUp(given_up),
         }
@@ -553,36 +553,6 @@ impl Fetcher {
         Ok(Some(Answer { body, request_id: Some(session.request_id().to_owned()) }))
     }
 
-    /// The record that the webhook would have been.
-    fn record(&self, target: &Target, answer: Answer, now: SystemTime) -> Result<Record, GivenUp> {
-        let (event_type, topic) = place(&self.config, target);
-        let Answer { body, request_id } = answer;
-        let refused =
-            |cause, detail: &str| GivenUp { cause, flinks_code: None, attempts: 1, detail: detail.to_owned() };
-        let webhook = Webhook::of_answer(&body, &self.config.event_types, event_type, &target.id)
-            .map_err(|_| refused("attempts", "the answer is not JSON"))?;
-        // Flinks writes ids in one case, and whoever typed this one may not have; but an answer about somebody else must
-        // never go under this id.
-        if !webhook.key().is_some_and(|key| key.eq_ignore_ascii_case(&target.id)) {
-            return Err(refused("another-id", "the answer is about another id than it was asked for"));
-        }
-        let reception = Reception {
-            instance: self.config.instances[target.instance].name.as_str().into(),
-            received_at: now,
-            content_hash: ContentHash::of(&body),
-            // The client takes nothing else for an answer.
-            content_type: Some(Bytes::from_static(b"application/json")),
-            signatures: Vec::new(),
-            traceparent: None,
-        };
-        let mut record = webhook.into_record(&reception, &self.config.event_types, Some(&topic), body);
-        if let Some(request_id) = request_id.filter(|_| record.header(header::REQUEST_ID).is_none()) {
-            record.headers.push((header::REQUEST_ID.into(), request_id.into()));
-        }
-        record.headers.push((header::RECOVERED.into(), Bytes::from_static(b"true")));
-        Ok(record)
-    }
-
     async fn publish(&self, record: Record) -> Ended {
         let lane = if record.payload.len() <= self.config.ingress.small_body { Lane::Small } else { Lane::Large };
         for attempt in 1.. {
@@ -629,7 +599,125 @@ impl Fetcher {
     }
 }
 
+/// The record that the webhook would have been.
+fn record(config: &Config, target: &Target, answer: Answer, now: SystemTime) -> Result<Record, GivenUp> {
+    let (event_type, topic) = place(config, target);
+    let Answer { body, request_id } = answer;
+    let refused = |cause, detail: &str| GivenUp { cause, flinks_code: None, attempts: 1, detail: detail.to_owned() };
+    let webhook = Webhook::of_answer(&body, &config.event_types, event_type, &target.id)
+        .map_err(|_| refused("attempts", "the answer is not JSON"))?;
+    // Flinks writes ids in one case, and whoever typed this one may not have; but an answer about somebody else must
+    // never go under this id.
+    if !webhook.key().is_some_and(|key| key.eq_ignore_ascii_case(&target.id)) {
+        return Err(refused("another-id", "the answer is about another id than it was asked for"));
+    }
+    let reception = Reception {
+        instance: config.instances[target.instance].name.as_str().into(),
+        received_at: now,
+        content_hash: ContentHash::of(&body),
+        // The client takes nothing else for an answer.
+        content_type: Some(Bytes::from_static(b"application/json")),
+        signatures: Vec::new(),
+        traceparent: None,
+    };
+    let mut record = webhook.into_record(&reception, &config.event_types, Some(&topic), body);
+    if let Some(request_id) = request_id.filter(|_| record.header(header::REQUEST_ID).is_none()) {
+        record.headers.push((header::REQUEST_ID.into(), request_id.into()));
+    }
+    record.headers.push((header::RECOVERED.into(), Bytes::from_static(b"true")));
+    Ok(record)
+}
+
 fn given_up(cause: &'static str, attempts: u32, error: &CallError) -> GivenUp {
     let flinks_code = error.flinks_code().map(ToString::to_string);
     GivenUp { cause, flinks_code, attempts, detail: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn config() -> Config {
+        let text = r#"
+            kafka.bootstrap_servers = "127.0.0.1:1"
+            [[instance]]
+            name = "toolbox"
+            path = "/toolbox"
+            authentication = "none"
+            [[instance]]
+            name = "resident"
+            path = "/resident"
+            authentication = "none"
+            [instance.topics]
+            accounts-detail = "resident.accounts-detail"
+        "#;
+        let loaded = Config::parse(text, Path::new("test.toml"), &[], Needs::NEITHER);
+        loaded.unwrap_or_else(|faults| panic!("{faults}")).config
+    }
+
+    fn made(what: What, instance: usize, id: &str, body: &str) -> Result<Record, GivenUp> {
+        let target = Target { what, instance, id: id.to_owned() };
+        let answer = Answer { body: Bytes::copy_from_slice(body.as_bytes()), request_id: Some("session".to_owned()) };
+        record(&config(), &target, answer, UNIX_EPOCH + Duration::from_millis(1_795_446_000_007))
+    }
+
+    #[test]
+    fn the_whole_record() {
+        let body = r#"{"HttpStatusCode":200,"Login":{"Id":"abc"},"Tag":"tag-1","Accounts":[]}"#;
+        // As it was typed, and as Flinks writes it.
+        let record = made(What::Accounts, 1, "ABC", body).expect("it is about this one");
+        assert_eq!((&*record.topic, record.key.as_deref()), ("resident.accounts-detail", Some(&b"abc"[..])));
+        assert_eq!(&*record.payload, body.as_bytes());
+        let hash: String = ContentHash::of(body.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let headers: Vec<(&str, &str)> =
+            record.headers.iter().map(|(name, value)| (&**name, std::str::from_utf8(value).expect("text"))).collect();
+        let expected = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", &*format!("resident:{hash}")),
+            ("ce_source", "/flinks/resident"),
+            ("ce_type", "com.flinks.accounts-detail"),
+            ("ce_time", "2026-11-23T15:00:00.007Z"),
+            ("ce_subject", "abc"),
+            ("content-type", "application/json"),
+            ("ce_tag", "tag-1"),
+            ("ce_requestid", "session"),
+            ("ce_recovered", "true"),
+        ];
+        assert_eq!(headers, expected);
+        let own = made(What::Accounts, 0, "abc", r#"{"Login":{"Id":"abc"},"RequestId":"own"}"#).expect("it is");
+        assert_eq!((&*own.topic, own.header(header::REQUEST_ID)), ("flinks.accounts-detail", Some(&"own".into())));
+        let pay = made(What::PaySession, 1, "s", r#"{"sessionId":"s","status":"Completed"}"#).expect("it is");
+        assert_eq!(
+            (&*pay.topic, pay.header(header::TYPE)),
+            ("flinks.pay-events", Some(&"com.flinks.pay-event".into()))
+        );
+    }
+
+    #[test]
+    fn an_answer_about_another_is_never_published() {
+        for (what, body) in
+            [(What::Accounts, r#"{"Login":{"Id":"other"}}"#), (What::PaySession, r#"{"sessionId":"other"}"#)]
+        {
+            assert_eq!(made(what, 0, "this", body).expect_err("it is another's").cause, "another-id");
+        }
+        // One that names nobody was still asked for in the session of this one.
+        assert_eq!(made(What::Accounts, 0, "this", "{}").expect("it is").key.as_deref(), Some(&b"this"[..]));
+    }
+
+    #[test]
+    fn topics_are_told_once() {
+        let target = |what, instance| Target { what, instance, id: "id".to_owned() };
+        let targets = [
+            target(What::Accounts, 0),
+            target(What::Accounts, 0),
+            target(What::Accounts, 1),
+            target(What::PaySession, 1),
+            target(What::PaySession, 0),
+        ];
+        let expected = ["flinks.accounts-detail", "resident.accounts-detail", "flinks.pay-events"].map(Arc::from);
+        assert_eq!(topics(&config(), &targets), expected);
+    }
 }

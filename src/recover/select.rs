@@ -4,6 +4,7 @@
 //! formats that others may read too, and the integration tests hold them against who writes them.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -104,9 +105,11 @@ pub(super) fn select(options: &Recover, config: &Config) -> Result<Selected, Fai
         };
         selected.add(what, instance, id);
     }
+    let mut log = Log::default();
     for file in &options.from_log {
-        from_log(&text(file)?, file, instance, config, &mut selected)?;
+        log.read(file)?;
     }
+    log.select(instance, config, &mut selected);
     if let Some(since) = options.not_seen_since {
         not_seen_since(since, instance, config, &mut selected)?;
     }
@@ -167,66 +170,84 @@ struct Line {
     status: Option<u16>,
 }
 
-/// What the log tells of webhooks that were not stored, and not stored later either.
-fn from_log(
-    text: &str,
-    file: &Path,
-    only: Option<usize>,
-    config: &Config,
-    selected: &mut Selected,
-) -> Result<(), Failure> {
-    let mut failed: Vec<Line> = Vec::new();
-    let mut stored: HashSet<String> = HashSet::new();
-    let (mut lines, mut unreadable, mut nameless) = (0, 0, 0);
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        lines += 1;
+/// What logs of the ingress tell of webhooks that were not stored. One file may say that what failed in another was
+/// stored after all.
+#[derive(Default)]
+struct Log {
+    failed: Vec<Line>,
+    stored: HashSet<String>,
+    unreadable: u64,
+    nameless: u64,
+}
+
+impl Log {
+    fn read(&mut self, file: &Path) -> Result<(), Failure> {
+        let unread = |error| Failure::Usage(format!("{}: cannot be read: {error}", file.display()));
+        let mut log = BufReader::new(std::fs::File::open(file).map_err(unread)?);
+        let (mut lines, unreadable) = (0, self.unreadable);
+        let mut line = Vec::new();
+        while log.read_until(b'\n', &mut line).map_err(unread)? > 0 {
+            if !line.trim_ascii().is_empty() {
+                lines += 1;
+                self.take(&line);
+            }
+            line.clear();
+        }
+        if lines > 0 && lines == self.unreadable - unreadable {
+            let fault = "no line is one of the ingress's log as log.format = \"json\" writes it";
+            return Err(Failure::Usage(format!("{}: {fault}", file.display())));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, line: &[u8]) {
         // Who collects logs may put something before each line.
-        let Ok(line) = serde_json::from_str::<Line>(line.find('{').map_or("", |start| &line[start..])) else {
-            unreadable += 1;
-            continue;
+        let start = line.iter().position(|byte| *byte == b'{').unwrap_or(line.len());
+        let Ok(line) = serde_json::from_slice::<Line>(&line[start..]) else {
+            self.unreadable += 1;
+            return;
         };
         match &*line.message {
-            "webhook not stored" | "webhook not published, and the sender has hung up" => failed.push(line),
+            "webhook not stored" | "webhook not published, and the sender has hung up" => self.failed.push(line),
             "webhook stored" | "published, but only after its answer" | "published, but the sender has hung up" => {
-                stored.extend(line.ce_id)
+                self.stored.extend(line.ce_id);
             }
             // Refused before the body was read, or understood: only that there was one is known.
             "request refused" if matches!(line.status, None | Some(408 | 413 | 500..)) && line.instance.is_some() => {
-                nameless += 1;
+                self.nameless += 1;
             }
             _ => {}
         }
     }
-    if lines > 0 && lines == unreadable {
-        let fault = "no line is one of the ingress's log as log.format = \"json\" writes it";
-        return Err(Failure::Usage(format!("{}: {fault}", file.display())));
-    }
-    let (mut other_types, mut keyless, mut strangers) = (0, 0, 0);
-    for line in failed {
-        if line.ce_id.is_some_and(|id| stored.contains(&id)) {
-            continue;
+
+    fn select(self, only: Option<usize>, config: &Config, selected: &mut Selected) {
+        let (mut other_types, mut keyless, mut strangers) = (0, 0, 0);
+        for line in self.failed {
+            if line.ce_id.is_some_and(|id| self.stored.contains(&id)) {
+                continue;
+            }
+            let Some(what) = line.event_type.as_deref().and_then(What::of_event_type) else {
+                other_types += 1;
+                continue;
+            };
+            let Some(id) = line.key.filter(|key| is_id(key)) else {
+                keyless += 1;
+                continue;
+            };
+            let instance = config.instances.iter().position(|instance| Some(&instance.name) == line.instance.as_ref());
+            match instance {
+                Some(instance) if only.is_none_or(|only| only == instance) => selected.add(what, instance, &id),
+                Some(_) => {}
+                None => strangers += 1,
+            }
         }
-        let Some(what) = line.event_type.as_deref().and_then(What::of_event_type) else {
-            other_types += 1;
-            continue;
-        };
-        let Some(id) = line.key.filter(|key| is_id(key)) else {
-            keyless += 1;
-            continue;
-        };
-        let instance = config.instances.iter().position(|instance| Some(&instance.name) == line.instance.as_ref());
-        match instance {
-            Some(instance) if only.is_none_or(|only| only == instance) => selected.add(what, instance, &id),
-            Some(_) => {}
-            None => strangers += 1,
-        }
+        let nameless = "requests were refused before their body was read: the log names no LoginId of theirs";
+        selected.note(self.unreadable, "lines of the log are not the ingress's");
+        selected.note(self.nameless, nameless);
+        selected.note(keyless, "webhooks that were not stored have no key");
+        selected.note(other_types, "webhooks that were not stored are of types that the API does not give");
+        selected.note(strangers, "webhooks that were not stored are of instances that the settings do not know");
     }
-    selected.note(unreadable, "lines of the log are not the ingress's");
-    selected.note(nameless, "requests were refused before their body was read: the log names no LoginId of theirs");
-    selected.note(keyless, "webhooks that were not stored have no key");
-    selected.note(other_types, "webhooks that were not stored are of types that the API does not give");
-    selected.note(strangers, "webhooks that were not stored are of instances that the settings do not know");
-    Ok(())
 }
 
 /// The facts of a link that matter here.
@@ -374,8 +395,9 @@ mod tests {
         .concat();
         let config = config(&[("a", true), ("b", true)]);
         let found = |only| {
-            let mut selected = Selected::default();
-            from_log(&text, Path::new("log"), only, &config, &mut selected).expect("it is a log");
+            let (mut log, mut selected) = (Log::default(), Selected::default());
+            text.split_terminator('\n').for_each(|line| log.take(line.as_bytes()));
+            log.select(only, &config, &mut selected);
             selected
         };
         let session = Target { what: What::PaySession, instance: 0, id: "session".to_owned() };
@@ -385,9 +407,15 @@ mod tests {
         assert_eq!(counts, ["1", "2", "1", "1", "1"], "{:?}", selected.notes);
         assert_eq!(found(Some(1)).targets, [accounts(1, "two")]);
 
-        let none = from_log("no\nlog\n", Path::new("log"), None, &config, &mut Selected::default());
-        assert!(none.is_err_and(|failure| failure.to_string().contains("log.format")));
-        from_log("", Path::new("log"), None, &config, &mut Selected::default()).expect("nothing happened");
+        let directory = tempfile::tempdir().expect("a directory for temporary files");
+        let file = directory.path().join("log");
+        let mut read = |text: &str| {
+            std::fs::write(&file, text).expect("a file is written");
+            Log::default().read(&file)
+        };
+        assert!(read("no\nlog\n").is_err_and(|failure| failure.to_string().contains("log.format")));
+        read("\n").expect("nothing happened");
+        read(&text).expect("it is a log");
     }
 
     #[test]

@@ -16,11 +16,13 @@ use flinks_bridge::signature::ContentHash;
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{mock_cluster, settings};
+use crate::support::http::Client;
+use crate::support::{mock_cluster, payload, settings};
 
 const DETAIL: &str = "flinks.accounts-detail";
 /// How long one run may take: a debug build on a busy machine.
@@ -28,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster, a stand-in for Flinks, and the settings of a recovery between them.
 struct Scene {
-    _cluster: MockCluster<'static, DefaultProducerContext>,
+    cluster: MockCluster<'static, DefaultProducerContext>,
     servers: String,
     stub: Stub,
     directory: TempDir,
@@ -40,7 +42,7 @@ impl Scene {
         let servers = cluster.bootstrap_servers();
         let stub = Stub::start(options).await.expect("it starts");
         let directory = tempfile::tempdir().expect("a directory for temporary files");
-        Scene { _cluster: cluster, servers, stub, directory }
+        Scene { cluster, servers, stub, directory }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -405,6 +407,88 @@ async fn links_not_seen_since_a_time() {
     assert_eq!((code, &report["recovered"]), (0, &1.into()), "{report:#}");
     assert_eq!(key(&scene.all(DETAIL)[0]), "login-early");
     assert!(report["notes"][0].as_str().is_some_and(|note| note.starts_with("1 links are of instances")), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_ingress_could_not_store_is_named_by_its_log() {
+    let scene = Scene::new(StubOptions::default()).await;
+    // An ingress whose Kafka is away.
+    let settings = r#"
+        kafka.bootstrap_servers = "127.0.0.1:1"
+        admin.listen = "127.0.0.1:0"
+        shutdown.drain_lag = "0s"
+        [kafka.small]
+        publish_deadline = "5500ms"
+        socket_timeout = "2s"
+        request_timeout = "1s"
+        [ingress]
+        listen = "127.0.0.1:0"
+        body_limit = "1MiB"
+        [[instance]]
+        name = "toolbox"
+        path = "/toolbox"
+        authentication = "none"
+    "#;
+    let (settings, log) = (scene.write("ingress.toml", settings), scene.write("ingress.log", ""));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
+    command.args(["ingress", "--config", &settings]).stdin(Stdio::null()).stderr(Stdio::null());
+    let log_file = std::fs::File::options().append(true).open(&log).expect("just made");
+    let ingress = Running(command.stdout(log_file).spawn().expect("the binary starts"));
+    let mut address = None;
+    until("it listens", || {
+        let text = std::fs::read_to_string(&log).expect("its log");
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let listening = lines.into_iter().find(|line| line["message"] == "listening");
+        address = listening.map(|line| line["addresses"].as_str().expect("text").trim_matches(['[', ']']).to_owned());
+        address.is_some()
+    })
+    .await;
+    let address = address.expect("found").parse().expect("an address");
+    for name in ["accounts_detail.json", "kyc.json"] {
+        assert_eq!(Client::connect(address).await.post("/toolbox", &[], &payload(name)).await.status, 503, "{name}");
+    }
+    let mut client = Client::connect(address).await;
+    client.send("POST /toolbox HTTP/1.1\r\nHost: bridge.test\r\nContent-Length: 2000000\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 413);
+    until("the log has them", || {
+        let text = std::fs::read_to_string(&log).expect("its log");
+        text.contains("request refused") && text.matches("webhook not stored").count() == 2
+    })
+    .await;
+    drop(ingress);
+
+    let (code, report) = scene.run(&["--from-log", &log]).await;
+    assert_eq!((code, &report["recovered"]), (0, &1.into()), "{report:#}");
+    let notes = report["notes"].as_array().expect("notes").iter().map(|note| note.as_str().expect("text"));
+    let notes: Vec<&str> = notes.collect();
+    assert!(notes.len() == 2 && notes[0].starts_with("1 requests were refused"), "{notes:?}");
+    assert!(notes[1].contains("of types that the API does not give"), "{notes:?}");
+    assert_eq!(keys(&scene.all(DETAIL)), BTreeMap::from([("7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1", 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kafka_does_not_take_is_not_recovered() {
+    use RDKafkaRespErr as E;
+    let scene = Scene::new(StubOptions::default()).await;
+    let done = scene.file("done").to_str().expect("text").to_owned();
+    let arguments = ["--done", &done, "--concurrency", "1", "login-0", "login-1", "login-2"];
+    // One record is too large: told of its LoginId, and the others go on.
+    scene.cluster.request_errors(RDKafkaApiKey::Produce, &[E::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    let (code, report) = scene.run(&arguments).await;
+    assert_eq!((code, &report["recovered"]), (1, &2.into()), "{report:#}");
+    assert_eq!(causes(&report), BTreeMap::from([("login-0", "too-large")]));
+    // Nobody may write: no other would fare better, so Flinks is not asked for more.
+    scene.cluster.request_errors(RDKafkaApiKey::Produce, &[E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    let asked = scene.authorised();
+    let (code, report) = scene.run(&[&arguments[..], &["login-3"]].concat()).await;
+    assert!(report["failure"].as_str().is_some_and(|what| what.contains("permission")), "{report:#}");
+    let told = (&report["recovered_before"], &report["broken_off"], &report["not_attempted"]);
+    assert_eq!((code, told), (1, (&2.into(), &1.into(), &1.into())), "{report:#}");
+    assert_eq!(scene.authorised() - asked, 1);
+    // Set right, the rest is done.
+    let (code, report) = scene.run(&[&arguments[..], &["login-3"]].concat()).await;
+    assert_eq!((code, &report["recovered"], &report["recovered_before"]), (0, &2.into(), &2.into()), "{report:#}");
+    assert_eq!(keys(&scene.all(DETAIL)).len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
