@@ -37,6 +37,10 @@ const TOKEN_LIFE: Duration = Duration::from_secs(25 * 60);
 /// server's close is a call lost.
 const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 
+/// Longest wait between two looks for Flinks' return. They are one call at a time for the whole process, and all work
+/// waits for the one that succeeds.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// Longest id that is put into a URL. Flinks' have 36 characters.
 const LONGEST_ID: usize = 256;
 
@@ -53,7 +57,8 @@ struct Inner {
     authentication: ApiAuthentication,
     answer_limit: usize,
     session_idle: Duration,
-    backoff: Backoff,
+    /// Between two looks for Flinks' return.
+    looking: Backoff,
     keys: ArcSwap<KeyHeaders>,
     /// Calls at once. It stays as it is while Flinks throttles: at a lower rate there are fewer calls at once anyway.
     room: Semaphore,
@@ -200,7 +205,7 @@ impl Client {
             authentication: api.authentication,
             answer_limit: flinks.answer_limit,
             session_idle: flinks.session_idle,
-            backoff: Backoff::new(flinks.backoff_min, flinks.backoff_max),
+            looking: Backoff::new(flinks.backoff_min, flinks.backoff_max.min(LOOK_EVERY)),
             keys: ArcSwap::from_pointee(KeyHeaders::new(keys, api.authentication)?),
             room: Semaphore::new(api.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             pace: Pace::new(api.rate),
@@ -484,7 +489,7 @@ struct Turn<'a> {
 async fn look_for_return(client: Weak<Inner>) {
     for attempt in 0.. {
         let Some(inner) = client.upgrade() else { return };
-        let delay = inner.backoff.delay(attempt, fastrand::f64());
+        let delay = inner.looking.delay(attempt, fastrand::f64());
         drop(inner);
         tokio::time::sleep(delay).await;
         let Some(inner) = client.upgrade() else { return };

@@ -1,8 +1,9 @@
 //! What role `enrich` costs and how far it goes, against a stand-in Flinks API that takes 50 ms for each answer, five
 //! calls a record, on a real Kafka of one node.
 //!
-//!     cargo bench --bench enrich                  # all but the backlog
-//!     cargo bench --bench enrich -- backlog       # that one: 100,000 records
+//!     cargo bench --bench enrich                  # all but the two that take minutes
+//!     cargo bench --bench enrich -- away          # Flinks away for a minute under load
+//!     cargo bench --bench enrich -- backlog       # 100,000 records
 //!
 //! Everything shares the machine: Kafka, the stand-in, what is measured. CPU is the kernel's count of the process.
 //! Nothing is asserted about speed; what must hold (each record enriched, the rate limit kept) is.
@@ -13,6 +14,7 @@ mod kafka;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use kafka::{Cluster, ClusterOptions, free_ports};
@@ -31,10 +33,10 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     println!("| what | records | calls/s | CPU of enrich, cores | ms of CPU a call | peak RSS, MiB |");
     println!("|---|---|---|---|---|---|");
-    let all: [(&str, fn()); 5] =
-        [("free", free), ("limited", limited), ("memory", memory), ("two", two), ("backlog", backlog)];
+    let all: [(&str, fn()); 6] =
+        [("free", free), ("limited", limited), ("memory", memory), ("two", two), ("away", away), ("backlog", backlog)];
     for (name, run) in all {
-        if wanted.iter().any(|wanted| wanted == name) || wanted.is_empty() && name != "backlog" {
+        if wanted.iter().any(|wanted| wanted == name) || wanted.is_empty() && !["away", "backlog"].contains(&name) {
             run();
         }
     }
@@ -88,6 +90,41 @@ fn two() {
     println!("\ntwo processes do {:.2} times what one does\n", rates[1] / rates[0]);
 }
 
+/// Flinks away for a minute, with 100 records a second coming before, meanwhile and after.
+fn away() {
+    const RATE: usize = 100;
+    const SECONDS: usize = 110;
+    let scene = Scene::new();
+    let process = Enrich::start(&scene, 2_000, 1_000);
+    let began = Instant::now();
+    let (mut gone, mut back, mut told) = (false, false, Vec::new());
+    let run = std::thread::scope(|scope| {
+        scope.spawn(|| scene.store_at(RATE, SECONDS));
+        scene.run(&[&process], RATE * SECONDS, |metrics| {
+            let seconds = began.elapsed().as_secs() as usize;
+            if seconds >= 20 && !gone {
+                (gone, _) = (true, scene.stop_flinks());
+            }
+            if seconds >= 80 && !back {
+                (back, _) = (true, scene.start_flinks());
+            }
+            if seconds / 10 >= told.len() {
+                told.push((sum(metrics, "bridge_consumer_lag"), sum(metrics, "bridge_flinks_available")));
+            }
+        })
+    });
+    assert!(told.iter().any(|(lag, available)| *available == 0.0 && *lag > 4_000.0), "the lag grows: {told:?}");
+    let (mut dead_letters, mut lag) = (0.0, 1.0);
+    wait("the lag is gone", || {
+        let metrics = process.metrics();
+        (dead_letters, lag) = (sum(&metrics, "bridge_enrich_dead_letters_total"), sum(&metrics, "bridge_consumer_lag"));
+        lag == 0.0
+    });
+    assert_eq!(dead_letters, 0.0);
+    run.row(&format!("{RATE} records/s for {SECONDS} s, Flinks away from second 20 to 80; all of it"));
+    println!("\nlag, and whether Flinks is there, every 10 s: {told:?}; dead letters {dead_letters}\n");
+}
+
 /// A backlog of 100,000 records at a rate limit, whose progress the metrics show.
 fn backlog() {
     const RECORDS: usize = 100_000;
@@ -119,8 +156,8 @@ fn backlog() {
 /// Kafka and the stand-in.
 struct Scene {
     cluster: Cluster,
-    stub: Child,
-    base_url: String,
+    stub: Mutex<Child>,
+    port: u16,
 }
 
 impl Scene {
@@ -129,22 +166,40 @@ impl Scene {
         for topic in [SOURCE, "flinks.attributes", "flinks.attributes.dead-letter"] {
             cluster.create_topic(topic, 12, 1, &[("min.insync.replicas", "1")]);
         }
-        let mut stub = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"))
-            .args(["stub", "--listen", "127.0.0.1:0", "--latency", "50ms", "--pending", "0"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary is built with the benchmark");
-        let mut line = String::new();
-        let output = stub.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut line).expect("it tells its address");
-        let base_url = line.trim().trim_start_matches("base_url = ").trim_matches('"').to_owned();
-        Scene { cluster, stub, base_url }
+        let [port] = free_ports(1)[..] else { unreachable!("one was asked for") };
+        let stub = Mutex::new(stub(port));
+        Scene { cluster, stub, port }
+    }
+
+    fn base_url(&self) -> String {
+        format!("http://127.0.0.1:{}/v3/an-invented-customer", self.port)
+    }
+
+    fn stop_flinks(&self) {
+        let mut stub = self.stub.lock().expect("unharmed");
+        stub.kill().and_then(|()| stub.wait()).expect("it ran");
+    }
+
+    fn start_flinks(&self) {
+        *self.stub.lock().expect("unharmed") = stub(self.port);
+    }
+
+    /// Stores small records at this many a second.
+    fn store_at(&self, rate: usize, seconds: usize) {
+        let began = Instant::now();
+        for second in 0..seconds {
+            self.store_from(second * rate, rate, 600);
+            wait("the next second", || began.elapsed() >= Duration::from_secs(second as u64 + 1));
+        }
     }
 
     /// Stores records of LoginIds of their own, as the ingress does, with a body of so many bytes that compresses as
     /// transactions do.
     fn store(&self, records: usize, bytes: usize) {
+        self.store_from(0, records, bytes);
+    }
+
+    fn store_from(&self, first: usize, records: usize, bytes: usize) {
         let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
             .set("bootstrap.servers", self.cluster.bootstrap_servers())
             .set("linger.ms", "20")
@@ -166,7 +221,7 @@ impl Scene {
         }
         body.pop();
         body.extend_from_slice(b"]}");
-        for n in 0..records {
+        for n in first..first + records {
             let (key, id) = (format!("login-{n}"), format!("toolbox:{n:064x}"));
             let header = |key, value| Header { key, value: Some(value) };
             let headers =
@@ -207,9 +262,23 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        let _ = self.stub.kill();
-        let _ = self.stub.wait();
+        let mut stub = self.stub.lock().expect("unharmed");
+        let _ = stub.kill();
+        let _ = stub.wait();
     }
+}
+
+/// The stand-in, once it tells that it is there.
+fn stub(port: u16) -> Child {
+    let mut stub = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"))
+        .args(["stub", "--listen", &format!("127.0.0.1:{port}"), "--latency", "50ms", "--pending", "0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary is built with the benchmark");
+    let output = stub.stdout.take().expect("it is piped");
+    BufReader::new(output).read_line(&mut String::new()).expect("it tells its address");
+    stub
 }
 
 /// What came out.
@@ -263,7 +332,7 @@ impl Enrich {
             get = "GetIncomeAttributes"
             "#,
             scene.cluster.bootstrap_servers(),
-            scene.base_url
+            scene.base_url()
         );
         std::fs::write(directory.path().join("enrich.toml"), text).expect("a file");
         let child = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"))
