@@ -605,7 +605,7 @@ fn record(config: &Config, target: &Target, answer: Answer, now: SystemTime) -> 
     let Answer { body, request_id } = answer;
     let refused = |cause, detail: &str| GivenUp { cause, flinks_code: None, attempts: 1, detail: detail.to_owned() };
     let webhook = Webhook::of_answer(&body, &config.event_types, event_type, &target.id)
-        .map_err(|_| refused("attempts", "the answer is not JSON"))?;
+        .map_err(|_| refused("malformed", "the answer is not JSON"))?;
     // Flinks writes ids in one case, and whoever typed this one may not have; but an answer about somebody else must
     // never go under this id.
     if !webhook.key().is_some_and(|key| key.eq_ignore_ascii_case(&target.id)) {

@@ -17,7 +17,7 @@ pub(super) struct Named {
 /// Why something is given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct GivenUp {
-    /// A short name: that of a dead letter's cause, or `another-id`.
+    /// A short name: that of a dead letter's cause, or `another-id` or `malformed`.
     pub(super) cause: &'static str,
     pub(super) flinks_code: Option<String>,
     /// How often Flinks was asked in vain.
@@ -92,7 +92,7 @@ impl Report {
         for (named, given_up) in &self.given_up {
             let Named { what, instance, id } = named;
             let GivenUp { cause, attempts, detail, .. } = given_up;
-            line(format!("{what} {instance} {}: {cause} after {attempts} attempts: {detail}", id.escape_debug()));
+            line(format!("{what} {instance} {}: {cause}, attempts {attempts}: {detail}", id.escape_debug()));
         }
         for note in &self.notes {
             line(format!("note: {note}"));
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(words("recovered"), ["recovered", "7"]);
         assert_eq!(words("gave-up"), ["gave-up", "INVALID_LOGIN", "2"]);
         assert_eq!((words("given up").pop(), words("not attempted").pop()), (Some("3"), Some("1")));
-        assert!(text.contains("accounts-detail toolbox one: gave-up after 1 attempts: refused\n"), "{text}");
+        assert!(text.contains("accounts-detail toolbox one: gave-up, attempts 1: refused\n"), "{text}");
         assert!(text.contains("two\\u{202e}"), "{text}");
         let json: serde_json::Value = serde_json::from_str(&report.json()).expect("JSON");
         assert_eq!((&json["recovered"], &json["causes"][0]["count"]), (&7.into(), &2.into()));

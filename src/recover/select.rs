@@ -409,7 +409,7 @@ mod tests {
 
         let directory = tempfile::tempdir().expect("a directory for temporary files");
         let file = directory.path().join("log");
-        let mut read = |text: &str| {
+        let read = |text: &str| {
             std::fs::write(&file, text).expect("a file is written");
             Log::default().read(&file)
         };
