@@ -104,8 +104,8 @@ Examples:
   flinks-bridge recover --config bridge.toml --not-seen-since 2026-11-20T00:00:00Z --rate 5 --done recovered.txt
   flinks-bridge recover --config bridge.toml --pay-session aadd08f2-83ce-456d-84ed-c68cfed4ee7b
 
-Safe to repeat: the same bytes have the same ce_id. But Flinks names its session in each answer, so one that is fetched
-twice has two ids; --done fetches each once. What it knows is the newest that Flinks has, not what the lost webhook said.
+Safe to repeat: the same bytes have the same ce_id. But Flinks names its session in each answer, so an answer that is
+fetched twice has two ids; --done fetches each once. It is the newest that Flinks has, not what the lost webhook said.
 Exit code: 0 all recovered, 1 some could not be, 64 command line or settings, 130 or 143 ended by a signal. The first
 signal lets what is under way end, as far as Flinks and Kafka are there; the second ends at once.";
 
@@ -199,11 +199,17 @@ impl Recovery {
         let found = find(&options, environment);
         let report = Report { dry_run: options.dry_run, ..Report::default() };
         match found {
-            Err(failure) => Err(end(report, options.json, Err(&failure))),
+            Err(failure) => Err(end(report, options.json, Some(failure))),
             Ok(Found { config, selected, journal }) => {
                 let config = Arc::new(config);
                 let mut recovery = Recovery { options, config, targets: VecDeque::new(), journal, report };
                 recovery.sort_out(selected);
+                // Nothing is asked of Flinks that would then have no place to go to.
+                for topic in recovery.topics() {
+                    if let Err(error) = reader::whole(&recovery.config.kafka, &topic) {
+                        return Err(recovery.end(Err(error.into())));
+                    }
+                }
                 Ok(recovery)
             }
         }
@@ -329,28 +335,28 @@ impl Recovery {
     /// Tells what became of all, and says how it ended.
     pub fn end(self, outcome: Result<(), Failure>) -> Ending {
         let report = Report { not_attempted: self.targets.len() as u64, ..self.report };
-        end(report, self.options.json, outcome.as_ref().map(|()| ()))
+        end(report, self.options.json, outcome.err())
     }
 }
 
 /// Prints the summary.
-fn end(mut report: Report, json: bool, outcome: Result<(), &Failure>) -> Ending {
-    report.failure = outcome.err().map(ToString::to_string);
+fn end(mut report: Report, json: bool, failure: Option<Failure>) -> Ending {
+    report.failure = failure.as_ref().map(ToString::to_string);
     if json {
         println!("{}", report.json());
-    } else if !matches!(outcome, Err(failure) if failure.exit_code() == USAGE) {
+    } else if failure.as_ref().is_none_or(|failure| failure.exit_code() != USAGE) {
         print!("{}", report.text());
     }
-    match outcome {
-        Err(failure) => {
+    match failure {
+        Some(failure) => {
             if !json {
                 eprintln!("{failure}");
             }
             Ending::Code(failure.exit_code())
         }
-        Ok(()) if report.stopped => Ending::Stopped,
-        Ok(()) if report.is_complete() => Ending::Code(0),
-        Ok(()) => Ending::Code(FAILED),
+        None if report.stopped => Ending::Stopped,
+        None if report.is_complete() => Ending::Code(0),
+        None => Ending::Code(FAILED),
     }
 }
 
@@ -372,12 +378,6 @@ fn find(options: &Recover, environment: &[(String, String)]) -> Result<Found, Fa
     kafka::check_properties(&config.kafka).map_err(|faults| Failure::Usage(faults.join("\n")))?;
     let selected = select(options, &config)?;
     let journal = options.done.as_deref().map(|file| Journal::open(file, options.dry_run)).transpose()?;
-    if !options.dry_run {
-        // Nothing is asked of Flinks that would then have no place to go to.
-        for topic in topics(&config, &selected.targets) {
-            reader::whole(&config.kafka, &topic)?;
-        }
-    }
     Ok(Found { config, selected, journal })
 }
 

@@ -25,6 +25,7 @@ use crate::support::http::Client;
 use crate::support::{mock_cluster, payload, settings};
 
 const DETAIL: &str = "flinks.accounts-detail";
+const LINKS: &str = "flinks.login-links";
 /// How long one run may take: a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -39,6 +40,7 @@ struct Scene {
 impl Scene {
     async fn new(options: StubOptions) -> Scene {
         let cluster = mock_cluster(1);
+        cluster.create_topic(LINKS, 3, 1).expect("the topic is new");
         let servers = cluster.bootstrap_servers();
         let stub = Stub::start(options).await.expect("it starts");
         let directory = tempfile::tempdir().expect("a directory for temporary files");
@@ -395,7 +397,7 @@ async fn a_link_that_role_link_has_written_is_understood() {
     let mut link = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
     link.arg("link").arg("--config").arg(scene.file("bridge.toml")).stdin(Stdio::null()).stdout(Stdio::null());
     let link = Running(link.stderr(Stdio::null()).spawn().expect("the binary starts"));
-    until("there is a link", || !scene.all("flinks.login-links").is_empty()).await;
+    until("there is a link", || !scene.all(LINKS).is_empty()).await;
     drop(link);
     let (code, report) = scene.run(&["--not-seen-since", "2026-01-01T00:00:00Z"]).await;
     assert_eq!((code, &report["recovered"], &report["notes"]), (0, &0.into(), &Value::Array(Vec::new())), "{report:#}");
@@ -426,7 +428,7 @@ async fn links_not_seen_since_a_time() {
     let producer: ThreadedProducer<DefaultProducerContext> =
         client.set("bootstrap.servers", &scene.servers).create().expect("a producer");
     for (login_id, link) in &links {
-        let record: BaseRecord<'_, str, str> = BaseRecord::to("flinks.login-links").key(*login_id);
+        let record: BaseRecord<'_, str, str> = BaseRecord::to(LINKS).key(*login_id);
         let record = link.iter().fold(record, |record, link| record.payload(link));
         assert!(producer.send(record).is_ok(), "room in the queue");
     }
@@ -543,6 +545,7 @@ async fn faults_are_told_by_exit_code() {
     let elsewhere = scene.start("[topics]\naccounts-detail = \"flinks.other\"", &["login-0"]);
     let (code, report) = tokio::task::spawn_blocking(move || report(&elsewhere.end())).await.expect("no panic");
     assert!(code == 1 && report["failure"].as_str().is_some_and(|what| what.contains("flinks.other")), "{report:#}");
+    assert_eq!(report["not_attempted"], 1, "{report:#}");
     let (code, report) = scene.run(&["--done", "/nowhere/done", "login-0"]).await;
     assert!(code == 1 && report["failure"].as_str().is_some_and(|what| what.contains("/nowhere/done")), "{report:#}");
     assert_eq!(scene.stub.counts().total(), 0);
