@@ -1,7 +1,7 @@
 //! Role `recover`: fetches from Flinks what it gave up delivering, and publishes it as the webhook would have been.
 //!
 //! Flinks delivers a webhook ten times at most and Pay events once; what no attempt got stored is still known to its API.
-//! For each LoginId ([`select`]) a session of our own is authorised, the accounts detail is asked for as often as it is
+//! For each LoginId (`select`) a session of our own is authorised, the accounts detail is asked for as often as it is
 //! pending, and the answer goes byte for byte to the topic of accounts detail, by the same key and with the same headers
 //! as the webhook's, and with `ce_recovered`. For a Pay session its status goes to the topic of Pay events.
 //!
@@ -11,7 +11,7 @@
 //!
 //! Nothing is asked at a dry run, nothing counts as recovered before its ack, and a second run does no harm: the same
 //! bytes have the same `ce_id`. Flinks names the session in its answer, though, so its answer to a second question has
-//! other bytes; the journal ([`journal`]) keeps a second question from being asked.
+//! other bytes; the journal (`journal`) keeps a second question from being asked.
 
 mod journal;
 mod report;
