@@ -27,7 +27,7 @@
 //! 3. The result, the dead letter or the link is acknowledged; only then is the record's offset stored. *A crash before:
 //!    it is done again, with the same `ce_id`.*
 //! 4. [`redrive`] puts back what was set aside, up to the end that it noted at its start. *A crash: record and progress
-//!    are one transaction.*
+//!    are one transaction.* [`recover`] fetches what was never stored. *A crash: it is fetched again.*
 //!
 //! # The modules, from the bottom
 //!
