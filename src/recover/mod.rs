@@ -58,7 +58,7 @@ pub struct Recover {
     pub file: Option<PathBuf>,
     /// What the ingress's own log (log.format = "json") says was not stored, and not stored later: accounts detail and Pay
     /// events. It knows the LoginId of a webhook that it has read and could not store, mostly with a 503; not of one that
-    /// was refused before its body was read (413, 408, 401, a 503 without room): those are counted. May be repeated.
+    /// was refused before its body was read (413, 408, a 503 without room): those are counted. May be repeated.
     #[arg(long, value_name = "FILE")]
     pub from_log: Vec<PathBuf>,
     /// Every LoginId of the topic of login links that was last seen before this time (RFC 3339, UTC). Role link writes a

@@ -386,21 +386,24 @@ pub fn config(input: &[u8]) {
         }
     }
     let file = Path::new("bridge.toml");
-    match Config::parse(&text, file, &environment, Needs::BOTH) {
+    // Who enriches must say what for.
+    let needs = if text.contains("[[enrich.endpoint]]") { Needs::BOTH } else { Needs::WEBHOOKS };
+    match Config::parse(&text, file, &environment, needs) {
         Ok(loaded) => {
             keeps_its_word(&loaded);
             shows_no_secret(&loaded, input);
-            prints_what_it_loaded(&loaded, &text, &environment);
+            prints_what_it_loaded(&loaded, &text, &environment, needs);
         }
         Err(faults) => {
             let said = faults.to_string();
-            let again = Config::parse(&text, file, &environment, Needs::BOTH).expect_err("the same again").to_string();
+            let again = Config::parse(&text, file, &environment, needs).expect_err("the same again").to_string();
             assert_eq!(said, again);
             assert!(!said.is_empty());
             for fault in said.lines() {
                 // A name that is no setting may look like anything, and then its line is told.
                 let tables = ["log", "kafka", "ingress", "topics", "event_type", "instance", "admin", "shutdown"];
-                let is_setting = tables.iter().any(|table| fault.starts_with(table));
+                let mut tables = tables.into_iter().chain(["flinks", "enrich", "link"]);
+                let is_setting = tables.any(|table| fault.starts_with(table));
                 let is_variable = fault.to_ascii_uppercase().starts_with("FLINKS_BRIDGE__");
                 assert!(is_setting || is_variable || fault.contains("bridge.toml:"), "a fault of nothing: {fault:?}");
             }
@@ -453,7 +456,8 @@ fn keeps_its_word(loaded: &Loaded) {
 fn shows_no_secret(loaded: &Loaded, input: &str) {
     let shown = [loaded.print(), format!("{loaded:?}"), format!("{:?}", loaded.config), loaded.warnings.join("\n")];
     for instance in &loaded.config.instances {
-        for (_, _, source) in &instance.secrets {
+        let keys = instance.api.iter().flat_map(|api| [&api.authorize_key, &api.api_key]);
+        for source in instance.secrets.iter().map(|(_, _, source)| source).chain(keys) {
             let SecretSource::Inline(secret) = source else { continue };
             let Ok(secret) = std::str::from_utf8(secret.expose()) else { continue };
             if secret.starts_with("hunter2") && input.matches(secret).count() == 1 {
@@ -465,7 +469,7 @@ fn shows_no_secret(loaded: &Loaded, input: &str) {
 }
 
 /// `config --print`, with the secrets and paths that it leaves out put back, loads to the same.
-fn prints_what_it_loaded(loaded: &Loaded, text: &str, environment: &[(String, String)]) {
+fn prints_what_it_loaded(loaded: &Loaded, text: &str, environment: &[(String, String)], needs: Needs) {
     let print = loaded.print();
     let mut table: toml::Table = print.parse().unwrap_or_else(|error| panic!("not TOML: {error}\n{print}"));
     let words = |value: &[u8]| toml::Value::String(String::from_utf8_lossy(value).into_owned());
@@ -492,7 +496,7 @@ fn prints_what_it_loaded(loaded: &Loaded, text: &str, environment: &[(String, St
     // What names a variable still does; what is a setting stands in the file now.
     let is_setting = |name: &str| name.to_ascii_uppercase().starts_with("FLINKS_BRIDGE__");
     let environment: Vec<_> = environment.iter().filter(|(name, _)| !is_setting(name)).cloned().collect();
-    let again = Config::parse(&again, Path::new("bridge.toml"), &environment, Needs::BOTH)
+    let again = Config::parse(&again, Path::new("bridge.toml"), &environment, needs)
         .unwrap_or_else(|faults| panic!("{faults}\nin what was printed\n{again}\nof\n{text}"));
     assert_eq!(format!("{:?}", again.config), format!("{:?}", loaded.config));
     let paths = |config: &Config| config.instances.iter().map(|instance| instance.path.clone()).collect::<Vec<_>>();
