@@ -267,8 +267,11 @@ impl Enricher {
             // The accounts themselves came by the webhook; asking is what readies the attributes (docs.flinks.com
             // guides/enrich), and its answer is dropped.
             Accounts::NotAsked => {
-                asking.accounts = Accounts::Pending;
-                target.client.accounts_detail(session).await?;
+                let asked = target.client.accounts_detail(session).await;
+                if asked.as_ref().is_err_and(|error| error.verdict() == Verdict::Wait) {
+                    asking.accounts = Accounts::Pending;
+                }
+                asked?;
             }
             Accounts::Pending => drop(target.client.accounts_detail_async(session).await?),
             Accounts::Ready => {

@@ -104,8 +104,8 @@ pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) ->
             let Some((enriching, linking)) = consumers else {
                 return Ok(());
             };
-            let (enriched, linked) =
-                tokio::join!(enriching.run(producers.clone(), shutdown.clone()), linking.run(producers, shutdown));
+            let enriching = told("enrich", enriching.run(producers.clone(), shutdown.clone()));
+            let (enriched, linked) = tokio::join!(enriching, told("link", linking.run(producers, shutdown)));
             enriched.and(linked)
         }
     });
@@ -127,6 +127,15 @@ pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) ->
     beside?;
     close(producers).await;
     flushed
+}
+
+/// Tells of a role's failure when it comes, since others go on.
+async fn told(role: &str, run: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeError> {
+    let ended = run.await;
+    if let Err(error) = &ended {
+        tracing::error!(role, %error, "a role has ended, the others go on");
+    }
+    ended
 }
 
 /// Runs role `enrich` until `shutdown`. `environment` looks a variable up, for keys that stand in one.

@@ -103,6 +103,27 @@ const REFUSED: &[(&str, &str)] = &[
     ("message.max.bytes", "follows from ingress.body_limit"),
     ("queue.buffering.max.kbytes", "follows from ingress.bytes_in_flight"),
     ("queue.buffering.max.messages", "follows from ingress.bytes_in_flight"),
+    ("group.id", GROUP),
+    ("group.instance.id", "use enrich.consumer.instance_id and link.consumer.instance_id"),
+    ("session.timeout.ms", "use enrich.consumer.session_timeout and link.consumer.session_timeout"),
+    ("heartbeat.interval.ms", "follows from the consumer's session_timeout"),
+    ("max.poll.interval.ms", "follows from the consumer's drain and session_timeout"),
+    ("group.protocol", SHARING),
+    ("group.remote.assignor", SHARING),
+    ("partition.assignment.strategy", SHARING),
+    ("enable.auto.commit", OFFSETS),
+    ("auto.commit.enable", OFFSETS),
+    ("auto.commit.interval.ms", OFFSETS),
+    ("enable.auto.offset.store", OFFSETS),
+    ("auto.offset.reset", OFFSETS),
+    ("enable.partition.eof", "each reader has its own way to know where a partition ends"),
+    ("isolation.level", "consumers read what is committed, and the audit all there is"),
+    ("queued.min.messages", FETCHED),
+    ("queued.max.messages.kbytes", FETCHED),
+    ("fetch.message.max.bytes", FETCHED),
+    ("max.partition.fetch.bytes", FETCHED),
+    ("fetch.max.bytes", FETCHED),
+    ("receive.message.max.bytes", FETCHED),
 ];
 const ACKS: &str = "the bridge always publishes with acks=all";
 const DEADLINE: &str = "use kafka.small.publish_deadline and kafka.large.publish_deadline";
@@ -110,6 +131,10 @@ const IN_FLIGHT: &str = "fixed to 1: with more, a record that Kafka refused can 
 const SERVERS: &str = "use kafka.bootstrap_servers";
 const LINGER: &str = "use kafka.linger";
 const COMPRESSION: &str = "use kafka.compression";
+const GROUP: &str = "use enrich.consumer.group and link.consumer.group";
+const SHARING: &str = "fixed: one topic is shared out by cooperative-sticky, several by range";
+const OFFSETS: &str = "an offset is stored after the work on its record, and on all before it, is done";
+const FETCHED: &str = "fixed: it bounds the memory of consumers and of the audit";
 
 /// Whether the value of this librdkafka property may never be shown.
 pub fn is_secret_property(name: &str) -> bool {

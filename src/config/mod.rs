@@ -619,6 +619,9 @@ ingress.body_timeout = "0s"
 kafka.unready_after = "0s"
 ! kafka.unready_after = "0s" (bridge.toml:2): expected a duration from 1ms to 1day, such as 20s or 500ms
 
+kafka.properties."group.id" = "mine"
+! kafka.properties.group.id = "mine" (bridge.toml:2): not allowed: use enrich.consumer.group and link.consumer.group
+
 kafka.linger = "1001ms"
 ! kafka.linger = "1001ms" (bridge.toml:2): expected a duration from 0s to 1s, such as 20s or 500ms
 

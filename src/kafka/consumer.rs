@@ -528,16 +528,13 @@ fn copied(message: &BorrowedMessage<'_>, topic: Arc<str>) -> (Record, Origin) {
     (record, origin)
 }
 
-/// The properties of the group's member. What the promise rests on is stated here, with its reason.
+/// The properties of the group's member. What the promise rests on is stated here, with its reason; configuration
+/// refuses to override it.
 fn group_config(kafka: &config::Kafka, consumer: &config::Consumer, topics: &[Arc<str>]) -> ClientConfig {
     let millis = |duration: Duration| duration.as_millis().to_string();
     let mut client = client_config(kafka, &consumer.group);
     // That an offset was gone is only told in librdkafka's log, as a warning.
     client.set_log_level(RDKafkaLogLevel::Info);
-    // Other names of what is set below: which of two names wins is not known.
-    for alias in ["max.partition.fetch.bytes", "auto.commit.enable", "group.instance.id", "group.remote.assignor"] {
-        client.remove(alias);
-    }
     client.set("group.id", &consumer.group);
     if let Some(name) = &consumer.instance_id {
         client.set("group.instance.id", name);
@@ -579,7 +576,6 @@ fn group_config(kafka: &config::Kafka, consumer: &config::Consumer, topics: &[Ar
 /// The properties of the client that asks for lags. It is no member of the group, and asks for its offsets.
 fn watch_config(kafka: &config::Kafka, consumer: &config::Consumer) -> ClientConfig {
     let mut client = client_config(kafka, &format!("{}-watch", consumer.group));
-    client.remove("group.instance.id").remove("auto.commit.enable");
     client.set("group.id", &consumer.group).set("group.protocol", "classic");
     client.set("enable.auto.commit", "false").set("allow.auto.create.topics", "false");
     // The end up to which the member reads.
@@ -596,21 +592,12 @@ mod tests {
     use crate::config::{Config, Needs};
 
     #[test]
-    fn what_the_promise_rests_on_is_not_for_configuration_to_change() {
+    fn what_the_promise_rests_on_reaches_librdkafka() {
         let text = r#"
             [kafka]
             bootstrap_servers = "127.0.0.1:1"
             [kafka.properties]
             "client.rack" = "a"
-            "group.id" = "another"
-            "group.instance.id" = "another"
-            "enable.auto.commit" = "false"
-            "enable.auto.offset.store" = "true"
-            "auto.offset.reset" = "latest"
-            "isolation.level" = "read_uncommitted"
-            "max.poll.interval.ms" = "6000"
-            "max.partition.fetch.bytes" = "1000"
-            "partition.assignment.strategy" = "roundrobin"
             [[instance]]
             name = "toolbox"
             path = "/"
