@@ -198,6 +198,7 @@ impl Client {
             http = http.proxy(reqwest::Proxy::all(proxy).map_err(|_| ClientError::Proxy)?);
         }
         let metrics = metrics.instance(instance).ok_or_else(|| ClientError::Metrics(instance.to_owned()))?;
+        let shown = metrics.clone();
         let inner = Inner {
             instance: instance.to_owned(),
             http: http.build().map_err(|error| ClientError::Http(chain(&error)))?,
@@ -209,7 +210,7 @@ impl Client {
             keys: ArcSwap::from_pointee(KeyHeaders::new(keys, api.authentication)?),
             room: Semaphore::new(api.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             pace: Pace::new(api.rate),
-            gate: Gate::new(),
+            gate: Gate::new(move |open| shown.available(open)),
             metrics,
         };
         inner.metrics.available(true);
@@ -419,11 +420,13 @@ impl Client {
                 // No connection is never about a record: nothing of it was sent.
                 match self.0.gate.failed(matches!(error, CallError::Connect(_))) {
                     Seen::Alone => return CallError::Alone(Box::new(error)),
-                    Seen::Down { look: false } => {}
-                    Seen::Down { look: true } => {
-                        tracing::warn!(instance = self.0.instance, cause = %error, "flinks seems to be away");
-                        self.0.metrics.available(false);
-                        tokio::spawn(look_for_return(Arc::downgrade(&self.0)));
+                    Seen::Down { look, news } => {
+                        if news {
+                            tracing::warn!(instance = self.0.instance, cause = %error, "flinks seems to be away");
+                        }
+                        if look {
+                            tokio::spawn(look_for_return(Arc::downgrade(&self.0)));
+                        }
                     }
                 }
             }
@@ -441,7 +444,6 @@ impl Client {
 
     fn answered(&self) {
         if self.0.gate.answered() {
-            self.0.metrics.available(true);
             tracing::info!(instance = self.0.instance, "flinks is back");
         }
     }

@@ -111,6 +111,8 @@ const IN_A_ROW: u32 = 3;
 pub(super) struct Gate {
     state: Mutex<GateState>,
     open: watch::Sender<bool>,
+    /// Called at each change, under the lock, so that two who disagree do not leave the older word.
+    changed: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 struct GateState {
@@ -129,20 +131,23 @@ pub(super) enum Seen {
     Down {
         /// The caller is to look for its return, until [`Gate::still_away`] says that it need not.
         look: bool,
+        /// It did not seem so before.
+        news: bool,
     },
 }
 
 impl Gate {
-    pub(super) fn new() -> Gate {
-        Gate { state: Mutex::new(GateState { failures: 0, probing: false }), open: watch::Sender::new(true) }
+    /// An open one. `changed` is told when it closes and when it opens again; it must not come back here.
+    pub(super) fn new(changed: impl Fn(bool) + Send + Sync + 'static) -> Gate {
+        let state = Mutex::new(GateState { failures: 0, probing: false });
+        Gate { state, open: watch::Sender::new(true), changed: Box::new(changed) }
     }
 
     /// Flinks has answered, whatever it said. Whether that is news.
     pub(super) fn answered(&self) -> bool {
         let mut state = self.state();
         state.failures = 0;
-        // Changed under the lock, so that two who disagree do not leave the older word.
-        !self.open.send_replace(true)
+        self.set(true)
     }
 
     /// A call has failed in a way that Flinks being away would explain; `certain` if nothing but that, or the way to
@@ -153,8 +158,17 @@ impl Gate {
         if !certain && state.failures < IN_A_ROW && *self.open.borrow() {
             return Seen::Alone;
         }
-        self.open.send_replace(false);
-        Seen::Down { look: !std::mem::replace(&mut state.probing, true) }
+        let news = self.set(false);
+        Seen::Down { look: !std::mem::replace(&mut state.probing, true), news }
+    }
+
+    /// Whether that is news. Only under the lock.
+    fn set(&self, open: bool) -> bool {
+        let news = self.open.send_replace(open) != open;
+        if news {
+            (self.changed)(open);
+        }
+        news
     }
 
     /// Whether who looks for Flinks' return has to go on. After a `false` the next failure asks anew.
@@ -284,7 +298,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_gate_closes_after_failures_in_a_row_and_opens_at_an_answer() {
-        let gate = Gate::new();
+        let shown = Arc::new(AtomicUsize::new(1));
+        let gate = Gate::new({
+            let shown = shown.clone();
+            move |open| shown.store(open.into(), Ordering::Relaxed)
+        });
         for _ in 0..10 {
             assert_eq!(gate.failed(false), Seen::Alone);
             assert_eq!(gate.failed(false), Seen::Alone);
@@ -292,14 +310,20 @@ mod tests {
         }
         assert_eq!(gate.failed(false), Seen::Alone);
         assert_eq!(gate.failed(false), Seen::Alone);
-        assert_eq!(gate.failed(false), Seen::Down { look: true });
-        assert_eq!(gate.failed(false), Seen::Down { look: false }, "one looks already");
+        assert_eq!(gate.failed(false), Seen::Down { look: true, news: true });
+        assert_eq!(gate.failed(false), Seen::Down { look: false, news: false }, "one looks already");
         assert!(!gate.is_open() && gate.still_away());
         let waited = tokio::time::timeout(Duration::from_secs(60), gate.opened()).await;
         assert!(waited.is_err());
         assert!(gate.answered(), "it was closed");
         gate.opened().await;
         assert!(gate.is_open() && !gate.still_away());
-        assert_eq!(gate.failed(true), Seen::Down { look: true }, "nobody looks any more");
+        assert_eq!(gate.failed(true), Seen::Down { look: true, news: true }, "nobody looks any more");
+
+        // An answer that was on its way opens it while somebody still looks; that it closes again is news all the same.
+        assert!(gate.answered());
+        assert_eq!(shown.load(Ordering::Relaxed), 1);
+        assert_eq!(gate.failed(true), Seen::Down { look: false, news: true });
+        assert_eq!(shown.load(Ordering::Relaxed), 0);
     }
 }

@@ -352,7 +352,9 @@ async fn while_flinks_is_away_the_consumer_pauses_and_no_record_is_given_up() {
     let away = || role.metric("bridge_flinks_available", &[("instance", "toolbox")]) == 0.0;
     let paused = || role.metric("bridge_consumer_paused", &[]) == 1.0;
     let lag = || role.metric("bridge_consumer_lag", &[]);
-    eventually("it is known to be away, and the lag shows", PATIENCE, || away() && paused() && lag() >= 150.0).await;
+    eventually("it is known to be away", PATIENCE, away).await;
+    eventually("the lag shows", PATIENCE, || lag() >= 150.0).await;
+    eventually("it pauses", PATIENCE, paused).await;
     let (done, probes) = (role.ended("enriched"), role.metric("bridge_flinks_probes_total", &[]));
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(role.ended("enriched"), done, "nothing can be done");
