@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::config::{Config, Endpoint, ScheduledRefreshes};
 use crate::dead_letter::{Cause, DeadLetter};
-use crate::flinks::{Attributes, CallError, Client, Session, Verdict};
+use crate::flinks::{Attributes, CallError, Client, Gathering, Verdict};
 use crate::kafka::consumer::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
 use crate::kafka::{self, Publish};
 use crate::metrics::{ConsumerMetrics, EnrichMetrics, Enrichment, Lane, PublishCause};
@@ -150,7 +150,7 @@ impl Enricher {
     async fn enrich(&self, job: &Job<'_>) -> Ended {
         let Job { target, lease, .. } = job;
         let endpoints = self.endpoints(target.instance);
-        let mut asking = Asking { session: None, accounts: Accounts::NotAsked, next: 0 };
+        let (mut gathering, mut next) = (Gathering::default(), 0);
         let mut attempts = 0;
         let mut throttled = 0;
         let mut first_failure = None;
@@ -163,15 +163,17 @@ impl Enricher {
                 () = lease.withdrawn() => return Ended::Abandoned,
                 () = target.client.until_available() => {}
             }
-            let answer = match self.step(target, &endpoints, &mut asking).await {
-                Ok(Step::Ended) => return Ended::Enriched,
-                Ok(Step::On) => {
+            let Some(endpoint) = endpoints.get(next) else {
+                return Ended::Enriched;
+            };
+            let answer = match self.step(target, endpoint, &mut gathering).await {
+                Ok(None) => {
                     (pending_since, throttled) = (None, 0);
                     continue;
                 }
-                Ok(Step::Result(endpoint, attributes)) => {
+                Ok(Some(attributes)) => {
                     (pending_since, throttled) = (None, 0);
-                    let result = self.result(job, endpoint, asking.session.as_ref(), attributes);
+                    let result = self.result(job, endpoint, gathering.request_id(), attributes);
                     match self.publish(result, lease).await {
                         Published::Acked => self.metrics.result(&endpoint.name),
                         Published::Abandoned => return Ended::Abandoned,
@@ -180,7 +182,7 @@ impl Enricher {
                             return Ended::GivenUp(GivenUp { cause, flinks_code: None, attempts, first_failure });
                         }
                     }
-                    asking.next += 1;
+                    next += 1;
                     continue;
                 }
                 Err(error) => error,
@@ -197,11 +199,11 @@ impl Enricher {
                         continue;
                     }
                     // It has been pending for longer than Flinks says it can be: begun anew, which is an attempt.
-                    (pending_since, asking) = (None, asking.anew());
+                    (pending_since, gathering) = (None, Gathering::default());
                     Cause::Attempts
                 }
                 Verdict::NewSession => {
-                    asking = asking.anew();
+                    gathering = Gathering::default();
                     Cause::Attempts
                 }
                 Verdict::BackOff => Cause::Attempts,
@@ -245,48 +247,25 @@ impl Enricher {
         }
     }
 
-    /// One call further.
-    async fn step<'e>(
+    /// One call further: the endpoint's answer, once Flinks gives it.
+    async fn step(
         &self,
         target: &Target<'_>,
-        endpoints: &[&'e Endpoint],
-        asking: &mut Asking,
-    ) -> Result<Step<'e>, CallError> {
-        if asking.next == endpoints.len() {
-            return Ok(Step::Ended);
+        endpoint: &Endpoint,
+        gathering: &mut Gathering,
+    ) -> Result<Option<Attributes>, CallError> {
+        if let Some(session) = gathering.ready(target.client) {
+            return target.client.attributes(session, &target.login_id, endpoint).await.map(Some);
         }
-        // Flinks ends a session that is idle for too long; asked for again, it costs two calls and no attempt.
-        if asking.session.as_ref().is_some_and(|session| session.is_idle(self.config.flinks.session_idle)) {
-            (asking.session, asking.accounts) = (None, Accounts::NotAsked);
-        }
-        let Some(session) = &mut asking.session else {
-            asking.session = Some(target.client.authorize(&target.login_id).await?);
-            return Ok(Step::On);
-        };
-        match asking.accounts {
-            // The accounts themselves came by the webhook; asking is what readies the attributes (docs.flinks.com
-            // guides/enrich), and its answer is dropped.
-            Accounts::NotAsked => {
-                let asked = target.client.accounts_detail(session).await;
-                if asked.as_ref().is_err_and(|error| error.verdict() == Verdict::Wait) {
-                    asking.accounts = Accounts::Pending;
-                }
-                asked?;
-            }
-            Accounts::Pending => drop(target.client.accounts_detail_async(session).await?),
-            Accounts::Ready => {
-                let endpoint = endpoints[asking.next];
-                let attributes = target.client.attributes(session, &target.login_id, endpoint).await?;
-                return Ok(Step::Result(endpoint, attributes));
-            }
-        }
-        asking.accounts = Accounts::Ready;
-        Ok(Step::On)
+        // The accounts themselves came by the webhook; asking is what readies the attributes (docs.flinks.com
+        // guides/enrich), and the answer is dropped.
+        gathering.step(target.client, &target.login_id).await?;
+        Ok(None)
     }
 
     /// The record of one endpoint's answer. Its `ce_id` is made from the source record's, so that a repetition shows as
     /// one.
-    fn result(&self, job: &Job<'_>, endpoint: &Endpoint, session: Option<&Session>, answer: Attributes) -> Record {
+    fn result(&self, job: &Job<'_>, endpoint: &Endpoint, request_id: Option<&str>, answer: Attributes) -> Record {
         let Job { target, record: source, origin, .. } = job;
         let cause = match text(source, header::ID) {
             Some(id) => id.to_owned(),
@@ -303,8 +282,8 @@ impl Enricher {
         write(header::TIME, record::ce_time(SystemTime::now()).into());
         write(header::SUBJECT, login_id.clone());
         write(header::CONTENT_TYPE, answer.content_type.into());
-        if let Some(session) = session {
-            write(header::REQUEST_ID, session.request_id().to_owned().into());
+        if let Some(request_id) = request_id {
+            write(header::REQUEST_ID, request_id.to_owned().into());
         }
         write(header::CAUSATION_ID, cause.into());
         write(header::ENDPOINT, endpoint.name.clone().into());
@@ -456,33 +435,6 @@ struct Job<'j> {
     record: &'j Record,
     origin: &'j Origin,
     lease: &'j Lease,
-}
-
-/// How far the questions about a record have come.
-struct Asking {
-    session: Option<Session>,
-    accounts: Accounts,
-    /// The endpoint that is next: those before it are acknowledged.
-    next: usize,
-}
-
-impl Asking {
-    /// Under a new session; results that are acknowledged stay so.
-    fn anew(self) -> Asking {
-        Asking { session: None, accounts: Accounts::NotAsked, next: self.next }
-    }
-}
-
-enum Accounts {
-    NotAsked,
-    Pending,
-    Ready,
-}
-
-enum Step<'e> {
-    On,
-    Result(&'e Endpoint, Attributes),
-    Ended,
 }
 
 enum Published {

@@ -227,6 +227,11 @@ impl Client {
         Ok(())
     }
 
+    /// How long a session may be idle and still be used.
+    pub(super) fn session_idle(&self) -> Duration {
+        self.0.session_idle
+    }
+
     /// Whether Flinks answers, as far as is known.
     pub fn available(&self) -> bool {
         self.0.gate.is_open()

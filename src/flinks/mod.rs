@@ -18,8 +18,10 @@
 mod answer;
 mod client;
 mod code;
+mod gathering;
 mod limit;
 pub mod stub;
 
 pub use self::client::{Attributes, Client, ClientError, Session};
 pub use self::code::{CallError, FlinksCode, Verdict};
+pub use self::gathering::Gathering;

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::config::{Config, Faults, Needs};
 use crate::error::chain;
-use crate::flinks::{CallError, Client, Session, Verdict};
+use crate::flinks::{CallError, Client, Gathering, Verdict};
 use crate::kafka::reader::{self, ScanError};
 use crate::kafka::{self, Publish, PublishError};
 use crate::metrics::{Lane, PublishCause};
@@ -433,14 +433,6 @@ enum Ended {
     Unpublished(PublishError),
 }
 
-/// How far the questions about a target have come.
-#[derive(Default)]
-struct Asking {
-    session: Option<Session>,
-    /// Whether the session has been told to gather the accounts.
-    gathering: bool,
-}
-
 /// What Flinks has answered.
 struct Answer {
     body: Bytes,
@@ -477,13 +469,13 @@ impl Fetcher {
 
     async fn fetch(&self, target: &Target, client: &Client) -> Result<Answer, Ended> {
         let flinks = &self.config.flinks;
-        let mut asking = Asking::default();
+        let mut gathering = Gathering::default();
         let (mut attempts, mut held_up) = (0, 0);
         let mut pending_since: Option<Instant> = None;
         loop {
             // The client waits for Flinks to come back. Whoever has sent a signal does not.
             let step = tokio::select! {
-                step = self.step(target, client, &mut asking) => step,
+                step = self.step(target, client, &mut gathering) => step,
                 () = self.signalled_and_away(client) => return Err(Ended::BrokenOff),
             };
             let error = match step {
@@ -503,11 +495,11 @@ impl Fetcher {
                         continue;
                     }
                     // Pending for longer than Flinks says it can be: begun anew.
-                    (pending_since, asking) = (None, Asking::default());
+                    (pending_since, gathering) = (None, Gathering::default());
                     "attempts"
                 }
                 Verdict::NewSession => {
-                    asking = Asking::default();
+                    gathering = Gathering::default();
                     "attempts"
                 }
                 Verdict::BackOff => "attempts",
@@ -532,25 +524,18 @@ impl Fetcher {
     }
 
     /// One call further; the answer where it was the last.
-    async fn step(&self, target: &Target, client: &Client, asking: &mut Asking) -> Result<Option<Answer>, CallError> {
+    async fn step(
+        &self,
+        target: &Target,
+        client: &Client,
+        gathering: &mut Gathering,
+    ) -> Result<Option<Answer>, CallError> {
         if target.what == What::PaySession {
             let body = client.pay_session_status(&target.id).await?;
             return Ok(Some(Answer { body, request_id: None }));
         }
-        // Flinks ends a session that is idle for too long; asked for again, it costs two calls and no attempt.
-        if asking.session.as_ref().is_some_and(|session| session.is_idle(self.config.flinks.session_idle)) {
-            *asking = Asking::default();
-        }
-        let Some(session) = &mut asking.session else {
-            asking.session = Some(client.authorize(&target.id).await?);
-            return Ok(None);
-        };
-        let body = if std::mem::replace(&mut asking.gathering, true) {
-            client.accounts_detail_async(session).await?
-        } else {
-            client.accounts_detail(session).await?
-        };
-        Ok(Some(Answer { body, request_id: Some(session.request_id().to_owned()) }))
+        let body = gathering.step(client, &target.id).await?;
+        Ok(body.map(|body| Answer { body, request_id: gathering.request_id().map(str::to_owned) }))
     }
 
     async fn publish(&self, record: Record) -> Ended {

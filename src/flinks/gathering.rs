@@ -1,0 +1,67 @@
+//! The calls that come before data of a LoginId is there, one after the other: a session, then its accounts detail, asked
+//! for as often as it is pending (docs.flinks.com guides/getting-started/key-concepts). Whoever goes through it decides
+//! how long to go on; it makes one call at a time and never waits between two.
+
+use bytes::Bytes;
+
+use super::client::{Client, Session};
+use super::code::{CallError, Verdict};
+
+/// How far it has come with one LoginId.
+#[derive(Default)]
+pub struct Gathering {
+    session: Option<Session>,
+    accounts: Accounts,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Accounts {
+    #[default]
+    NotAsked,
+    /// Flinks has said that it works on it.
+    Pending,
+    Ready,
+}
+
+impl Gathering {
+    /// One call further: the accounts detail, once it is there. A session that was idle for too long is made anew before,
+    /// which costs two calls and no attempt.
+    ///
+    /// # Errors
+    /// As the calls; pending has the verdict [`Verdict::Wait`].
+    pub async fn step(&mut self, client: &Client, login_id: &str) -> Result<Option<Bytes>, CallError> {
+        self.forget_idle(client);
+        let Some(session) = &mut self.session else {
+            self.session = Some(client.authorize(login_id).await?);
+            return Ok(None);
+        };
+        let answer = match self.accounts {
+            Accounts::Pending => client.accounts_detail_async(session).await,
+            Accounts::NotAsked | Accounts::Ready => client.accounts_detail(session).await,
+        };
+        match &answer {
+            Ok(_) => self.accounts = Accounts::Ready,
+            // After any other failure Flinks may never have taken the question, so it is put once more.
+            Err(error) if error.verdict() == Verdict::Wait => self.accounts = Accounts::Pending,
+            Err(_) => {}
+        }
+        answer.map(Some)
+    }
+
+    /// The session under which attributes can be asked for, once the accounts are there.
+    pub fn ready(&mut self, client: &Client) -> Option<&mut Session> {
+        self.forget_idle(client);
+        self.session.as_mut().filter(|_| self.accounts == Accounts::Ready)
+    }
+
+    /// Flinks' id of the session, if there is one.
+    pub fn request_id(&self) -> Option<&str> {
+        self.session.as_ref().map(Session::request_id)
+    }
+
+    fn forget_idle(&mut self, client: &Client) {
+        if self.session.as_ref().is_some_and(|session| session.is_idle(client.session_idle())) {
+            *self = Gathering::default();
+        }
+    }
+}
