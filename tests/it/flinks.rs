@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flinks_bridge::config::{ApiKeys, AttributesCall, Config, Endpoint, Needs};
 use flinks_bridge::flinks::stub::{Fault, FaultShare, Stub, StubOptions};
-use flinks_bridge::flinks::{CallError, Client, ClientError, FlinksCode, Session, Verdict};
+use flinks_bridge::flinks::{CallError, Client, ClientError, FlinksCode, Gathering, Session, Verdict};
 use flinks_bridge::metrics::{FlinksCall, FlinksMetrics};
 use flinks_bridge::signature::Secret;
 use flinks_bridge::tls::{self, Identity};
@@ -500,6 +500,27 @@ async fn one_record_s_trouble_is_not_flinks_away() {
         made.client.authorize(&format!("login-{number}")).await.unwrap();
     }
     assert!(made.client.available());
+}
+
+#[tokio::test]
+async fn accounts_are_asked_for_again_unless_flinks_works_on_them() {
+    let stub = stub(StubOptions { pending: 2, ..StubOptions::default() }).await;
+    let made = made(&stub.base_url(), "", "rate = 1000");
+    let mut gathering = Gathering::default();
+    assert_eq!(gathering.step(&made.client, "login").await.unwrap(), None, "a session first");
+    stub.set_login_fault("login", Some(Fault::ServerError));
+    gathering.step(&made.client, "login").await.unwrap_err();
+    stub.set_login_fault("login", None);
+    // Flinks has not taken the first question, so the second is put as that was; from then on it is polled.
+    let calls = |call| stub.counts().of(call);
+    for (asked, polled) in [(2, 0), (2, 1)] {
+        assert_eq!(gathering.step(&made.client, "login").await.unwrap_err().verdict(), Verdict::Wait);
+        assert_eq!((calls(FlinksCall::AccountsDetail), calls(FlinksCall::AccountsDetailPoll)), (asked, polled));
+        assert!(gathering.ready(&made.client).is_none());
+    }
+    assert!(gathering.step(&made.client, "login").await.unwrap().is_some());
+    let session = gathering.ready(&made.client).expect("the accounts are there");
+    made.client.attributes(session, "login", &credit_risk()).await.unwrap();
 }
 
 /// A server that gives one answer, whatever it is asked, and keeps what it was asked.
