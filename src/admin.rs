@@ -1,4 +1,5 @@
-//! The admin port, plain HTTP: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever runs the process.
+//! The admin port, plain HTTP: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever runs the process, and
+//! [`probe`] for who has no HTTP client to ask with, as in an image without a shell.
 //!
 //! It stands beside a webhook's journey and sees none of it: it encodes the registry and asks one function whether the
 //! process is ready. It outlives the drain, so that probes are answered until the last request has ended. Liveness says
@@ -7,12 +8,14 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::client::conn::http1 as client;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -58,6 +61,44 @@ pub async fn run(listener: TcpListener, registry: Registry, ready: Ready, shutdo
     // Whoever is not done by then is aborted with the set.
     let _ = timeout(LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
 }
+
+/// What a running role's admin port says at `page`, such as `/readyz`: its text if it is 200. `listen` is the role's own
+/// setting; where that is every address of the machine, its loopback one is asked.
+///
+/// # Errors
+/// What it says where it is not 200, or why nothing was said within 5 s.
+pub async fn probe(listen: SocketAddr, page: &str) -> Result<String, String> {
+    let mut address = listen;
+    match listen {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let asked = timeout(PROBE_TIMEOUT, ask(address, page)).await;
+    let unheard = |why: &dyn std::fmt::Display| format!("admin.listen {address}: no answer: {why}\n");
+    match asked {
+        Ok(Ok((StatusCode::OK, text))) => Ok(text),
+        Ok(Ok((_, text))) => Err(text),
+        Ok(Err(error)) => Err(unheard(&error)),
+        Err(_) => Err(unheard(&format_args!("{} s have passed", PROBE_TIMEOUT.as_secs()))),
+    }
+}
+
+async fn ask(address: SocketAddr, page: &str) -> Result<(StatusCode, String), Box<dyn std::error::Error>> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) = client::handshake(TokioIo::new(stream)).await?;
+    // Ends with the sender, or with an error that the request tells of.
+    let connection = tokio::spawn(connection);
+    let request = Request::get(page).header(HOST, address.to_string()).body(Empty::<Bytes>::new())?;
+    let answer = sender.send_request(request).await?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await?.to_bytes();
+    connection.abort();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// From the connection to the end of the answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections at once: a few scrapers and probes, with room.
 const CONNECTIONS: usize = 64;
@@ -137,8 +178,6 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use prometheus::IntCounter;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
@@ -203,6 +242,20 @@ mod tests {
         let body = "topic flinks.kyc is missing\nno broker reachable for 15s\n";
         check(&ask(address, &get("/readyz")).await, "503", body);
         check(&ask(address, &get("/livez")).await, "200", "live\n");
+    }
+
+    #[tokio::test]
+    async fn a_probe_tells_what_the_port_says() {
+        let ready = port(Ok(())).await;
+        assert_eq!(probe(ready.address, "/readyz").await, Ok("ready\n".to_owned()));
+        let any = SocketAddr::from(([0, 0, 0, 0], ready.address.port()));
+        assert_eq!(probe(any, "/livez").await, Ok("live\n".to_owned()));
+        let unready = port(Err(vec!["topic flinks.kyc is missing".into()])).await;
+        assert_eq!(probe(unready.address, "/readyz").await, Err("topic flinks.kyc is missing\n".to_owned()));
+        ready.shutdown.cancel();
+        ready.task.await.unwrap();
+        let nobody = probe(ready.address, "/livez").await.unwrap_err();
+        assert!(nobody.contains(&format!("admin.listen {}: no answer: ", ready.address)), "{nobody}");
     }
 
     #[tokio::test]

@@ -1,10 +1,12 @@
 //! The command line: settings, log, shutdown, one role, exit code.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use flinks_bridge::admin;
 use flinks_bridge::audit::{self, Audit};
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
 use flinks_bridge::dev::{self, Dev};
@@ -66,6 +68,15 @@ enum Role {
     Recover(Box<Recover>),
     /// A stand-in for the Flinks API, over plain HTTP, with invented data. What it was asked is printed at its end.
     Stub(StubOptions),
+    /// Asks a running role whether it is ready, or live: for health checks in images without a shell. Exit code: 0 it is,
+    /// 1 it is not, for the reasons that are printed.
+    Probe {
+        #[command(flatten)]
+        settings: Settings,
+        /// Ask whether the process works, whatever Kafka does.
+        #[arg(long)]
+        live: bool,
+    },
     /// Checks the settings and prints them, secrets redacted, or explains them all.
     Config {
         #[command(flatten)]
@@ -160,6 +171,10 @@ fn main() -> ExitCode {
             log_to_stderr();
             stubbed(options)
         }
+        Role::Probe { settings, live } => match settings.load(Needs::NEITHER) {
+            Err(faults) => faulty(&faults.to_string()),
+            Ok(loaded) => probed(loaded.config.admin.listen, if live { "/livez" } else { "/readyz" }),
+        },
         Role::Config { reference: true, .. } => {
             print!("{}", config::reference());
             ExitCode::SUCCESS
@@ -319,6 +334,27 @@ fn to_its_end(
         },
         ExitCode::from,
     )
+}
+
+/// Prints what the admin port of a running role says.
+fn probed(listen: SocketAddr, page: &str) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the runtime cannot be started: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    match runtime.block_on(admin::probe(listen, page)) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(text) => {
+            eprint!("{text}");
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
 /// Runs role `stub` until a signal, and prints what it was asked.

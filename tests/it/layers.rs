@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 5] = [
 const GUARDS: &[Guard] = &[
     Guard { touching: &["rdkafka", "rdkafka_sys"], only: &["kafka"] },
     Guard { touching: &["hyper::server", "hyper_util::server"], only: &["admin", "ingress", "flinks::stub"] },
-    Guard { touching: &["hyper::client", "hyper_util::client"], only: &["flinks", "simulate"] },
+    Guard { touching: &["hyper::client", "hyper_util::client"], only: &["admin", "flinks", "simulate"] },
     Guard { touching: &["reqwest"], only: &["flinks"] },
     // `main` hands the process's variables to `config`, which asks for them through a lookup function.
     Guard {
