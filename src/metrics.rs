@@ -140,6 +140,11 @@ impl Metrics {
         Held::new(&self.0.connections, 1)
     }
 
+    /// So many connections may be open at once.
+    pub fn connections_limit(&self, limit: usize) {
+        self.0.connections_limit.set(limit as i64);
+    }
+
     /// A connection ended badly, or none came of it.
     pub fn connection_failed(&self, cause: ConnectionError) {
         self.0.connection_errors[cause as usize].inc();
@@ -187,6 +192,11 @@ impl Metrics {
     /// A body was given `bytes` of the budget; grow, shrink and drop the value with what it holds.
     pub fn admitted(&self, lane: Lane, bytes: usize) -> Held {
         Held::new(&self.0.admitted_bytes[lane as usize], bytes)
+    }
+
+    /// A lane has so many bytes of the budget.
+    pub fn budget(&self, lane: Lane, bytes: usize) {
+        self.0.budget_bytes[lane as usize].set(bytes as i64);
     }
 
     /// A secret has verified a signature.
@@ -310,10 +320,14 @@ families! {
         "Requests whose headers have arrived and that are not yet answered.";
     ADMITTED_BYTES: "gauge" "bridge_ingress_admitted_bytes" ["lane"]
         "Bytes of the budget given to bodies, from admission to delivery report.";
+    BUDGET_BYTES: "gauge" "bridge_ingress_budget_bytes" ["lane"]
+        "Bytes of the budget that each lane has: what bridge_ingress_admitted_bytes may reach.";
     ADMISSION_WAITING: "gauge" "bridge_ingress_admission_waiting" ["lane"]
         "Requests waiting for budget.";
     CONNECTIONS: "gauge" "bridge_ingress_connections" []
         "Open connections.";
+    CONNECTIONS_LIMIT: "gauge" "bridge_ingress_connections_limit" []
+        "Connections that may be open at once: ingress.max_connections, or what the limit of open files leaves.";
     CONNECTIONS_ACCEPTED: "counter" "bridge_ingress_connections_accepted_total" []
         "Connections accepted.";
     CONNECTION_ERRORS: "counter" "bridge_ingress_connection_errors_total" ["cause"]
@@ -368,8 +382,10 @@ struct Families {
     request_duration: Vec<Histogram>,
     requests_in_flight: IntGauge,
     admitted_bytes: Vec<IntGauge>,
+    budget_bytes: Vec<IntGauge>,
     admission_waiting: Vec<IntGauge>,
     connections: IntGauge,
+    connections_limit: IntGauge,
     connections_accepted: IntCounter,
     connection_errors: Vec<IntCounter>,
     connections_closed_idle: IntCounter,
@@ -419,8 +435,10 @@ impl Families {
             request_duration: REQUEST_DURATION.histograms_of(ingress, &[lanes.as_slice(), &[NONE]].concat())?,
             requests_in_flight: REQUESTS_IN_FLIGHT.gauge(ingress)?,
             admitted_bytes: ADMITTED_BYTES.gauges_of(ingress, lanes)?,
+            budget_bytes: BUDGET_BYTES.gauges_of(ingress, lanes)?,
             admission_waiting: ADMISSION_WAITING.gauges_of(ingress, lanes)?,
             connections: CONNECTIONS.gauge(ingress)?,
+            connections_limit: CONNECTIONS_LIMIT.gauge(ingress)?,
             connections_accepted: CONNECTIONS_ACCEPTED.counter(ingress)?,
             connection_errors: CONNECTION_ERRORS.counters_of(ingress, &connection_errors)?,
             connections_closed_idle: CONNECTIONS_CLOSED_IDLE.counter(ingress)?,

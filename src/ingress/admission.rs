@@ -33,9 +33,12 @@ pub struct NoBudget;
 impl Admission {
     /// A budget as configured, all of it free.
     pub fn new(limits: &config::Ingress, metrics: Metrics) -> Admission {
+        let (small, large) = (limits.small_reserve, limits.bytes_in_flight - limits.small_reserve);
+        metrics.budget(Lane::Small, small);
+        metrics.budget(Lane::Large, large);
         Admission {
-            small: Arc::new(Semaphore::new(limits.small_reserve)),
-            large: Arc::new(Semaphore::new(limits.bytes_in_flight - limits.small_reserve)),
+            small: Arc::new(Semaphore::new(small)),
+            large: Arc::new(Semaphore::new(large)),
             small_body: limits.small_body,
             body_limit: limits.body_limit,
             wait: limits.admission_wait,

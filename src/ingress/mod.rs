@@ -107,6 +107,7 @@ pub async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), IngressError> {
+    metrics.connections_limit(config.ingress.max_connections);
     let server = Arc::new(Server {
         handler: Handler::new(&config, publisher, metrics.clone()).map_err(IngressError::Secrets)?,
         connections: Arc::new(Semaphore::new(config.ingress.max_connections)),
