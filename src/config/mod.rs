@@ -16,6 +16,7 @@ mod instance;
 mod kafka;
 mod parse;
 mod read;
+mod topics;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,13 +25,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
+use crate::webhook::EventTypes;
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, NotJson, SecretSource};
 pub use kafka::{Kafka, Lane, METADATA_PROPAGATION, is_secret_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
+pub use topics::{OwnTopics, TopicShape, TopicShapes};
 
 /// librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
 const LARGEST_BODY: usize = 900_000_000;
@@ -38,7 +40,7 @@ const LARGEST_BODY: usize = 900_000_000;
 const LARGEST_BUDGET: usize = 2_000_000_000;
 
 /// The event type of what has no known type; settings of topics call it `quarantine`, after its topic.
-const UNKNOWN: &str = "unknown";
+pub const UNKNOWN: &str = "unknown";
 const QUARANTINE: &str = "quarantine";
 
 /// All settings.
@@ -56,6 +58,8 @@ pub struct Config {
     pub event_types: EventTypes,
     /// Topics of what the bridge makes itself.
     pub own_topics: OwnTopics,
+    /// What all these topics must look like.
+    pub topic_shapes: TopicShapes,
     /// How the Flinks API is called.
     pub flinks: Flinks,
     /// Enrichment with Flinks Attributes.
@@ -163,14 +167,27 @@ impl Config {
         let log = root.table("log", Log::read);
         let kafka = root.table("kafka", kafka::read);
         let ingress = root.table("ingress", Ingress::read);
-        let (event_types, own_topics) = read_topics(root);
+        let (event_types, own_topics, topic_shapes) = topics::read(root);
         let instances = instance::read_all(root, &event_types);
         let flinks = root.table("flinks", flinks::read);
         let enrich = root.table("enrich", |table| consume::read_enrich(table, &event_types));
         let link = root.table("link", |table| consume::read_link(table, &event_types));
         let admin = root.table("admin", Admin::read);
         let shutdown = root.table("shutdown", Shutdown::read);
-        Config { log, kafka, ingress, instances, event_types, own_topics, flinks, enrich, link, admin, shutdown }
+        Config {
+            log,
+            kafka,
+            ingress,
+            instances,
+            event_types,
+            own_topics,
+            topic_shapes,
+            flinks,
+            enrich,
+            link,
+            admin,
+            shutdown,
+        }
     }
 
     /// How settings must fit together. Each deadline that holds another must be longer, so that the inner one ends
@@ -227,6 +244,14 @@ impl Config {
         }
         if reader.needs.endpoints && self.enrich.endpoints.is_empty() {
             reader.fault("enrich.endpoint", "at least one [[enrich.endpoint]] is required");
+        }
+        let links = &*self.own_topics.login_links;
+        let replaced = self.instances.iter().flat_map(|instance| instance.topics.values());
+        let mut others = (self.event_types.types.iter().map(|event_type| &*event_type.topic))
+            .chain([&*self.own_topics.attributes, &*self.own_topics.dead_letter])
+            .chain(replaced.map(String::as_str));
+        if others.any(|other| other == links) {
+            reader.fault("topics.login-links", "holds other records too, and compaction would take them");
         }
         if ingress.listen.is_empty() && !reader.is_faulty("ingress.listen") {
             reader.fault("ingress.listen", "at least one address is required");
@@ -376,79 +401,6 @@ settings! {
     }
 }
 
-/// Topics of what the bridge makes itself, in `[topics]`.
-#[derive(Debug, Clone)]
-pub struct OwnTopics {
-    /// What enrichment brings.
-    pub attributes: String,
-    /// Records whose enrichment was given up.
-    pub dead_letter: String,
-    /// Which LoginId belongs to which Tag; compacted.
-    pub login_links: String,
-}
-
-/// `[topics]` and `[[event_type]]`: the built-in event types and what configuration adds.
-fn read_topics(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics) {
-    let mut event_types = EventTypes::builtin();
-    let own_topics = root.table("topics", |table| {
-        for event_type in &mut event_types.types {
-            let name = topic_key(&event_type.name);
-            let help = match name {
-                QUARANTINE => "Topic of what has no known event type or is not JSON.".to_owned(),
-                name => format!("Topic of event type `{name}`."),
-            };
-            event_type.topic = table.value(At::new(name, &help), &event_type.topic, parse::topic).into();
-        }
-        let mut own = |name: &str, default: &str, help: &str| table.value(At::new(name, help), default, parse::topic);
-        OwnTopics {
-            attributes: own("attributes", "flinks.attributes", "Topic of what enrichment brings."),
-            dead_letter: own(
-                "attributes-dead-letter",
-                "flinks.attributes.dead-letter",
-                "Topic of records whose enrichment was given up.",
-            ),
-            login_links: own(
-                "login-links",
-                "flinks.login-links",
-                "Topic of which LoginId belongs to which Tag; to be compacted.",
-            ),
-        }
-    });
-    root.tables("event_type", |table| {
-        let at = At::new("name", "A further event type: its name in metrics, logs and topic settings.");
-        let name: String = table.required(at, parse::event_type);
-        let at = At::new("response_type", "The `ResponseType` that selects it. Either this or `members`.");
-        let response_type = table.optional(at, parse::text);
-        let at = At::new("members", "Members whose presence at the top of a body selects it. Or `response_type`.");
-        let members = table.list(at, "", parse::text);
-        let topic: String = table.required(At::new("topic", "Topic of its records."), parse::topic);
-        let ce_type = format!("com.flinks.{}", if name.is_empty() { "<name>" } else { &name });
-        let ce_type = table.value(At::new("ce_type", "`ce_type` of its records."), &ce_type, parse::ce_type);
-        let at = At::new("key", "What is the key of its records: `login-id`, `session-id` or `request-id`.");
-        let key = table.value(at, "login-id", choice(&KEY_SOURCES));
-
-        let discriminator = match (response_type, members) {
-            (Some(value), members) if members.is_empty() => Discriminator::ResponseType(value),
-            (None, members) if !members.is_empty() => Discriminator::Members(members),
-            _ => {
-                return table.fault("", "exactly one of response_type and members is required");
-            }
-        };
-        let added = EventType { name: name.as_str().into(), topic: topic.into(), ce_type: ce_type.into() };
-        if name == QUARANTINE {
-            table.fault("name", "the name of what has no event type");
-        } else if !name.is_empty()
-            && let Err(what) = event_types.add(added, discriminator, key)
-        {
-            table.fault("name", what);
-        }
-    });
-    (event_types, own_topics)
-}
-
-const KEY_SOURCES: [(&str, KeySource); 3] =
-    [("login-id", KeySource::LoginId), ("session-id", KeySource::SessionId), ("request-id", KeySource::RequestId)];
-
 /// The name of an event type where settings name topics.
 fn topic_key(event_type: &str) -> &str {
     if event_type == UNKNOWN { QUARANTINE } else { event_type }
@@ -546,8 +498,20 @@ listen = "127.0.0.1:9464"
 
     #[test]
     fn defaults_are_those_of_the_design() {
-        let Config { log, kafka, ingress, instances, event_types, own_topics, flinks, enrich, link, admin, shutdown } =
-            loaded(BASE, &[]).config;
+        let Config {
+            log,
+            kafka,
+            ingress,
+            instances,
+            event_types,
+            own_topics,
+            topic_shapes,
+            flinks,
+            enrich,
+            link,
+            admin,
+            shutdown,
+        } = loaded(BASE, &[]).config;
         let seconds = Duration::from_secs;
         assert_eq!((log.format, &*log.level), (LogFormat::Json, "info"));
         assert_eq!((kafka.linger, &*kafka.compression, kafka.unready_after), (seconds(0), "lz4", seconds(15)));
@@ -571,6 +535,16 @@ listen = "127.0.0.1:9464"
         assert_eq!(own_topics.attributes, "flinks.attributes");
         assert_eq!(own_topics.dead_letter, "flinks.attributes.dead-letter");
         assert_eq!(own_topics.login_links, "flinks.login-links");
+        assert_eq!((topic_shapes.replication, topic_shapes.min_insync_replicas), (3, 2));
+        let day = seconds(86_400);
+        let shapes = |name: &str| topic_shapes.event_types[name];
+        for shape in [shapes("kyc"), shapes("accounts-detail"), shapes("pay-event"), topic_shapes.attributes] {
+            assert_eq!((shape.partitions, shape.retention), (12, 14 * day));
+        }
+        for shape in [shapes("unknown"), topic_shapes.dead_letter] {
+            assert_eq!((shape.partitions, shape.retention), (3, 30 * day));
+        }
+        assert_eq!((topic_shapes.event_types.len(), topic_shapes.login_links_partitions), (5, 12));
         assert_eq!((flinks.connect_timeout, flinks.read_timeout), (seconds(5), seconds(30)));
         assert_eq!((flinks.call_timeout, flinks.session_idle), (seconds(60), seconds(420)));
         assert_eq!((flinks.poll_interval, flinks.poll_limit), (seconds(10), seconds(1800)));
@@ -660,6 +634,18 @@ ingress.listen = []
 
 topics.kyc = ".."
 ! topics.kyc = ".." (bridge.toml:2): expected 1 to 249 of a-z, A-Z, 0-9, ., _ and -, other than . and ..
+
+topics.min_insync_replicas = 4
+! topics.min_insync_replicas = "4" (bridge.toml:2): is more than topics.replication: nothing could ever be published
+
+topics.partitions.kyc = 0
+! topics.partitions.kyc = "0" (bridge.toml:2): expected a number from 1 to 10000
+
+topics.retention.quarantine = "30m"
+! topics.retention.quarantine = "30m" (bridge.toml:2): expected a duration from 1h to 10years, such as 14days
+
+topics.login-links = "flinks.kyc"
+! topics.login-links = "flinks.kyc" (bridge.toml:2): holds other records too, and compaction would take them
 
 [ingress]
 body_limt = 1

@@ -1,0 +1,198 @@
+//! `[topics]` and `[[event_type]]`: which topic holds what, and what each must look like.
+//!
+//! Roles ask for the names. How many partitions and copies a topic has and how long it keeps records is for whoever
+//! makes it (role `topics`) and whoever looks at it (role `check`): a webhook's journey never depends on these.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::parse::{self, choice, duration, number};
+use super::read::{At, Table};
+use super::{QUARANTINE, topic_key};
+use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
+
+/// Topics of what the bridge makes itself, in `[topics]`.
+#[derive(Debug, Clone)]
+pub struct OwnTopics {
+    /// What enrichment brings.
+    pub attributes: String,
+    /// Records whose enrichment was given up.
+    pub dead_letter: String,
+    /// Which LoginId belongs to which Tag; compacted.
+    pub login_links: String,
+}
+
+/// What topics must look like, in `[topics]`, `[topics.partitions]`, `[topics.retention]` and `[[event_type]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicShapes {
+    /// Copies of each partition.
+    pub replication: i32,
+    /// Copies that must have a record before it is acknowledged; at most `replication`.
+    pub min_insync_replicas: i32,
+    /// Of each event type's topics, by the event type's name.
+    pub event_types: BTreeMap<String, TopicShape>,
+    /// Of [`OwnTopics::attributes`].
+    pub attributes: TopicShape,
+    /// Of [`OwnTopics::dead_letter`].
+    pub dead_letter: TopicShape,
+    /// Partitions of [`OwnTopics::login_links`], which keeps the newest record of each key for good.
+    pub login_links_partitions: i32,
+}
+
+/// What one topic must look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicShape {
+    /// Partitions: so many processes of a consumer group can share the work.
+    pub partitions: i32,
+    /// How long records are kept.
+    pub retention: Duration,
+}
+
+/// Topics whose records are keyed by LoginId have the same number, so that what belongs to one LoginId has the same
+/// number everywhere: consumers that join them, and `enrich` and `link` with several event types, rely on it. Twelve
+/// can be shared evenly by 2, 3, 4, 6 and 12 processes, and more later would break the order of each key.
+const PARTITIONS: &str = "12";
+/// What is set aside is rare, and nobody is in a hurry.
+const PARTITIONS_ASIDE: &str = "3";
+/// Longer than a consumer may reasonably be away, such as a bad release that is found after the holidays; and no longer,
+/// since each day is one more of everybody's bank statements. Who needs a history keeps one of their own.
+const RETENTION: &str = "14days";
+/// What was set aside waits for a person: a new event type must be learnt, or a contract with Flinks mended, before
+/// `redrive` has a use.
+const RETENTION_ASIDE: &str = "30days";
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const TEN_YEARS: Duration = Duration::from_secs(10 * 31_557_600);
+
+/// Reads both: the built-in event types with what configuration adds, and the bridge's own topics.
+pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicShapes) {
+    let mut event_types = EventTypes::builtin();
+    let (own_topics, mut shapes) = root.table("topics", |table| {
+        for event_type in &mut event_types.types {
+            let name = topic_key(&event_type.name);
+            let help = match name {
+                QUARANTINE => "Topic of what has no known event type or is not JSON.".to_owned(),
+                name => format!("Topic of event type `{name}`."),
+            };
+            event_type.topic = table.value(At::new(name, &help), &event_type.topic, parse::topic).into();
+        }
+        let mut own = |name: &str, default: &str, help: &str| table.value(At::new(name, help), default, parse::topic);
+        let own_topics = OwnTopics {
+            attributes: own(ATTRIBUTES, "flinks.attributes", "Topic of what enrichment brings."),
+            dead_letter: own(
+                DEAD_LETTER,
+                "flinks.attributes.dead-letter",
+                "Topic of records whose enrichment was given up.",
+            ),
+            login_links: own(
+                LOGIN_LINKS,
+                "flinks.login-links",
+                "Topic of which LoginId belongs to which Tag; compacted.",
+            ),
+        };
+        (own_topics, read_shapes(table, &event_types))
+    });
+    root.tables("event_type", |table| {
+        if let Some((name, shape)) = read_event_type(table, &mut event_types) {
+            shapes.event_types.insert(name, shape);
+        }
+    });
+    (event_types, own_topics, shapes)
+}
+
+const ATTRIBUTES: &str = "attributes";
+const DEAD_LETTER: &str = "attributes-dead-letter";
+const LOGIN_LINKS: &str = "login-links";
+
+/// What is in `[topics]` besides names.
+fn read_shapes(table: &mut Table<'_, '_>, builtin: &EventTypes) -> TopicShapes {
+    let help = "Copies of each partition of topics that `flinks-bridge topics` makes.";
+    let replication = table.value(At::new("replication", help), "3", number(1..=100));
+    let help = "Copies that must have a record before it is acknowledged (`min.insync.replicas`). With one less than \
+                `replication` a broker may be away; with 1 its loss may lose records that were acknowledged.";
+    let min_insync_replicas = table.value(At::new("min_insync_replicas", help), "2", number(1..=100));
+    if min_insync_replicas > replication {
+        let what = "is more than topics.replication: nothing could ever be published";
+        table.fault("min_insync_replicas", what);
+    }
+
+    let names = || builtin.types.iter().map(|event_type| topic_key(&event_type.name)).chain([ATTRIBUTES, DEAD_LETTER]);
+    let of = |name: &str| match name {
+        QUARANTINE | DEAD_LETTER => (PARTITIONS_ASIDE, RETENTION_ASIDE),
+        _ => (PARTITIONS, RETENTION),
+    };
+    let (by_name, login_links_partitions) = table.table("partitions", |table| {
+        let mut partitions = |name: &str, default: &str, help: &str| {
+            let help = format!("Partitions of the topic `topics.{name}`{help}.");
+            table.value(At::new(name, &help), default, self::partitions)
+        };
+        let by_name: Vec<i32> = names().map(|name| partitions(name, of(name).0, "")).collect();
+        (by_name, partitions(LOGIN_LINKS, PARTITIONS, ", which must never change"))
+    });
+    let retention: Vec<Duration> = table.table("retention", |table| {
+        let mut retention = |name: &str| {
+            let help = format!("How long records stay on the topic `topics.{name}`.");
+            table.value(At::new(name, &help), of(name).1, self::retention)
+        };
+        names().map(&mut retention).collect()
+    });
+    let mut shapes =
+        by_name.into_iter().zip(retention).map(|(partitions, retention)| TopicShape { partitions, retention });
+    let event_types = builtin.types.iter().map(|event_type| event_type.name.to_string());
+    TopicShapes {
+        replication,
+        min_insync_replicas,
+        event_types: event_types.zip(shapes.by_ref()).collect(),
+        attributes: shapes.next().expect("named after the event types"),
+        dead_letter: shapes.next().expect("named last"),
+        login_links_partitions,
+    }
+}
+
+/// One `[[event_type]]`; `None` where it has a fault.
+fn read_event_type(table: &mut Table<'_, '_>, event_types: &mut EventTypes) -> Option<(String, TopicShape)> {
+    let at = At::new("name", "A further event type: its name in metrics, logs and topic settings.");
+    let name: String = table.required(at, parse::event_type);
+    let at = At::new("response_type", "The `ResponseType` that selects it. Either this or `members`.");
+    let response_type = table.optional(at, parse::text);
+    let at = At::new("members", "Members whose presence at the top of a body selects it. Or `response_type`.");
+    let members = table.list(at, "", parse::text);
+    let topic: String = table.required(At::new("topic", "Topic of its records."), parse::topic);
+    let ce_type = format!("com.flinks.{}", if name.is_empty() { "<name>" } else { &name });
+    let ce_type = table.value(At::new("ce_type", "`ce_type` of its records."), &ce_type, parse::ce_type);
+    let at = At::new("key", "What is the key of its records: `login-id`, `session-id` or `request-id`.");
+    let key = table.value(at, "login-id", choice(&KEY_SOURCES));
+    let partitions = table.value(At::new("partitions", "Partitions of its topic."), PARTITIONS, self::partitions);
+    let at = At::new("retention", "How long records stay on its topic.");
+    let retention = table.value(at, RETENTION, self::retention);
+
+    let discriminator = match (response_type, members) {
+        (Some(value), members) if members.is_empty() => Discriminator::ResponseType(value),
+        (None, members) if !members.is_empty() => Discriminator::Members(members),
+        _ => {
+            table.fault("", "exactly one of response_type and members is required");
+            return None;
+        }
+    };
+    let added = EventType { name: name.as_str().into(), topic: topic.into(), ce_type: ce_type.into() };
+    if name == QUARANTINE {
+        table.fault("name", "the name of what has no event type");
+    } else if !name.is_empty()
+        && let Err(what) = event_types.add(added, discriminator, key)
+    {
+        table.fault("name", what);
+    }
+    Some((name, TopicShape { partitions, retention }))
+}
+
+const KEY_SOURCES: [(&str, KeySource); 3] =
+    [("login-id", KeySource::LoginId), ("session-id", KeySource::SessionId), ("request-id", KeySource::RequestId)];
+
+fn partitions(text: &str) -> Result<i32, String> {
+    number(1..=10_000)(text)
+}
+
+/// Whole hours at the least: Kafka removes whole segments, a day of records each.
+fn retention(text: &str) -> Result<Duration, String> {
+    duration(HOUR..=TEN_YEARS)(text).map_err(|_| "expected a duration from 1h to 10years, such as 14days".to_owned())
+}
