@@ -14,6 +14,7 @@ mod producer;
 pub mod reader;
 mod readiness;
 pub mod tombstone;
+pub mod topics;
 pub mod transaction;
 
 use std::fmt;
@@ -103,6 +104,11 @@ fn set_client_properties(client: &mut ClientConfig, kafka: &config::Kafka, clien
 /// 16 KiB of request headers and by the limits in `webhook`.
 const RECORD_OVERHEAD: usize = 64 * 1024;
 
+/// The largest record that the producers take, and every topic has to.
+fn largest_record(limits: &config::Ingress) -> usize {
+    limits.body_limit + RECORD_OVERHEAD
+}
+
 /// The properties of one lane's producer. What the promise rests on is stated here, with its reason; configuration
 /// refuses to override it.
 fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) -> ClientConfig {
@@ -133,7 +139,7 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     client.set("max.in.flight", "1");
     client.set("linger.ms", millis(kafka.linger));
     client.set("compression.type", &kafka.compression);
-    client.set("message.max.bytes", (limits.body_limit + RECORD_OVERHEAD).to_string());
+    client.set("message.max.bytes", largest_record(limits).to_string());
     // Admission bounds the memory; librdkafka's own queue limits must never bind first.
     let queue_kbytes = (limits.bytes_in_flight / 1024 * 2).clamp(1024 * 1024, 2_097_151);
     client.set("queue.buffering.max.kbytes", queue_kbytes.to_string());
@@ -203,6 +209,14 @@ pub fn topics_of_types(config: &config::Config, event_types: &[String]) -> Vec<A
     topics.sort();
     topics.dedup();
     topics
+}
+
+/// Runs a future to its end on this thread, which may block.
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime without drivers needs nothing that can be missing")
+        .block_on(future)
 }
 
 /// librdkafka's own log lines, in our log. They name brokers and topics, never a record's content.

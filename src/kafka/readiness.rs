@@ -16,7 +16,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::statistics::Statistics;
 
-use super::{PublishError, client_config};
+use super::{PublishError, block_on, client_config};
 use crate::config;
 use crate::metrics::{Lane, Metrics, PublishCause};
 
@@ -380,12 +380,4 @@ impl Known {
         }
         if partitions.is_empty() { TopicState::Missing } else { TopicState::Ready }
     }
-}
-
-/// Runs a future to its end on this thread, which is the probe's own and may block.
-fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime without drivers needs nothing that can be missing")
-        .block_on(future)
 }

@@ -1,0 +1,690 @@
+//! What each topic must look like, how what is there differs, and what mends it.
+//!
+//! A 200 says that a record is stored, so the topics' settings are a part of the promise: how many copies there are, how
+//! many of them an ack waits for, whether a copy that lags may become the leader, how large a record may be and how long
+//! it stays. [`wanted`] derives all of it from the configuration, [`Cluster`] describes what is there, [`differences`]
+//! compares the two, [`plan`] makes steps of what can be mended, [`Cluster::carry_out`] takes one.
+//!
+//! No step ever deletes a topic or takes partitions or copies away. Two are taken only where they are asked for, see
+//! [`Allowed`]: more partitions move keys, and with a shorter retention Kafka deletes records.
+
+mod cluster;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use self::cluster::{Cluster, ClusterError, Node, Settings, StepError};
+use super::largest_record;
+use crate::config::{Config, TopicShape};
+
+/// A batch of many small records grows to about a megabyte, whatever a single one may have: never less than what Kafka
+/// allows where nobody says anything.
+const SMALLEST_LIMIT: usize = 1_048_588;
+/// Kafka deletes whole segments: with a new one each day, a record is gone at most a day after its retention.
+const SEGMENT: Duration = Duration::from_secs(86_400);
+/// A poorer link may be put over a richer one and is corrected within seconds, or by whoever reads both next: see role
+/// `link`. Compaction leaves both for so long.
+const LINKS_LAG: Duration = Duration::from_secs(3_600);
+/// A link that was forgotten must leave the disk; where little is written, compaction would never come.
+const LINKS_COMPACTED: Duration = Duration::from_secs(7 * 86_400);
+
+/// What a topic must look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What is kept there, each in a few words, such as `kyc` or `kyc of instance capital`.
+    pub purpose: Vec<String>,
+    /// Partitions.
+    pub partitions: i32,
+    /// Whether partitions may be added at all.
+    pub partitions_fixed: bool,
+    /// Copies of each partition.
+    pub replication: i32,
+    /// Settings, with the names that Kafka has for them.
+    pub rules: Vec<Rule>,
+}
+
+/// What one setting of a topic must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Kafka's name of it.
+    pub name: &'static str,
+    /// What it is set to.
+    pub value: String,
+    /// How bad it is if it is otherwise.
+    pub severity: Severity,
+    /// What happens if it is otherwise.
+    pub why: &'static str,
+    holds: Holds,
+}
+
+/// When a rule is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Exactly,
+    AtLeast,
+    AtMost,
+    /// Exactly; less is as bad as the rule says, and more is a warning. -1 is for ever.
+    Retention,
+    /// Exactly `delete`.
+    Deleted,
+}
+
+/// How bad a difference is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Good to know, and as it was configured.
+    Note,
+    /// It could not be found out.
+    Untold,
+    /// It works, and not as it should.
+    Warning,
+    /// Records are refused or may be lost.
+    Error,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Severity::Note => "note",
+            Severity::Untold => "untold",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        })
+    }
+}
+
+/// What there is under a topic's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Missing,
+    /// We may not even know whether there is one.
+    Forbidden,
+    /// The cluster answered something else, which this is.
+    Failed(String),
+    /// A topic.
+    There(Topic),
+}
+
+/// A topic as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topic {
+    /// Its partitions in order.
+    pub partitions: Vec<Partition>,
+    /// Its settings by Kafka's name, those included that it has from the broker; or why they cannot be read.
+    pub settings: Result<BTreeMap<String, Setting>, String>,
+}
+
+/// A partition as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partition {
+    /// The node that leads it.
+    pub leader: Option<i32>,
+    /// Copies that it should have.
+    pub replicas: usize,
+    /// Copies that have all of it.
+    pub in_sync: usize,
+}
+
+/// A setting as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Its value.
+    pub value: String,
+    /// Whether the topic has it itself: else it changes with the broker's.
+    pub own: bool,
+}
+
+impl Topic {
+    /// Whether records can be published and read: each partition has a leader.
+    pub fn is_usable(&self) -> bool {
+        !self.partitions.is_empty() && self.partitions.iter().all(|partition| partition.leader.is_some())
+    }
+
+    /// Copies of the partition that has fewest.
+    pub fn replication(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.replicas).min().unwrap_or(0)
+    }
+
+    fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.as_ref().ok()?.get(name).map(|setting| &*setting.value)
+    }
+
+    fn number(&self, name: &str) -> Option<i64> {
+        self.setting(name)?.parse().ok()
+    }
+}
+
+/// Something about a topic that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The topic.
+    pub topic: String,
+    /// Kafka's name of a setting; or `topic`, `partitions`, `leader`, `replication`, `in-sync replicas`, `settings`.
+    pub what: String,
+    /// What it is.
+    pub is: String,
+    /// What it should be.
+    pub wanted: String,
+    /// How bad that is.
+    pub severity: Severity,
+    /// What happens because of it.
+    pub why: String,
+    /// What to do; empty where there is nothing.
+    pub to_do: String,
+    /// What mends it.
+    pub mend: Mend,
+}
+
+/// What mends a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mend {
+    /// The topic is made.
+    Create,
+    /// The setting is set.
+    Alter,
+    /// The setting is set, and Kafka then deletes records: only where [`Allowed::shorten_retention`].
+    Shorten,
+    /// Partitions are added: only where [`Allowed::add_partitions`].
+    AddPartitions,
+    /// Nothing that can be done here.
+    ByHand,
+}
+
+/// The topics of a configuration, each with what it must look like: those of event types, those that instances put in
+/// their place, and the bridge's own. One that has several uses keeps what each of them needs. Sorted by name.
+pub fn wanted(config: &Config) -> Vec<Wanted> {
+    let Config { event_types, instances, own_topics, topic_shapes, .. } = config;
+    let mut uses: Vec<(&str, String, TopicShape)> = Vec::new();
+    for event_type in &event_types.types {
+        let Some(shape) = topic_shapes.event_types.get(&*event_type.name) else { continue };
+        let purpose = if &*event_type.name == crate::config::UNKNOWN { "quarantine" } else { &event_type.name };
+        uses.push((&event_type.topic, purpose.to_owned(), *shape));
+        for instance in instances {
+            if let Some(topic) = instance.topics.get(&*event_type.name) {
+                uses.push((topic, format!("{purpose} of instance {}", instance.name), *shape));
+            }
+        }
+    }
+    uses.push((&own_topics.attributes, "attributes".to_owned(), topic_shapes.attributes));
+    uses.push((&own_topics.dead_letter, "dead letters of attributes".to_owned(), topic_shapes.dead_letter));
+
+    let mut by_name: BTreeMap<&str, (Vec<String>, TopicShape)> = BTreeMap::new();
+    for (name, purpose, shape) in uses {
+        let (purposes, all) = by_name.entry(name).or_insert_with(|| (Vec::new(), shape));
+        purposes.push(purpose);
+        all.partitions = all.partitions.max(shape.partitions);
+        all.retention = all.retention.max(shape.retention);
+    }
+    let (replication, min_insync) = (topic_shapes.replication, topic_shapes.min_insync_replicas);
+    let mut rules_of_all = rules(min_insync, largest_record(&config.ingress));
+    let mut wanted: Vec<Wanted> = by_name
+        .into_iter()
+        .map(|(name, (purpose, TopicShape { partitions, retention }))| {
+            let rules = [rules_of_all.clone(), rules_of_kept(retention)].concat();
+            Wanted { name: name.into(), purpose, partitions, partitions_fixed: false, replication, rules }
+        })
+        .collect();
+    rules_of_all.extend(rules_of_links());
+    wanted.push(Wanted {
+        name: own_topics.login_links.as_str().into(),
+        purpose: vec!["login links".to_owned()],
+        partitions: topic_shapes.login_links_partitions,
+        partitions_fixed: true,
+        replication,
+        rules: rules_of_all,
+    });
+    wanted.sort_by(|one, other| one.name.cmp(&other.name));
+    wanted
+}
+
+fn rule(name: &'static str, value: impl ToString, holds: Holds, severity: Severity, why: &'static str) -> Rule {
+    Rule { name, value: value.to_string(), severity, why, holds }
+}
+
+/// What holds for every topic.
+fn rules(min_insync: i32, largest_record: usize) -> Vec<Rule> {
+    use Holds::{AtLeast, Exactly};
+    use Severity::{Error, Warning};
+    vec![
+        rule("min.insync.replicas", min_insync, AtLeast, Error, "an acknowledged record is lost with fewer brokers"),
+        rule(
+            "unclean.leader.election.enable",
+            false,
+            Exactly,
+            Error,
+            "a copy that lags may become the leader, and acknowledged records are gone",
+        ),
+        rule(
+            "max.message.bytes",
+            largest_record.max(SMALLEST_LIMIT),
+            AtLeast,
+            Error,
+            "larger records are refused, and their webhooks answered 503 until Flinks gives up",
+        ),
+        rule("compression.type", "producer", Exactly, Warning, "the broker packs each record anew"),
+        rule(
+            "message.timestamp.type",
+            "CreateTime",
+            Exactly,
+            Warning,
+            "a record copied to another cluster looks new there: its age, and what audit reads, are wrong",
+        ),
+    ]
+}
+
+/// What holds for topics whose records are deleted by age.
+fn rules_of_kept(retention: Duration) -> Vec<Rule> {
+    use Severity::{Error, Warning};
+    vec![
+        rule(
+            "cleanup.policy",
+            "delete",
+            Holds::Deleted,
+            Error,
+            "of the records of one key only the newest stays: the others are lost",
+        ),
+        rule(
+            "retention.ms",
+            retention.as_millis(),
+            Holds::Retention,
+            Error,
+            "records are gone before a consumer that was away has read them",
+        ),
+        rule("retention.bytes", -1, Holds::AtMost, Error, "a burst pushes out records that nobody has read yet"),
+        rule("segment.ms", SEGMENT.as_millis(), Holds::AtMost, Warning, "records stay longer than their retention"),
+    ]
+}
+
+/// What holds for the topic of login links.
+fn rules_of_links() -> Vec<Rule> {
+    use Severity::{Error, Warning};
+    vec![
+        rule("cleanup.policy", "compact", Holds::Exactly, Error, "links are lost, or never fewer than all there were"),
+        rule(
+            "min.compaction.lag.ms",
+            LINKS_LAG.as_millis(),
+            Holds::AtLeast,
+            Warning,
+            "what two processes wrote of one LoginId may be compacted before it was merged",
+        ),
+        rule(
+            "max.compaction.lag.ms",
+            LINKS_COMPACTED.as_millis(),
+            Holds::AtMost,
+            Warning,
+            "links that were forgotten stay on the disk",
+        ),
+    ]
+}
+
+enum Kept {
+    Good,
+    Differs(Severity, Mend),
+}
+
+impl Rule {
+    fn judge(&self, is: &str) -> Kept {
+        let words = |text: &str| {
+            let mut words: Vec<String> = text.split(',').map(|word| word.trim().to_owned()).collect();
+            words.sort();
+            words
+        };
+        let alter = Kept::Differs(self.severity, Mend::Alter);
+        let numbers = is.parse::<i64>().ok().zip(self.value.parse::<i64>().ok());
+        let good = match (self.holds, numbers) {
+            (Holds::Exactly | Holds::Deleted, _) if words(is) == words(&self.value) => true,
+            // What is only compacted now loses what is old as soon as it is deleted by age.
+            (Holds::Deleted, _) if !words(is).iter().any(|word| word == "delete") => {
+                return Kept::Differs(self.severity, Mend::Shorten);
+            }
+            (Holds::AtLeast, Some((is, wanted))) => is >= wanted,
+            (Holds::AtMost, Some((is, wanted))) => is <= wanted,
+            (Holds::Retention, Some((is, wanted))) if is < 0 || is > wanted => {
+                return Kept::Differs(Severity::Warning, Mend::Shorten);
+            }
+            (Holds::Retention, Some((is, wanted))) => is == wanted,
+            _ => false,
+        };
+        if good { Kept::Good } else { alter }
+    }
+
+    /// What [`Difference::wanted`] shows.
+    fn shown(&self) -> String {
+        match self.holds {
+            Holds::Exactly | Holds::Retention | Holds::Deleted => shown(self.name, &self.value),
+            Holds::AtLeast => format!("{} or more", shown(self.name, &self.value)),
+            Holds::AtMost if self.value == "-1" => shown(self.name, &self.value),
+            Holds::AtMost => format!("{} or less", shown(self.name, &self.value)),
+        }
+    }
+}
+
+/// A setting's value for a person to read: times with their unit beside what Kafka has.
+fn shown(name: &str, value: &str) -> String {
+    match value.parse::<u64>() {
+        Ok(millis) if name.ends_with(".ms") && millis < i64::MAX as u64 => {
+            format!("{value} ({})", humantime::format_duration(Duration::from_millis(millis)))
+        }
+        Ok(_) if name.ends_with(".ms") => "no limit".to_owned(),
+        _ if value == "-1" => "no limit".to_owned(),
+        _ => value.to_owned(),
+    }
+}
+
+/// How what is there differs from what is wanted, worst first.
+pub fn differences(wanted: &Wanted, found: &Found) -> Vec<Difference> {
+    let mut all = match found {
+        Found::Missing => vec![difference(
+            wanted,
+            ("topic", "missing".to_owned(), "there".to_owned()),
+            (Severity::Error, "its webhooks are refused, and whoever reads it is not ready"),
+            ("flinks-bridge topics create".to_owned(), Mend::Create),
+        )],
+        Found::Forbidden => vec![difference(
+            wanted,
+            ("topic", "may not be described".to_owned(), "there".to_owned()),
+            (Severity::Untold, "it may be missing"),
+            (
+                "allow Describe and DescribeConfigs on the topic to whom kafka.properties log in".to_owned(),
+                Mend::ByHand,
+            ),
+        )],
+        Found::Failed(what) => vec![difference(
+            wanted,
+            ("topic", what.clone(), "there".to_owned()),
+            (Severity::Untold, "the cluster cannot say more at the moment"),
+            ("try again, and look at the brokers".to_owned(), Mend::ByHand),
+        )],
+        Found::There(topic) => differences_of(wanted, topic),
+    };
+    all.sort_by_key(|difference| std::cmp::Reverse(difference.severity));
+    all
+}
+
+fn difference(
+    wanted: &Wanted,
+    (what, is, should): (&str, String, String),
+    (severity, why): (Severity, &str),
+    (to_do, mend): (String, Mend),
+) -> Difference {
+    let why = why.to_owned();
+    Difference { topic: wanted.name.to_string(), what: what.to_owned(), is, wanted: should, severity, why, to_do, mend }
+}
+
+fn differences_of(wanted: &Wanted, topic: &Topic) -> Vec<Difference> {
+    let mut all = Vec::new();
+    let leaderless = topic.partitions.iter().filter(|partition| partition.leader.is_none()).count();
+    if leaderless > 0 || topic.partitions.is_empty() {
+        all.push(difference(
+            wanted,
+            (
+                "leader",
+                format!("none for {leaderless} of {} partitions", topic.partitions.len()),
+                "one each".to_owned(),
+            ),
+            (Severity::Error, "nothing can be published there or read from it"),
+            ("if it was not made just now, look at the brokers that hold its copies".to_owned(), Mend::ByHand),
+        ));
+    }
+    all.extend(differences_of_partitions(wanted, topic));
+    all.extend(differences_of_copies(wanted, topic));
+    match &topic.settings {
+        Ok(settings) => {
+            for rule in &wanted.rules {
+                all.extend(difference_of_setting(wanted, rule, settings.get(rule.name)));
+            }
+            if settings.values().all(|setting| !setting.own) && !all.is_empty() {
+                all.push(difference(
+                    wanted,
+                    ("settings", "all from the broker".to_owned(), "its own".to_owned()),
+                    (Severity::Note, "it was made without any, as brokers do that make topics by themselves"),
+                    (String::new(), Mend::ByHand),
+                ));
+            }
+        }
+        Err(why) => all.push(difference(
+            wanted,
+            ("settings", format!("unknown: {why}"), "known".to_owned()),
+            (Severity::Untold, "they may be wrong"),
+            ("allow DescribeConfigs on the topic to whom kafka.properties log in".to_owned(), Mend::ByHand),
+        )),
+    }
+    all
+}
+
+fn differences_of_partitions(wanted: &Wanted, topic: &Topic) -> Option<Difference> {
+    let (there, should) = (topic.partitions.len(), wanted.partitions as usize);
+    let compared = ("partitions", there.to_string(), should.to_string());
+    if there == 0 || there == should {
+        return None;
+    }
+    let setting = "set its partitions in the configuration to what there is";
+    if there > should {
+        let why = "they are never taken away";
+        return Some(difference(wanted, compared, (Severity::Note, why), (setting.to_owned(), Mend::ByHand)));
+    }
+    let (why, to_do, mend) = if wanted.partitions_fixed {
+        ("their number must never change: a key would stand in two", setting.to_owned(), Mend::ByHand)
+    } else {
+        let why = "fewer processes than planned can share the work";
+        let to_do = format!("{setting}, or `topics create --add-partitions`: keys move, and their order breaks once");
+        (why, to_do, Mend::AddPartitions)
+    };
+    Some(difference(wanted, compared, (Severity::Warning, why), (to_do, mend)))
+}
+
+fn differences_of_copies(wanted: &Wanted, topic: &Topic) -> Vec<Difference> {
+    let mut all = Vec::new();
+    let copies = topic.replication();
+    if copies < wanted.replication as usize && copies > 0 {
+        all.push(difference(
+            wanted,
+            ("replication", copies.to_string(), wanted.replication.to_string()),
+            (Severity::Error, "acknowledged records are lost with fewer brokers, or refused while one is away"),
+            (
+                "add copies with Kafka's kafka-reassign-partitions.sh, or set topics.replication".to_owned(),
+                Mend::ByHand,
+            ),
+        ));
+    }
+    let lagging = topic.partitions.iter().filter(|partition| partition.in_sync < partition.replicas).count();
+    let required = topic.number("min.insync.replicas").and_then(|number| usize::try_from(number).ok());
+    let Some(required) = required else { return all };
+    let blocked = topic.partitions.iter().filter(|partition| partition.in_sync < required).count();
+    let of = topic.partitions.len();
+    if required > copies && copies > 0 {
+        all.push(difference(
+            wanted,
+            ("min.insync.replicas", required.to_string(), format!("{} or less", copies.saturating_sub(1).max(1))),
+            (Severity::Error, "more than there are copies: nothing can ever be published"),
+            (format!("set it to {} or less", copies.saturating_sub(1).max(1)), Mend::ByHand),
+        ));
+    } else if blocked > 0 {
+        all.push(difference(
+            wanted,
+            ("in-sync replicas", format!("fewer than {required} in {blocked} of {of} partitions"), "all".to_owned()),
+            (Severity::Error, "nothing can be published there"),
+            ("bring back the brokers that hold the other copies".to_owned(), Mend::ByHand),
+        ));
+    } else if required == copies && copies > 1 {
+        let severity = if wanted.replication as usize == copies && wanted.asks_for_all() {
+            Severity::Note
+        } else {
+            Severity::Warning
+        };
+        all.push(difference(
+            wanted,
+            ("min.insync.replicas", required.to_string(), (copies - 1).to_string()),
+            (severity, "as many as there are copies: nothing can be published while one broker is away"),
+            (format!("set it to {}", copies - 1), Mend::ByHand),
+        ));
+    }
+    if blocked == 0 && lagging > 0 {
+        all.push(difference(
+            wanted,
+            ("in-sync replicas", format!("fewer than all in {lagging} of {of} partitions"), "all".to_owned()),
+            (Severity::Note, "a broker is away or lags"),
+            ("look at the brokers if it stays so".to_owned(), Mend::ByHand),
+        ));
+    }
+    if required == 1 {
+        all.push(difference(
+            wanted,
+            ("min.insync.replicas", "1".to_owned(), "2 or more".to_owned()),
+            (Severity::Note, "one lost broker can lose acknowledged records"),
+            (
+                "not for production: set topics.replication = 3 and topics.min_insync_replicas = 2".to_owned(),
+                Mend::ByHand,
+            ),
+        ));
+    }
+    all
+}
+
+impl Wanted {
+    /// Whether the configuration itself asks that every copy be in sync.
+    fn asks_for_all(&self) -> bool {
+        let rule = self.rules.iter().find(|rule| rule.name == "min.insync.replicas");
+        rule.is_some_and(|rule| rule.value == self.replication.to_string())
+    }
+}
+
+fn difference_of_setting(wanted: &Wanted, rule: &Rule, setting: Option<&Setting>) -> Option<Difference> {
+    let Some(Setting { value, own }) = setting else {
+        let compared = (rule.name, "not told".to_owned(), rule.shown());
+        let to_do = "this cluster does not know the setting; see that it does the same otherwise".to_owned();
+        return Some(difference(wanted, compared, (Severity::Note, rule.why), (to_do, Mend::ByHand)));
+    };
+    let Kept::Differs(severity, mend) = rule.judge(value) else {
+        return None;
+    };
+    let (why, to_do) = match (mend, rule.holds) {
+        (Mend::Shorten, Holds::Retention) => (
+            "banking data is kept longer than was decided",
+            "set its retention in the configuration, or `topics create --shorten-retention`, which deletes what is older",
+        ),
+        (Mend::Shorten, _) => (rule.why, "`topics create --shorten-retention`, which deletes what is older"),
+        _ => (rule.why, "flinks-bridge topics create"),
+    };
+    let from = if *own { "" } else { ", from the broker" };
+    let compared = (rule.name, shown(rule.name, value) + from, rule.shown());
+    Some(difference(wanted, compared, (severity, why), (to_do.to_owned(), mend)))
+}
+
+/// What may be done besides what always may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Allowed {
+    /// Adding partitions to topics that have records: a key's later records go to another partition than its earlier
+    /// ones, and who reads both sees them out of order.
+    pub add_partitions: bool,
+    /// Having Kafka delete records sooner than it does now.
+    pub shorten_retention: bool,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make the topic.
+    Create(Wanted),
+    /// Change settings of a topic, and leave the others as they are.
+    Alter {
+        /// The topic.
+        topic: Arc<str>,
+        /// What to change.
+        changes: Vec<Change>,
+    },
+    /// Add partitions.
+    AddPartitions {
+        /// The topic.
+        topic: Arc<str>,
+        /// How many there are.
+        from: i32,
+        /// How many there shall be.
+        to: i32,
+    },
+}
+
+/// A setting to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Kafka's name of it.
+    pub name: &'static str,
+    /// What it is.
+    pub from: String,
+    /// What it shall be.
+    pub to: String,
+}
+
+impl Step {
+    /// The topic that it is about.
+    pub fn topic(&self) -> &Arc<str> {
+        match self {
+            Step::Create(wanted) => &wanted.name,
+            Step::Alter { topic, .. } | Step::AddPartitions { topic, .. } => topic,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Create(Wanted { name, partitions, replication, rules, .. }) => {
+                let settings: Vec<String> = rules.iter().map(|rule| format!("{}={}", rule.name, rule.value)).collect();
+                let settings = settings.join(" ");
+                write!(f, "create {name}: partitions={partitions} replication={replication} {settings}")
+            }
+            Step::Alter { topic, changes } => {
+                let changes: Vec<String> =
+                    changes.iter().map(|change| format!("{} {} -> {}", change.name, change.from, change.to)).collect();
+                write!(f, "alter {topic}: {}", changes.join(", "))
+            }
+            Step::AddPartitions { topic, from, to } => write!(f, "add partitions to {topic}: {from} -> {to}"),
+        }
+    }
+}
+
+/// What there is to do, topic by topic; nothing that is not allowed.
+pub fn plan(wanted: &[Wanted], found: &[Found], allowed: Allowed) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (wanted, found) in wanted.iter().zip(found) {
+        let topic = match found {
+            Found::Missing => {
+                steps.push(Step::Create(wanted.clone()));
+                continue;
+            }
+            Found::Forbidden | Found::Failed(_) => continue,
+            Found::There(topic) => topic,
+        };
+        let differences = differences(wanted, found);
+        let may = |mend: Mend| match mend {
+            Mend::Alter => true,
+            Mend::Shorten => allowed.shorten_retention,
+            Mend::Create | Mend::AddPartitions | Mend::ByHand => false,
+        };
+        let change = |rule: &Rule| {
+            let found = |difference: &&Difference| difference.what == rule.name && may(difference.mend);
+            let from = differences.iter().find(found)?;
+            let from = topic.setting(rule.name).unwrap_or(&from.is).to_owned();
+            Some(Change { name: rule.name, from, to: rule.value.clone() })
+        };
+        let changes: Vec<Change> = wanted.rules.iter().filter_map(change).collect();
+        if !changes.is_empty() {
+            steps.push(Step::Alter { topic: wanted.name.clone(), changes });
+        }
+        let adds = differences.iter().any(|difference| difference.mend == Mend::AddPartitions);
+        if adds && allowed.add_partitions {
+            let from = topic.partitions.len() as i32;
+            steps.push(Step::AddPartitions { topic: wanted.name.clone(), from, to: wanted.partitions });
+        }
+    }
+    steps
+}
