@@ -33,8 +33,8 @@
 //!
 //! [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`], [`ledger`] and [`error`] are values: no I/O, no
 //! async. [`config`], [`metrics`] and [`tls`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges.
-//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`recover`], [`simulate`] and [`audit`] are roles; roles never import
-//! each other. [`serve`], [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
+//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`recover`], [`simulate`], [`audit`] and [`topics`] are roles; roles
+//! never import each other. [`serve`], [`dev`] and the binary put all of it together. `tests/it/layers.rs` keeps it so.
 
 pub mod backoff;
 pub mod dead_letter;
@@ -59,6 +59,7 @@ pub mod link;
 pub mod recover;
 pub mod redrive;
 pub mod simulate;
+pub mod topics;
 
 pub mod dev;
 pub mod serve;

@@ -17,6 +17,7 @@ use flinks_bridge::recover::{self, Recover};
 use flinks_bridge::redrive::{self, Redrive};
 use flinks_bridge::serve::{self, ServeError, raise_file_limit};
 use flinks_bridge::simulate::{self, Simulate};
+use flinks_bridge::topics::{self, Topics};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -77,6 +78,9 @@ enum Role {
         #[arg(long)]
         live: bool,
     },
+    /// Shows, makes and checks the topics: partitions, copies, sizes, retention, cleanup.
+    #[command(after_help = topics::EXIT_CODES)]
+    Topics(Topics),
     /// Checks the settings and prints them, secrets redacted, or explains them all.
     Config {
         #[command(flatten)]
@@ -175,6 +179,10 @@ fn main() -> ExitCode {
             Err(faults) => faulty(&faults.to_string()),
             Ok(loaded) => probed(loaded.config.admin.listen, if live { "/livez" } else { "/readyz" }),
         },
+        Role::Topics(options) => {
+            log_to_stderr();
+            ExitCode::from(topics::run(&options, &config::variables()))
+        }
         Role::Config { reference: true, .. } => {
             print!("{}", config::reference());
             ExitCode::SUCCESS

@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 5] = [
     &["webhook", "record", "signature", "ledger", "error", "dead_letter", "backoff"],
     &["config", "tls", "metrics"],
     &["kafka", "flinks", "admin"],
-    &["ingress", "enrich", "link", "redrive", "recover", "simulate", "audit", "check"],
+    &["ingress", "enrich", "link", "redrive", "recover", "simulate", "audit", "check", "topics"],
     &["dev", "serve", "main"],
 ];
 

@@ -26,4 +26,5 @@ mod redrive;
 mod shutdown;
 mod simulate;
 mod support;
+mod topics;
 mod trust;

@@ -128,6 +128,10 @@ pub enum Operation {
     All = 2,
     /// To publish to a topic.
     Write = 4,
+    /// To make a topic.
+    Create = 5,
+    /// To know of a topic.
+    Describe = 8,
 }
 
 /// With the numbers in Kafka's protocol.
@@ -135,6 +139,8 @@ pub enum Operation {
 pub enum Resource {
     /// A topic.
     Topic = 2,
+    /// The cluster, whose name is `kafka-cluster`.
+    Cluster = 4,
 }
 
 /// Numbers of Kafka's protocol: two requests, and what stands in them.

@@ -10,17 +10,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, ConfigResource, ConfigSource, NewPartitions, NewTopic,
     OwnedResourceSpecifier, ResourceSpecifier, TopicReplication, TopicResult,
 };
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
 use super::{Found, Partition, Setting, Step, Topic, Wanted};
 use crate::config;
@@ -86,7 +87,9 @@ pub struct Node {
 
 /// A connection to the cluster's administration.
 pub struct Cluster {
-    admin: AdminClient<Context>,
+    admin: AdminClient<DefaultClientContext>,
+    /// Asks for metadata: a producer gives its events away, and with them why nothing answers; an admin client keeps them.
+    asker: BaseProducer<Context>,
     servers: String,
 }
 
@@ -100,10 +103,10 @@ impl Cluster {
         // Else to ask for a topic is to make it, where the broker does so.
         client.set("allow.auto.create.topics", "false");
         client.set("reconnect.backoff.max.ms", "1000");
-        let admin = client
-            .create_with_context(Context::default())
-            .map_err(|error| ClusterError::Settings(KafkaSettingError::new("topics", &error)))?;
-        Ok(Cluster { admin, servers: kafka.bootstrap_servers.clone() })
+        let fault = |error| ClusterError::Settings(KafkaSettingError::new("topics", &error));
+        let admin = client.create().map_err(fault)?;
+        let asker = client.create_with_context(Context::default()).map_err(fault)?;
+        Ok(Cluster { admin, asker, servers: kafka.bootstrap_servers.clone() })
     }
 
     /// The brokers that are up.
@@ -237,8 +240,9 @@ impl Cluster {
     }
 
     fn metadata(&self, topic: Option<&str>) -> Result<Metadata, ClusterError> {
-        self.admin.inner().fetch_metadata(topic, PATIENCE).map_err(|source| {
-            let said = self.admin.inner().context().said();
+        self.asker.client().fetch_metadata(topic, PATIENCE).map_err(|source| {
+            self.asker.poll(TURN);
+            let said = self.asker.context().said();
             ClusterError::Unreachable { servers: self.servers.clone(), said, source: Box::new(source) }
         })
     }
@@ -311,10 +315,10 @@ fn refused(code: Option<RDKafkaErrorCode>, permission: &'static str) -> StepErro
     StepError { code, to_do }
 }
 
-/// Keeps what librdkafka said last: its errors tell that nothing answered, and its log why.
+/// Keeps what librdkafka said last about a broker: the error that follows tells that nothing answered, and not why.
 #[derive(Default)]
 struct Context {
-    said: Arc<Mutex<Option<String>>>,
+    said: Mutex<Option<String>>,
 }
 
 impl Context {
@@ -323,18 +327,23 @@ impl Context {
     }
 }
 
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    /// Nothing is ever published.
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
 impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        use RDKafkaLogLevel::{Alert, Critical, Emerg, Error, Warning};
-        if matches!(level, Emerg | Alert | Critical | Error | Warning) {
-            *self.said.lock().expect("no panic while held") = Some(message.to_owned());
-        }
-        // The error that comes of it says it once more, and this role has somebody who reads that.
+    /// Who asked tells what came of it.
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", facility, "{message}");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        *self.said.lock().expect("no panic while held") = Some(reason.to_owned());
-        tracing::debug!(error = %error, reason, "librdkafka reports an error");
+        // That all brokers are down follows from what was said before, and says less.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.said.lock().expect("no panic while held") = Some(reason.to_owned());
+        }
     }
 }

@@ -688,3 +688,223 @@ pub fn plan(wanted: &[Wanted], found: &[Found], allowed: Allowed) -> Vec<Step> {
     }
     steps
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Needs;
+
+    fn config(more: &str) -> Config {
+        let text = format!(
+            "kafka.bootstrap_servers = \"127.0.0.1:1\"\n{more}\n\
+             [[instance]]\nname = \"toolbox\"\npath = \"/\"\nauthentication = \"none\"\ntopics = {{ kyc = \"own.kyc\" }}"
+        );
+        let loaded = Config::parse(&text, Path::new("test.toml"), &[], Needs::NEITHER);
+        loaded.unwrap_or_else(|faults| panic!("{faults}")).config
+    }
+
+    fn of(config: &Config, name: &str) -> Wanted {
+        wanted(config).into_iter().find(|wanted| &*wanted.name == name).expect("it is wanted")
+    }
+
+    /// A topic just as it is wanted.
+    fn made(wanted: &Wanted) -> Topic {
+        let replicas = wanted.replication as usize;
+        let partition = Partition { leader: Some(1), replicas, in_sync: replicas };
+        let setting = |rule: &Rule| (rule.name.to_owned(), Setting { value: rule.value.clone(), own: true });
+        Topic {
+            partitions: vec![partition; wanted.partitions as usize],
+            settings: Ok(wanted.rules.iter().map(setting).collect()),
+        }
+    }
+
+    #[test]
+    fn every_topic_is_wanted_once_with_what_all_its_uses_need() {
+        let config = config(
+            "topics.pay-event = \"flinks.quarantine\"\n[[event_type]]\nname = \"dropout\"\nresponse_type = \"Dropout\"\n\
+             topic = \"flinks.dropout\"\npartitions = 4\nretention = \"2days\"\n",
+        );
+        let all = wanted(&config);
+        let names: Vec<&str> = all.iter().map(|wanted| &*wanted.name).collect();
+        let expected = [
+            "flinks.accounts-detail",
+            "flinks.attributes",
+            "flinks.attributes.dead-letter",
+            "flinks.dropout",
+            "flinks.kyc",
+            "flinks.login-links",
+            "flinks.quarantine",
+            "flinks.upload-fraud-alerts",
+            "own.kyc",
+        ];
+        assert_eq!(names, expected);
+        let shape = |name: &str| {
+            let wanted = of(&config, name);
+            let retention = wanted.rules.iter().find(|rule| rule.name == "retention.ms");
+            (wanted.partitions, retention.map(|rule| rule.value.clone()), wanted.purpose.join(", "))
+        };
+        let days = |days: u64| Some((days * 86_400_000).to_string());
+        assert_eq!(shape("flinks.dropout"), (4, days(2), "dropout".to_owned()));
+        assert_eq!(shape("own.kyc"), (12, days(14), "kyc of instance toolbox".to_owned()));
+        assert_eq!(shape("flinks.quarantine"), (12, days(30), "pay-event, quarantine".to_owned()));
+        assert_eq!(shape("flinks.login-links"), (12, None, "login links".to_owned()));
+
+        for wanted in &all {
+            assert_eq!(differences(wanted, &Found::There(made(wanted))), []);
+        }
+    }
+
+    #[test]
+    fn records_of_any_body_fit_and_batches_of_small_ones_too() {
+        let limit = |config: &Config| {
+            let rule = of(config, "flinks.kyc").rules.into_iter().find(|rule| rule.name == "max.message.bytes");
+            rule.expect("there is one").value
+        };
+        assert_eq!(limit(&config("")), "33619968");
+        let small = "ingress.body_limit = \"64KiB\"\ningress.small_body = \"64KiB\"";
+        assert_eq!(limit(&config(small)), "1048588");
+    }
+
+    /// A case: topic, setting, value; then severity and what mends it, or nothing where it is good.
+    type Case = (&'static str, &'static str, &'static str, Option<(Severity, Mend)>);
+
+    const SETTINGS: &[Case] = &[
+        ("flinks.kyc", "min.insync.replicas", "1", Some((Severity::Error, Mend::Alter))),
+        ("flinks.kyc", "unclean.leader.election.enable", "true", Some((Severity::Error, Mend::Alter))),
+        ("flinks.kyc", "max.message.bytes", "33619967", Some((Severity::Error, Mend::Alter))),
+        ("flinks.kyc", "max.message.bytes", "99999999", None),
+        ("flinks.kyc", "compression.type", "gzip", Some((Severity::Warning, Mend::Alter))),
+        ("flinks.kyc", "message.timestamp.type", "LogAppendTime", Some((Severity::Warning, Mend::Alter))),
+        ("flinks.kyc", "retention.ms", "1209599999", Some((Severity::Error, Mend::Alter))),
+        ("flinks.kyc", "retention.ms", "1209600001", Some((Severity::Warning, Mend::Shorten))),
+        ("flinks.kyc", "retention.ms", "-1", Some((Severity::Warning, Mend::Shorten))),
+        ("flinks.kyc", "retention.bytes", "1000000000", Some((Severity::Error, Mend::Alter))),
+        ("flinks.kyc", "segment.ms", "604800000", Some((Severity::Warning, Mend::Alter))),
+        ("flinks.kyc", "segment.ms", "3600000", None),
+        ("flinks.kyc", "cleanup.policy", "compact", Some((Severity::Error, Mend::Shorten))),
+        ("flinks.kyc", "cleanup.policy", "delete,compact", Some((Severity::Error, Mend::Alter))),
+        ("flinks.login-links", "cleanup.policy", "delete", Some((Severity::Error, Mend::Alter))),
+        ("flinks.login-links", "cleanup.policy", "compact,delete", Some((Severity::Error, Mend::Alter))),
+        ("flinks.login-links", "min.compaction.lag.ms", "0", Some((Severity::Warning, Mend::Alter))),
+        ("flinks.login-links", "min.compaction.lag.ms", "7200000", None),
+        ("flinks.login-links", "max.compaction.lag.ms", "9223372036854775807", Some((Severity::Warning, Mend::Alter))),
+    ];
+
+    #[test]
+    fn a_setting_that_is_otherwise_is_found_and_mended_where_nothing_is_lost() {
+        let config = config("");
+        for (topic, name, value, expected) in SETTINGS {
+            let wanted = of(&config, topic);
+            let mut topic = made(&wanted);
+            let settings = topic.settings.as_mut().expect("made so");
+            settings.insert((*name).to_owned(), Setting { value: (*value).to_owned(), own: true });
+            let found = Found::There(topic);
+            // That one copy is all that an ack waits for is noted besides.
+            let all = differences(&wanted, &found).into_iter().filter(|found| found.severity > Severity::Note);
+            let all: Vec<_> = all.map(|found| (found.what, found.severity, found.mend)).collect();
+            let case = format!("{name}={value}");
+            let expected_all: Vec<_> =
+                expected.iter().map(|(severity, mend)| ((*name).to_owned(), *severity, *mend)).collect();
+            assert_eq!(all, expected_all, "{case}");
+
+            let (wanted, found) = ([wanted], [found]);
+            let lossless = expected.is_some_and(|(_, mend)| mend == Mend::Alter);
+            assert_eq!(plan(&wanted, &found, Allowed::default()).len(), usize::from(lossless), "{case}");
+            let any = Allowed { add_partitions: true, shorten_retention: true };
+            let steps = plan(&wanted, &found, any);
+            assert_eq!(steps.len(), usize::from(expected.is_some()), "{case}");
+            for step in steps {
+                let Step::Alter { changes, .. } = &step else { panic!("{step} for {case}") };
+                assert_eq!((changes.len(), changes[0].name, &*changes[0].from), (1, *name, *value), "{step}");
+            }
+        }
+    }
+
+    #[test]
+    fn partitions_are_added_where_allowed_and_never_taken_away() {
+        let config = config("");
+        let all_allowed = Allowed { add_partitions: true, shorten_retention: true };
+        for (name, partitions, severity, added) in [
+            ("flinks.kyc", 13, Severity::Note, false),
+            ("flinks.kyc", 11, Severity::Warning, true),
+            ("flinks.login-links", 11, Severity::Warning, false),
+            ("flinks.login-links", 13, Severity::Note, false),
+        ] {
+            let wanted = of(&config, name);
+            let mut topic = made(&wanted);
+            topic.partitions = vec![topic.partitions[0]; partitions];
+            let found = Found::There(topic);
+            let [difference] = &differences(&wanted, &found)[..] else { panic!("{name} {partitions}") };
+            assert_eq!((&*difference.what, difference.severity), ("partitions", severity));
+            let (wanted, found) = ([wanted], [found]);
+            assert_eq!(plan(&wanted, &found, Allowed::default()), []);
+            let name: Arc<str> = name.into();
+            let step = Step::AddPartitions { topic: name, from: partitions as i32, to: 12 };
+            let expected = if added { vec![step] } else { vec![] };
+            assert_eq!(plan(&wanted, &found, all_allowed), expected);
+        }
+    }
+
+    #[test]
+    fn copies_and_leaders_are_looked_at() {
+        let shape = |replication: i32, min: i32| {
+            config(&format!("topics.replication = {replication}\ntopics.min_insync_replicas = {min}"))
+        };
+        let partition = Partition { leader: Some(1), replicas: 3, in_sync: 3 };
+        let check = |config: &Config, change: &dyn Fn(&mut Partition), expected: &[(&str, Severity)]| {
+            let wanted = of(config, "flinks.kyc");
+            let mut topic = made(&wanted);
+            change(&mut topic.partitions[5]);
+            let found = differences(&wanted, &Found::There(topic));
+            let found: Vec<_> = found.iter().map(|found| (&*found.what, found.severity)).collect();
+            assert_eq!(found, expected);
+        };
+        use Severity::{Error, Note};
+        check(&shape(3, 2), &|_| {}, &[]);
+        check(&shape(3, 2), &|p| *p = Partition { leader: None, ..partition }, &[("leader", Error)]);
+        check(&shape(3, 2), &|p| *p = Partition { in_sync: 2, ..partition }, &[("in-sync replicas", Note)]);
+        check(&shape(3, 2), &|p| *p = Partition { in_sync: 1, ..partition }, &[("in-sync replicas", Error)]);
+        let two = |p: &mut Partition| *p = Partition { replicas: 2, in_sync: 2, ..partition };
+        check(&shape(3, 2), &two, &[("replication", Error), ("min.insync.replicas", Severity::Warning)]);
+        let one = |p: &mut Partition| *p = Partition { replicas: 1, in_sync: 1, ..partition };
+        check(&shape(3, 2), &one, &[("replication", Error), ("min.insync.replicas", Error)]);
+        // Wanted so: a cluster of one node, and one that would rather refuse than lose.
+        check(&shape(1, 1), &|_| {}, &[("min.insync.replicas", Note)]);
+        check(&shape(3, 3), &|_| {}, &[("min.insync.replicas", Note)]);
+    }
+
+    #[test]
+    fn what_is_missing_or_untold_is_said() {
+        let wanted = of(&config(""), "flinks.kyc");
+        let there = |settings| Found::There(Topic { settings, ..made(&wanted) });
+        let untold = [("settings", Severity::Untold, Mend::ByHand)];
+        for (found, expected, steps) in [
+            (Found::Missing, &[("topic", Severity::Error, Mend::Create)][..], 1),
+            (Found::Forbidden, &[("topic", Severity::Untold, Mend::ByHand)], 0),
+            (Found::Failed("broken".to_owned()), &[("topic", Severity::Untold, Mend::ByHand)], 0),
+            (there(Err("why".to_owned())), &untold, 0),
+        ] {
+            let all = differences(&wanted, &found);
+            let all: Vec<_> = all.iter().map(|found| (&*found.what, found.severity, found.mend)).collect();
+            assert_eq!(all, expected);
+            assert_eq!(plan(std::slice::from_ref(&wanted), &[found], Allowed::default()).len(), steps);
+        }
+
+        // Made by a broker, with its defaults: each is named as the broker's.
+        let from_broker =
+            |(name, value): (&str, &str)| (name.to_owned(), Setting { value: value.to_owned(), own: false });
+        let defaults = [("min.insync.replicas", "1"), ("max.message.bytes", "1048588"), ("cleanup.policy", "delete")];
+        let found = there(Ok(defaults.map(from_broker).into()));
+        let all = differences(&wanted, &found);
+        let of = |what: &str| all.iter().find(|found| found.what == what).expect("it is told");
+        assert_eq!(of("max.message.bytes").is, "1048588, from the broker");
+        assert_eq!((of("settings").severity, of("retention.ms").severity), (Severity::Note, Severity::Note));
+        let [Step::Alter { changes, .. }] = &plan(&[wanted], &[found], Allowed::default())[..] else {
+            panic!("{all:?}")
+        };
+        let changes: Vec<_> = changes.iter().map(|change| (change.name, &*change.from, &*change.to)).collect();
+        assert_eq!(changes, [("min.insync.replicas", "1", "2"), ("max.message.bytes", "1048588", "33619968")]);
+    }
+}
