@@ -273,6 +273,17 @@ impl Metrics {
         self.0.tls_reloads[outcome as usize].inc();
     }
 
+    /// When the certificate that Kafka knows us by expires, in seconds since 1970; as with
+    /// [`Metrics::certificate_expires`], the series exists from the first call.
+    pub fn kafka_certificate_expires(&self, at: i64) {
+        self.0.kafka_certificate_expiry.with_label_values::<&str>(&[]).set(at);
+    }
+
+    /// Files with what Kafka knows us by had changed.
+    pub fn kafka_credentials_reloaded(&self, outcome: Reload) {
+        self.0.kafka_credential_reloads[outcome as usize].inc();
+    }
+
     /// Secret files had changed.
     pub fn secrets_reloaded(&self, outcome: Reload) {
         self.0.secret_reloads[outcome as usize].inc();
@@ -354,6 +365,11 @@ families! {
         "Records that were under way when another publish of their producer failed: librdkafka may have written them twice.";
     PRODUCER_REBUILDS: "counter" "bridge_kafka_producer_rebuilds_total" ["lane"]
         "Producers replaced after a fatal error.";
+    KAFKA_CERTIFICATE_EXPIRY: "gauge" "bridge_kafka_certificate_expiry_timestamp_seconds" []
+        "When the client certificate shown to Kafka expires, since 1970. Absent without one.";
+    KAFKA_CREDENTIAL_RELOADS: "counter" "bridge_kafka_credential_reloads_total" ["outcome"]
+        "Changes of the files with Kafka's passwords, certificates and keys by what became of them; refused are also \
+         those that Kafka did not take.";
     QUEUE_RECORDS: "gauge" "bridge_kafka_queue_records" ["lane"]
         "Records in the producer without a delivery report.";
     QUEUE_BYTES: "gauge" "bridge_kafka_queue_bytes" ["lane"]
@@ -399,6 +415,8 @@ struct Families {
     possibly_persisted: Vec<IntCounter>,
     possibly_doubled: Vec<IntCounter>,
     producer_rebuilds: Vec<IntCounter>,
+    kafka_certificate_expiry: IntGaugeVec,
+    kafka_credential_reloads: Vec<IntCounter>,
     queue_records: Vec<IntGauge>,
     queue_bytes: Vec<IntGauge>,
     brokers: Brokers,
@@ -458,6 +476,8 @@ impl Families {
             possibly_persisted: POSSIBLY_PERSISTED.counters_of(registry, lanes)?,
             possibly_doubled: POSSIBLY_DOUBLED.counters_of(registry, lanes)?,
             producer_rebuilds: PRODUCER_REBUILDS.counters_of(registry, lanes)?,
+            kafka_certificate_expiry: KAFKA_CERTIFICATE_EXPIRY.gauges(registry)?,
+            kafka_credential_reloads: KAFKA_CREDENTIAL_RELOADS.counters_of(registry, reloads)?,
             queue_records: QUEUE_RECORDS.gauges_of(registry, lanes)?,
             queue_bytes: QUEUE_BYTES.gauges_of(registry, lanes)?,
             brokers: Brokers {

@@ -146,6 +146,13 @@ impl Identity {
     }
 }
 
+/// When the first certificate of a PEM text expires, in seconds since 1970; `None` if there is none to be read.
+pub fn not_after(pem: &str) -> Option<i64> {
+    let leaf = CertificateDer::pem_slice_iter(pem.as_bytes()).next()?.ok()?;
+    let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).ok()?;
+    Some(leaf.validity().not_after.timestamp())
+}
+
 impl ResolvesServerCert for Identity {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.current.load().key.clone())

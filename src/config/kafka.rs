@@ -3,7 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use super::instance::SecretSource;
 use super::parse::{self, choice, deadline, duration};
@@ -21,7 +26,10 @@ settings! {
         /// Brokers to ask first, `host:port`, several separated by commas.
         pub bootstrap_servers: String = required(parse::servers),
         /// Further librdkafka properties, such as `"security.protocol"`, values of `property_files` merged in.
-        pub properties: BTreeMap<String, String> = with(kafka_properties),
+        pub properties: Properties = with(kafka_properties),
+        /// How often the files of `property_files`, and those that `ssl.certificate.location`, `ssl.key.location` and
+        /// `ssl.ca.location` name, are looked at for changes.
+        pub reload_interval: Duration = value("10s", deadline),
         /// How long a record waits for others to share its request (`linger.ms`), up to 1s.
         pub linger: Duration = value("0ms", duration(Duration::ZERO..=Duration::from_secs(1))),
         /// How records are compressed (`compression.type`): `none`, `lz4`, `zstd`, `snappy` or `gzip`.
@@ -45,12 +53,14 @@ const COMPRESSIONS: [&str; 5] = ["none", "lz4", "zstd", "snappy", "gzip"];
 
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let properties = self.properties.current();
         let show = |(name, value): (&String, &String)| {
             (name.clone(), if is_secret_property(name) { reading::redacted(value) } else { value.clone() })
         };
         f.debug_struct("Kafka")
             .field("bootstrap_servers", &self.bootstrap_servers)
-            .field("properties", &self.properties.iter().map(show).collect::<BTreeMap<_, _>>())
+            .field("properties", &properties.values.iter().map(show).collect::<BTreeMap<_, _>>())
+            .field("reload_interval", &self.reload_interval)
             .field("linger", &self.linger)
             .field("compression", &self.compression)
             .field("small", &self.small)
@@ -139,15 +149,144 @@ const FETCHED: &str = "fixed: it bounds the memory of consumers and of the audit
 /// Whether the value of this librdkafka property may never be shown.
 pub fn is_secret_property(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["password", "secret", "token", "ssl.key", "private", "sasl.oauthbearer", "sasl.jaas"]
-        .iter()
-        .any(|part| name.contains(part))
+    // Where a key stands is none.
+    !name.ends_with(".location")
+        && ["password", "secret", "token", "ssl.key", "private", "sasl.oauthbearer", "sasl.jaas"]
+            .iter()
+            .any(|part| name.contains(part))
 }
 
-/// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]`.
-fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> BTreeMap<String, String> {
+/// librdkafka's properties as they are in use now. Those whose value stands in a file can be replaced while the process
+/// runs, by [`Properties::replace`]; clones share what is in use.
+#[derive(Clone)]
+pub struct Properties {
+    /// What stands in no file.
+    given: Arc<BTreeMap<String, String>>,
+    files: Arc<BTreeMap<String, File>>,
+    in_use: Arc<ArcSwap<InUse>>,
+}
+
+/// The properties of one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InUse {
+    /// How often they were replaced before: a client that was made with another generation is to be made anew.
+    pub generation: u64,
+    /// Values by name.
+    pub values: BTreeMap<String, String>,
+}
+
+/// Where a property's value is read from.
+#[derive(Debug, Clone)]
+struct File {
+    path: PathBuf,
+    /// The setting that names it, for messages.
+    key: String,
+    /// It must hold PEM.
+    pem: bool,
+}
+
+/// Properties that name a file with PEM in it, and those that take its content: the content is what is in use until a
+/// new one has been found good, whatever becomes of the file meanwhile.
+const PEM_FILES: [(&str, &str); 3] = [
+    ("ssl.certificate.location", "ssl.certificate.pem"),
+    ("ssl.key.location", "ssl.key.pem"),
+    ("ssl.ca.location", "ssl.ca.pem"),
+];
+
+/// Systems' bundles of authorities have some hundred kilobytes.
+const LARGEST_PEM: u64 = 4 << 20;
+
+impl Properties {
+    /// What is in use now.
+    pub fn current(&self) -> Arc<InUse> {
+        self.in_use.load_full()
+    }
+
+    /// The generation of what is in use now.
+    pub fn generation(&self) -> u64 {
+        self.in_use.load().generation
+    }
+
+    /// Whether any value stands in a file.
+    pub fn in_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// What the files say now; `None` if that is what is in use. Nothing is replaced by this. Blocks.
+    ///
+    /// # Errors
+    /// A line for each file that cannot be used, naming its setting and never its content.
+    pub fn read_again(&self) -> Result<Option<BTreeMap<String, String>>, String> {
+        let mut values = BTreeMap::clone(&self.given);
+        let mut faults = Vec::new();
+        for (name, file) in &*self.files {
+            match file.read() {
+                Ok(value) => drop(values.insert(name.clone(), value)),
+                Err(what) => faults.push(format!("kafka.{} {what}", file.key)),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults.join("; "));
+        }
+        Ok((values != self.in_use.load().values).then_some(values))
+    }
+
+    /// Puts other values into use, for clients that are made from now on.
+    pub fn replace(&self, values: BTreeMap<String, String>) {
+        let generation = self.generation() + 1;
+        self.in_use.store(Arc::new(InUse { generation, values }));
+    }
+
+    /// Puts one value into use, as if it had been given: what tests and rehearsals change beside the settings.
+    pub fn insert(&mut self, name: String, value: String) {
+        let mut values = self.current().values.clone();
+        values.insert(name.clone(), value.clone());
+        Arc::make_mut(&mut self.given).insert(name, value);
+        *self = self.apart(values);
+    }
+
+    /// Properties on their own, which share nothing with these, and with these values.
+    pub fn apart(&self, values: BTreeMap<String, String>) -> Properties {
+        let in_use = Arc::new(ArcSwap::from_pointee(InUse { generation: self.generation(), values }));
+        Properties { given: self.given.clone(), files: self.files.clone(), in_use }
+    }
+}
+
+impl PartialEq for Properties {
+    /// Whether the same values are in use.
+    fn eq(&self, other: &Properties) -> bool {
+        self.current().values == other.current().values
+    }
+}
+
+impl File {
+    /// The content, less one trailing newline.
+    fn read(&self) -> Result<String, String> {
+        let not_text = |_| "is not UTF-8".to_owned();
+        if !self.pem {
+            let content = SecretSource::File(self.path.clone()).read(&|_| None)?;
+            return String::from_utf8(content.expose().into()).map_err(not_text);
+        }
+        let mut bytes = Vec::new();
+        std::fs::File::open(&self.path)
+            .and_then(|file| file.take(LARGEST_PEM + 1).read_to_end(&mut bytes))
+            .map_err(|error| format!("cannot be read: {error}"))?;
+        if bytes.len() as u64 > LARGEST_PEM {
+            return Err(format!("is larger than {} MiB", LARGEST_PEM >> 20));
+        }
+        let text = String::from_utf8(bytes).map_err(not_text)?;
+        if text.contains("-----BEGIN ") && text.contains("-----END ") {
+            Ok(text)
+        } else {
+            Err("has no PEM in it".to_owned())
+        }
+    }
+}
+
+/// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]` and of certificate files.
+fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
     let mut properties = table.names(at, is_secret_property);
-    let help = "A file with the value of this property, less one trailing newline.";
+    let help = "A file with the value of this property, less one trailing newline. Looked at for changes.";
     let files = table.names(At::new("property_files", help), |_| false);
     for (kind, name) in properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n)))
     {
@@ -164,14 +303,36 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> BTreeMap<String, S
             table.reader.warn(&key, "a secret in the configuration file; kafka.property_files keeps it out");
         }
     }
-    for (name, file) in files {
+    let mut sources = BTreeMap::new();
+    for (name, path) in files {
         let key = format!("property_files.{name}");
-        let content = SecretSource::File(table.resolve(&file)).read(&|_| None);
-        match content.and_then(|c| String::from_utf8(c.expose().into()).map_err(|_| "is not UTF-8".to_owned())) {
-            Ok(_) if properties.contains_key(&name) => table.fault(&key, "is in kafka.properties too"),
-            Ok(value) => drop(properties.insert(name, value)),
-            Err(what) => table.fault(&key, what),
+        if properties.contains_key(&name) {
+            table.fault(&key, "is in kafka.properties too");
+            continue;
+        }
+        let pem = PEM_FILES.iter().any(|(_, pem)| *pem == name);
+        sources.insert(name, File { path: table.resolve(&path), key, pem });
+    }
+    for (location, pem) in PEM_FILES {
+        // A directory of authorities, or `probe`, is librdkafka's to read.
+        let other = |path: &str| path == "probe" || Path::new(path).is_dir();
+        let taken = properties.contains_key(pem) || sources.contains_key(pem);
+        if !taken && let Some(path) = properties.get(location).filter(|path| !other(path)).cloned() {
+            properties.remove(location);
+            let key = format!("properties.{location}");
+            sources.insert(pem.to_owned(), File { path: path.into(), key, pem: true });
         }
     }
-    properties
+    let mut values = properties.clone();
+    for (name, file) in &sources {
+        match file.read() {
+            Ok(value) => drop(values.insert(name.clone(), value)),
+            Err(what) => table.fault(&file.key, what),
+        }
+    }
+    Properties {
+        given: Arc::new(properties),
+        files: Arc::new(sources),
+        in_use: Arc::new(ArcSwap::from_pointee(InUse { generation: 0, values })),
+    }
 }

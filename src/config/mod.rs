@@ -29,7 +29,7 @@ use crate::webhook::EventTypes;
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, NotJson, SecretSource};
-pub use kafka::{Kafka, Lane, METADATA_PROPAGATION, is_secret_property};
+pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
 pub use topics::{OwnTopics, TopicShape, TopicShapes};
@@ -480,7 +480,10 @@ listen = "127.0.0.1:9464"
         assert_eq!(loaded.warnings, Vec::<String>::new());
         let config = loaded.config;
         assert_eq!(config.kafka.bootstrap_servers, "127.0.0.1:9092");
-        assert_eq!(config.kafka.properties, BTreeMap::from([("security.protocol".into(), "PLAINTEXT".into())]));
+        assert_eq!(
+            config.kafka.properties.current().values,
+            BTreeMap::from([("security.protocol".into(), "PLAINTEXT".into())])
+        );
         assert_eq!(config.ingress.listen, ["127.0.0.1:8443".parse().expect("an address")]);
         assert_eq!(config.ingress.tls.expect("given").certificate, directory.path().join("tls.crt"));
         let instance = &config.instances[0];
@@ -927,7 +930,7 @@ $ FLINKS_BRIDGE__NO=1
         let listen: Vec<String> = config.ingress.listen.iter().map(ToString::to_string).collect();
         assert_eq!(listen, ["127.0.0.1:2", "[::1]:2"]);
         assert_eq!(config.kafka.small.socket_timeout, Duration::from_secs(7));
-        assert_eq!(config.kafka.properties["sasl.password"], "hunter2");
+        assert_eq!(config.kafka.properties.current().values["sasl.password"], "hunter2");
         let [first, second] = &config.instances[..] else { panic!("{:?}", config.instances) };
         assert_eq!((&*first.name, &*second.name, second.path.expose()), ("renamed", "second", "/second".as_bytes()));
         assert_eq!(first.topics, BTreeMap::from([("unknown".to_owned(), "aside".to_owned())]));
@@ -956,7 +959,8 @@ $ FLINKS_BRIDGE__NO=1
         let proxies: Vec<String> = ingress.trusted_proxies.iter().map(ToString::to_string).collect();
         assert_eq!(proxies, ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::1/128"]);
         assert_eq!(ingress.idle_timeout, Duration::from_secs(150));
-        let property = |name: &str| kafka.properties[name].as_str();
+        let properties = kafka.properties.current();
+        let property = |name: &str| properties.values[name].as_str();
         assert_eq!((property("security.protocol"), property("client.id")), ("SSL", "5"));
         assert_eq!(property("enable.ssl.certificate.verification"), "true");
     }
@@ -1002,7 +1006,7 @@ $ FLINKS_BRIDGE__NO=1
         let file = directory.path().join("bridge.toml");
         let loaded =
             Config::parse(text, &file, &environment, Needs::WEBHOOKS).unwrap_or_else(|faults| panic!("{faults}"));
-        assert_eq!(loaded.config.kafka.properties["ssl.keystore.password"], PLANTED);
+        assert_eq!(loaded.config.kafka.properties.current().values["ssl.keystore.password"], PLANTED);
         let warnings = loaded.warnings.join("\n");
         let shown = [loaded.print(), format!("{loaded:?}"), format!("{:?}", loaded.config), warnings.clone()];
         for shown in &shown {

@@ -172,11 +172,40 @@ pub async fn run<W: Work>(
 ) -> Result<(), ConsumerError> {
     topics.sort();
     topics.dedup();
+    membership.started(kafka.unready_after);
+    loop {
+        let (metrics, work, membership) = (metrics.clone(), work.clone(), membership.clone());
+        match member(kafka, consumer, topics.clone(), metrics, work, &shutdown, membership).await? {
+            Ended::Shutdown => return Ok(()),
+            Ended::Outdated => tracing::info!("the consumer joins its group again, with new credentials"),
+        }
+    }
+}
+
+/// Why a member has left its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Shutdown,
+    /// Its credentials are no longer those in use.
+    Outdated,
+}
+
+/// One membership of the group, from joining to leaving it.
+async fn member<W: Work>(
+    kafka: &config::Kafka,
+    consumer: &config::Consumer,
+    topics: Vec<Arc<str>>,
+    metrics: ConsumerMetrics,
+    work: Arc<W>,
+    shutdown: &CancellationToken,
+    membership: Membership,
+) -> Result<Ended, ConsumerError> {
+    let properties = kafka.properties.clone();
+    let generation = properties.generation();
     let refused = |error: KafkaError| ConsumerError::Settings(KafkaSettingError::new("consumer", &error));
     let begin = begin_with(Handle::current(), work);
     let bounds = Bounds { records: consumer.in_flight, bytes: consumer.bytes_in_flight, pause_after: PAUSE_AFTER };
     let assignment = Arc::new(Assignment::new(bounds, metrics.clone(), begin));
-    membership.started(kafka.unready_after);
     let context = Context {
         topics: topics.clone(),
         drain: consumer.drain,
@@ -198,7 +227,8 @@ pub async fn run<W: Work>(
     let watcher = watch.start();
     let (tell, told) = oneshot::channel();
     let poll = move || {
-        let served = panic::catch_unwind(AssertUnwindSafe(|| serve(&native, &stop)));
+        let outdated = || properties.generation() != generation;
+        let served = panic::catch_unwind(AssertUnwindSafe(|| serve(&native, &stop, outdated)));
         // Ends the watcher too, where it was not a shutdown that has led here.
         stop.cancel();
         watcher.thread().unpark();
@@ -211,8 +241,11 @@ pub async fn run<W: Work>(
         drop(native);
         // A panic in it has been told already.
         let _ = watcher.join();
-        membership.ended();
-        metrics.ready(false);
+        // Who comes again at once is told as being there.
+        if !matches!(served, Ok(Ended::Outdated)) {
+            membership.ended();
+            metrics.ready(false);
+        }
         // Nobody may wait any more, which changes nothing.
         let _ = tell.send(served);
     };
@@ -248,13 +281,16 @@ fn begin_with<W: Work>(runtime: Handle, work: Arc<W>) -> Begin {
 type Native = BaseConsumer<Context>;
 
 /// The polling thread: hands records over, stores what is done, pauses and resumes; at the end it drains.
-fn serve(native: &Native, stop: &CancellationToken) -> Result<(), ConsumerError> {
+fn serve(native: &Native, stop: &CancellationToken, outdated: impl Fn() -> bool) -> Result<Ended, ConsumerError> {
     let context = native.context();
     let assignment = &context.assignment;
     let (mut stored, mut aged) = (Instant::now(), Instant::now());
     let outcome = loop {
         if stop.is_cancelled() {
-            break Ok(());
+            break Ok(Ended::Shutdown);
+        }
+        if outdated() {
+            break Ok(Ended::Outdated);
         }
         if let Some(fault) = assignment.fault() {
             break Err(fault);

@@ -9,6 +9,7 @@
 //! The seam to the layers above is [`Publish`]. It says nothing of HTTP, and nothing of rdkafka's types leaves here.
 
 pub mod consumer;
+mod credentials;
 pub mod embedded;
 mod producer;
 pub mod reader;
@@ -95,7 +96,7 @@ fn client_config(kafka: &config::Kafka, client_id: &str) -> ClientConfig {
 fn set_client_properties(client: &mut ClientConfig, kafka: &config::Kafka, client_id: &str) {
     client.set("bootstrap.servers", &kafka.bootstrap_servers);
     client.set("client.id", client_id);
-    for (name, value) in &kafka.properties {
+    for (name, value) in &kafka.properties.current().values {
         client.set(name, value);
     }
 }
@@ -174,7 +175,7 @@ pub fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>> {
         let what = if hidden { "librdkafka does not take the value" } else { &description };
         Some(format!("kafka.properties.{name}: {what}"))
     };
-    let faults: Vec<String> = kafka.properties.iter().filter_map(fault).collect();
+    let faults: Vec<String> = kafka.properties.current().values.iter().filter_map(fault).collect();
     if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
@@ -229,6 +230,47 @@ fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
         Level::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
         Level::Notice | Level::Info => tracing::info!(target: "librdkafka", facility, "{message}"),
         Level::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+/// What a person should know of an error that has to do with who we are, or who the broker is; `None` for others.
+/// `reason` is librdkafka's own account, which names brokers and never a secret; `certificate_ends` is when our client
+/// certificate does, in seconds since 1970.
+fn in_words(error: &rdkafka::error::KafkaError, reason: &str, certificate_ends: Option<i64>) -> Option<String> {
+    use rdkafka::error::RDKafkaErrorCode as Code;
+    // OpenSSL's words, and whose fault they are. Brokers say of an expired certificate, too, that it is unknown.
+    const HINTS: &[(&str, &str)] = &[
+        ("alert certificate expired", "our client certificate has expired"),
+        ("alert unknown ca", "the broker does not know the authority of our client certificate"),
+        ("alert certificate required", "the broker wants a client certificate, and none is configured"),
+        ("alert bad certificate", "the broker does not take our client certificate, or wants one"),
+        ("alert certificate unknown", "the broker does not take our client certificate"),
+        // librdkafka does not tell the two apart.
+        (
+            "certificate verify failed",
+            "the broker's certificate is not of an authority in ssl.ca.location, has expired, or is not for the name by \
+             which we know the broker (bootstrap_servers, advertised.listeners)",
+        ),
+        ("alert", "the broker ends the TLS handshake"),
+    ];
+    let told = match error.rdkafka_error_code()? {
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            return Some(format!("kafka refuses the login (sasl.username, sasl.password): {reason}"));
+        }
+        Code::SSL => "TLS to the broker fails",
+        // The end of a TLS 1.3 handshake is heard of only with the first answer.
+        Code::BrokerTransportFailure if reason.contains("SSL routines") => "TLS to the broker fails",
+        _ => return None,
+    };
+    let hint = HINTS.iter().find(|(words, _)| reason.contains(words)).map_or(told, |(_, hint)| hint);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let expired = certificate_ends.filter(|ends| *ends <= now as i64);
+    match expired.filter(|_| hint.contains("our client certificate")) {
+        Some(ends) => {
+            let ends = std::time::UNIX_EPOCH + Duration::from_secs(ends.unsigned_abs());
+            Some(format!("our client certificate has expired at {}: {reason}", crate::record::ce_time(ends)))
+        }
+        None => Some(format!("{hint}: {reason}")),
     }
 }
 

@@ -5,9 +5,12 @@
 //! librdkafka never calls back on a thread that serves requests.
 //!
 //! A fatal error (idempotence lost, or the cluster refuses idempotent producers) ends a librdkafka client for good. The
-//! lane's thread then builds a new one, with backoff, and keeps serving the old one until its last report has come.
+//! lane's thread then builds a new one, with backoff, and keeps serving the old one until its last report has come. So it
+//! does, at once, when `credentials` has put other properties into use.
 //! It never hands a record over a second time: whether to try again is the sender's decision, who has seen a 503.
 
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -16,14 +19,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::statistics::{Statistics, Window};
+use rdkafka_sys::bindings;
 use tokio_util::sync::CancellationToken;
 
+use super::credentials::{self, Asking, Trouble};
 use super::readiness::Readiness;
 use super::{OnOutcome, Publish, PublishError, Receipt, client_config, producer_config};
 use crate::config;
@@ -41,9 +47,10 @@ const REBUILD_BACKOFF_RESET: Duration = Duration::from_secs(60);
 pub struct Producers {
     small: Arc<LaneProducer>,
     large: Arc<LaneProducer>,
-    /// The lanes' threads and the probe's.
+    /// The lanes' threads, the probe's, and that of changing credentials.
     threads: Mutex<Vec<JoinHandle<()>>>,
     broken: CancellationToken,
+    closing: CancellationToken,
 }
 
 impl Producers {
@@ -57,26 +64,22 @@ impl Producers {
         topics: Vec<Arc<str>>,
         metrics: &Metrics,
     ) -> Result<Producers, KafkaSettingError> {
+        let asked = topics.first().cloned();
         let readiness = Arc::new(Readiness::new(config, topics, metrics.clone()));
         let small = Arc::new(LaneProducer::new(config, Lane::Small, metrics, &readiness)?);
         let large = Arc::new(LaneProducer::new(config, Lane::Large, metrics, &readiness)?);
-        // A client of its own: a broker takes one request a connection at a time, and records are not to wait for it.
-        let mut probe = client_config(&config.kafka, "flinks-bridge-probe");
-        let probe: BaseProducer<ProbeContext> = probe
-            .set("allow.auto.create.topics", "false")
-            .create_with_context(ProbeContext)
-            .map_err(|error| KafkaSettingError::new("probe", &error))?;
-        let ask = move |topic: &str, timeout| {
-            // Whatever it reports meanwhile would pile up; a poll takes one of it.
-            for _ in 0..100 {
-                probe.poll(Duration::ZERO);
-            }
-            probe.client().fetch_metadata(Some(topic), timeout)
-        };
+        credentials::tell_expiry(&config.kafka, metrics);
+        let mut probe = Probe::new(&config.kafka).map_err(|error| KafkaSettingError::new("probe", &error))?;
+        let ask = move |question: Question<'_>, timeout| probe.ask(question, timeout);
         let broken = CancellationToken::new();
-        let threads =
-            [small.clone().start(broken.clone()), large.clone().start(broken.clone()), readiness.start_probe(ask)];
-        Ok(Producers { small, large, threads: Mutex::new(threads.into()), broken })
+        let (closing, mut threads) = (CancellationToken::new(), Vec::new());
+        threads.push(small.clone().start(broken.clone()));
+        threads.push(large.clone().start(broken.clone()));
+        threads.push(readiness.start_probe(ask));
+        if config.kafka.properties.in_files() {
+            threads.push(credentials::follow(config.kafka.clone(), asked, metrics.clone(), closing.clone()));
+        }
+        Ok(Producers { small, large, threads: Mutex::new(threads), broken, closing })
     }
 
     /// Completes when a bug has ended a lane's thread: no report can come any more, so the process should end.
@@ -96,6 +99,7 @@ impl Producers {
     }
 
     fn stop(&self) {
+        self.closing.cancel();
         self.readiness().stop_probe();
         for lane in [&self.small, &self.large] {
             lane.stop.store(true, Ordering::Relaxed);
@@ -180,8 +184,9 @@ type Native = BaseProducer<Context>;
 
 struct LaneProducer {
     lane: Lane,
-    client_config: ClientConfig,
-    /// The producer that takes new records. Replaced after a fatal error.
+    kafka: config::Kafka,
+    ingress: config::Ingress,
+    /// The producer that takes new records. Replaced after a fatal error, and when its credentials change.
     current: ArcSwap<Native>,
     /// Producers that met a fatal error and still owe reports.
     retired: Mutex<Vec<Arc<Native>>>,
@@ -198,6 +203,7 @@ impl LaneProducer {
         let client_config = producer_config(&config.kafka, &config.ingress, lane);
         let context = Context {
             lane,
+            generation: config.kafka.properties.generation(),
             metrics: metrics.clone(),
             readiness: readiness.clone(),
             given_up: Arc::default(),
@@ -207,7 +213,8 @@ impl LaneProducer {
         let native = Native::from_config_and_context(&client_config, context).map_err(refused)?;
         Ok(LaneProducer {
             lane,
-            client_config,
+            kafka: config.kafka.clone(),
+            ingress: config.ingress.clone(),
             current: ArcSwap::from_pointee(native),
             retired: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -255,6 +262,7 @@ impl LaneProducer {
         let mut backoff = REBUILD_BACKOFF.0;
         let mut born = Instant::now();
         let mut rebuild_at = None;
+        let mut renew_from = born;
         while !self.stop.load(Ordering::Relaxed) {
             let current = self.current.load_full();
             current.poll(TURN);
@@ -262,6 +270,11 @@ impl LaneProducer {
             match rebuild_at {
                 None => {
                     let Some((code, reason)) = current.client().fatal_error() else {
+                        let outdated = current.context().generation != self.kafka.properties.generation();
+                        if outdated && Instant::now() >= renew_from && self.replace(current, Why::Credentials).is_err()
+                        {
+                            renew_from = Instant::now() + REBUILD_BACKOFF.0;
+                        }
                         continue;
                     };
                     if born.elapsed() > REBUILD_BACKOFF_RESET {
@@ -277,7 +290,7 @@ impl LaneProducer {
                 }
                 Some(at) if Instant::now() >= at => {
                     backoff = (backoff * 2).min(REBUILD_BACKOFF.1);
-                    rebuild_at = self.replace(current).is_err().then(|| Instant::now() + backoff);
+                    rebuild_at = self.replace(current, Why::FatalError).is_err().then(|| Instant::now() + backoff);
                     born = Instant::now();
                 }
                 Some(_) => {}
@@ -285,22 +298,62 @@ impl LaneProducer {
         }
     }
 
-    fn replace(&self, old: Arc<Native>) -> Result<(), KafkaError> {
+    fn replace(&self, old: Arc<Native>, why: Why) -> Result<(), KafkaError> {
         let old_context = old.context().clone();
-        let context =
-            Context { given_up: Arc::default(), newest_failure: Arc::default(), ..Context::clone(&old_context) };
-        match Native::from_config_and_context(&self.client_config, context) {
+        // Asked for first: should the properties change meanwhile, the new producer is outdated and not wrongly current.
+        let generation = self.kafka.properties.generation();
+        let context = Context {
+            generation,
+            given_up: Arc::default(),
+            newest_failure: Arc::default(),
+            ..Context::clone(&old_context)
+        };
+        let client_config = producer_config(&self.kafka, &self.ingress, self.lane);
+        match Native::from_config_and_context(&client_config, context) {
             Ok(new) => {
+                old_context.given_up.store(true, Ordering::Relaxed);
+                // What it has under way is to arrive also where brokers have ended its sessions meanwhile.
+                self.give_login(&old);
                 // Listed as retired first, so that a flush at this moment misses neither.
                 self.retired.lock().expect("no panic while held").push(old);
                 self.current.store(Arc::new(new));
-                old_context.metrics.producer_rebuilt(self.lane);
-                tracing::warn!(lane = self.lane.as_str(), "producer rebuilt after a fatal error");
+                match why {
+                    Why::FatalError => {
+                        old_context.metrics.producer_rebuilt(self.lane);
+                        tracing::warn!(lane = self.lane.as_str(), "producer rebuilt after a fatal error");
+                    }
+                    Why::Credentials => {
+                        tracing::info!(lane = self.lane.as_str(), "producer rebuilt with new credentials");
+                    }
+                }
                 Ok(())
             }
             Err(error) => {
                 tracing::error!(lane = self.lane.as_str(), error = %error, "a new producer could not be built");
                 Err(error)
+            }
+        }
+    }
+
+    /// Has a producer log in with the name and password that are in use now, wherever it connects from now on. There is
+    /// no such way for certificates: those that it has are good until they expire.
+    fn give_login(&self, producer: &Native) {
+        let properties = self.kafka.properties.current();
+        let value = |name: &str| CString::new(properties.values.get(name)?.as_str()).ok();
+        let (Some(name), Some(password)) = (value("sasl.username"), value("sasl.password")) else {
+            return;
+        };
+        // SAFETY: the client lives as long as `producer` is borrowed; librdkafka copies both NUL-terminated strings, and
+        // the error that it returns, if any, is ours to destroy. rust-rdkafka does not wrap it.
+        #[allow(unsafe_code)]
+        unsafe {
+            let error = bindings::rd_kafka_sasl_set_credentials(
+                producer.client().native_ptr(),
+                name.as_ptr(),
+                password.as_ptr(),
+            );
+            if !error.is_null() {
+                bindings::rd_kafka_error_destroy(error);
             }
         }
     }
@@ -329,6 +382,13 @@ impl LaneProducer {
     }
 }
 
+/// Why a producer is replaced.
+#[derive(Clone, Copy)]
+enum Why {
+    FatalError,
+    Credentials,
+}
+
 /// What waits, inside librdkafka, for a record's delivery report.
 struct Outstanding {
     handed_over: Instant,
@@ -339,6 +399,8 @@ struct Outstanding {
 #[derive(Clone)]
 struct Context {
     lane: Lane,
+    /// Of the properties that the producer was made with.
+    generation: u64,
     metrics: Metrics,
     readiness: Arc<Readiness>,
     /// Whether a fatal error has ended this producer: what it sees of the cluster from then on is not told.
@@ -422,23 +484,141 @@ impl ClientContext for Context {
     }
 }
 
-/// The readiness probe's client: it only asks, and what fails is told by what it is asked for.
-struct ProbeContext;
+/// What the readiness probe asks for.
+pub(super) enum Question<'a> {
+    /// Metadata of a topic.
+    Topic(&'a str),
+    /// Which of these topics may be written, as far as the cluster tells.
+    Writable(&'a [Arc<str>]),
+}
 
-impl ClientContext for ProbeContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        super::log(level, facility, message);
+/// What it is told.
+pub(super) enum Answer {
+    Topic(Metadata),
+    Writable(BTreeMap<String, bool>),
+}
+
+/// The readiness probe's client, of its own: a broker takes one request a connection at a time, and records are not to
+/// wait for it.
+struct Probe {
+    kafka: config::Kafka,
+    client: BaseProducer<Asking>,
+    generation: u64,
+    trouble: Trouble,
+}
+
+impl Probe {
+    fn new(kafka: &config::Kafka) -> Result<Probe, KafkaError> {
+        let generation = kafka.properties.generation();
+        let trouble = Trouble::of(kafka);
+        let mut client = client_config(kafka, "flinks-bridge-probe");
+        client.set("allow.auto.create.topics", "false");
+        let client = client.create_with_context(Asking { trouble: trouble.clone() })?;
+        Ok(Probe { kafka: kafka.clone(), client, generation, trouble })
     }
 
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(error = %error, reason, "the probe's client reports an error");
+    /// # Errors
+    /// Why there is no answer, for a person to read.
+    fn ask(&mut self, question: Question<'_>, timeout: Duration) -> Result<Answer, String> {
+        if self.generation != self.kafka.properties.generation() {
+            // One that cannot be made is tried again with the next question; the old one still asks.
+            match Probe::new(&self.kafka) {
+                Ok(probe) => *self = probe,
+                Err(error) => tracing::warn!(error = %error, "the probe's client could not be renewed"),
+            }
+        }
+        let answer = match question {
+            Question::Topic(topic) => self.client.client().fetch_metadata(Some(topic), timeout).map(Answer::Topic),
+            Question::Writable(topics) => {
+                Ok(Answer::Writable(permitted(self.client.client(), topics, Operation::Write, timeout)))
+            }
+        };
+        // Whatever it reports meanwhile would pile up; a poll takes one of it.
+        for _ in 0..100 {
+            self.client.poll(Duration::ZERO);
+        }
+        match answer {
+            Ok(answer) => {
+                self.trouble.over();
+                Ok(answer)
+            }
+            Err(error) => Err(self.trouble.told().unwrap_or_else(|| error.to_string())),
+        }
     }
 }
 
-impl ProducerContext for ProbeContext {
-    type DeliveryOpaque = ();
+/// What may be done with a topic, in the numbers of Kafka's protocol (`AclOperation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    Read = 3,
+    Write = 4,
+}
 
-    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+/// Which of these topics this may be done with, as the cluster's authorizer says of whoever this client has logged in as;
+/// topics of which it says nothing are left out, and all where it does not answer. Blocks for `timeout` and a moment.
+pub(super) fn permitted<C: ClientContext>(
+    client: &Client<C>,
+    topics: &[Arc<str>],
+    operation: Operation,
+    timeout: Duration,
+) -> BTreeMap<String, bool> {
+    let names: Vec<CString> = topics.iter().filter_map(|topic| CString::new(&**topic).ok()).collect();
+    let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let mut found = BTreeMap::new();
+    if names.is_empty() {
+        return found;
+    }
+    // SAFETY: the client lives as long as it is borrowed, and `names` longer than the call that copies them. Each object that
+    // a function here makes is destroyed once, after what is wanted of it was copied; what stands in an event lives as
+    // long as that. Destroying the queue while a request is under way is allowed: its answer is dropped. An event of
+    // another kind gives a null result, which is looked for. Operations are read as the C integers that they are, since
+    // a later librdkafka may know more of them. rust-rdkafka 0.39 does not wrap DescribeTopics.
+    #[allow(unsafe_code)]
+    unsafe {
+        let client = client.native_ptr();
+        let options = bindings::rd_kafka_AdminOptions_new(
+            client,
+            bindings::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        );
+        let mut text = [0; 64];
+        // Neither can fail for this operation and a time within its bounds; without them less is told.
+        bindings::rd_kafka_AdminOptions_set_request_timeout(options, millis, text.as_mut_ptr(), text.len());
+        let error = bindings::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
+        if !error.is_null() {
+            bindings::rd_kafka_error_destroy(error);
+        }
+        let collection = bindings::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+        let queue = bindings::rd_kafka_queue_new(client);
+        bindings::rd_kafka_DescribeTopics(client, collection, options, queue);
+        let event = bindings::rd_kafka_queue_poll(queue, millis.saturating_add(500));
+        if !event.is_null() {
+            let result = bindings::rd_kafka_event_DescribeTopics_result(event);
+            let mut count = 0;
+            let described = if result.is_null() {
+                std::ptr::null_mut()
+            } else {
+                bindings::rd_kafka_DescribeTopics_result_topics(result, &raw mut count)
+            };
+            for index in 0..count {
+                let topic = *described.add(index);
+                let mut allowed = 0;
+                let operations = bindings::rd_kafka_TopicDescription_authorized_operations(topic, &raw mut allowed);
+                // An authorizer that does not tell; and who may describe a topic may do something with it.
+                if operations.is_null() || allowed == 0 {
+                    continue;
+                }
+                let may = (0..allowed).any(|at| *operations.cast::<i32>().add(at) == operation as i32);
+                let name = CStr::from_ptr(bindings::rd_kafka_TopicDescription_name(topic));
+                found.insert(name.to_string_lossy().into_owned(), may);
+            }
+            bindings::rd_kafka_event_destroy(event);
+        }
+        bindings::rd_kafka_queue_destroy(queue);
+        bindings::rd_kafka_TopicCollection_destroy(collection);
+        bindings::rd_kafka_AdminOptions_destroy(options);
+    }
+    found
 }
 
 fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {

@@ -3,6 +3,7 @@
 //! account of how far it has come; it is no way to work on records as they come, which is what consumer groups are for.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -397,13 +398,10 @@ pub fn tail(
     let Some(topic) = spans.first().map(|span| &span.topic) else {
         return Ok(());
     };
-    let consumer = scanner(kafka, Isolation::Uncommitted)?;
-    let mut assignment = TopicPartitionList::new();
-    for span in spans {
-        // Not the offset that was lowest before: retention may have moved on.
-        assignment.add_partition_offset(topic, span.partition, Offset::Beginning).map_err(ScanError::Settings)?;
-    }
-    consumer.assign(&assignment).map_err(ScanError::Settings)?;
+    let mut generation = kafka.properties.generation();
+    // Not the offsets that were lowest before: retention may have moved on.
+    let mut next: BTreeMap<i32, Offset> = spans.iter().map(|span| (span.partition, Offset::Beginning)).collect();
+    let mut consumer = scanner_at(kafka, topic, &next)?;
     let (mut open, empty): (Vec<&Span>, Vec<&Span>) = spans.iter().partition(|span| span.low < span.end);
     for span in empty {
         if on_tail(Tail::Reached(span.partition, span.end)).is_break() {
@@ -413,12 +411,20 @@ pub fn tail(
     // Partitions that have no more for now although their noted end is not reached, and since when.
     let mut at_end: Vec<(i32, Instant)> = Vec::new();
     loop {
+        if generation != kafka.properties.generation() {
+            // With the credentials in use now, from where it stands.
+            generation = kafka.properties.generation();
+            consumer = scanner_at(kafka, topic, &next)?;
+            at_end.clear();
+            tracing::info!(topic, "the topic is read on with new credentials");
+        }
         let flow = match consumer.poll(TURN) {
             Some(Ok(message)) => {
-                let (partition, next) = (message.partition(), message.offset() + 1);
+                let (partition, following) = (message.partition(), message.offset() + 1);
+                next.insert(partition, Offset::Offset(following));
                 at_end.retain(|(other, _)| *other != partition);
                 let mut flow = on_tail(Tail::Record(ReadRecord::of(&message)));
-                if let Some(at) = open.iter().position(|span| span.partition == partition && next >= span.end)
+                if let Some(at) = open.iter().position(|span| span.partition == partition && following >= span.end)
                     && flow.is_continue()
                 {
                     flow = on_tail(Tail::Reached(partition, open.swap_remove(at).end));
@@ -451,6 +457,21 @@ pub fn tail(
             }
         }
     }
+}
+
+/// A reader of one topic that stands at these offsets of its partitions.
+fn scanner_at(
+    kafka: &config::Kafka,
+    topic: &str,
+    next: &BTreeMap<i32, Offset>,
+) -> Result<BaseConsumer<Context>, ScanError> {
+    let consumer = scanner(kafka, Isolation::Uncommitted)?;
+    let mut assignment = TopicPartitionList::new();
+    for (partition, offset) in next {
+        assignment.add_partition_offset(topic, *partition, *offset).map_err(ScanError::Settings)?;
+    }
+    consumer.assign(&assignment).map_err(ScanError::Settings)?;
+    Ok(consumer)
 }
 
 fn scanner(kafka: &config::Kafka, isolation: Isolation) -> Result<BaseConsumer<Context>, ScanError> {

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::{Metadata, MetadataTopic};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::statistics::Statistics;
 
+use super::producer::{Answer, Question};
 use super::{PublishError, block_on, client_config};
 use crate::config;
 use crate::metrics::{Lane, Metrics, PublishCause};
@@ -67,6 +68,7 @@ enum TopicState {
     Ready,
     Missing,
     Unauthorized,
+    NotWritable,
     NoLeader { partitions: usize, of: usize },
     BelowMinInsync,
     Failed(String),
@@ -77,6 +79,9 @@ impl TopicState {
         match self {
             TopicState::Ready => None,
             TopicState::Missing => Some(format!("topic {topic} does not exist")),
+            TopicState::NotWritable => {
+                Some(format!("topic {topic} may not be written: permission is missing (ACL Write)"))
+            }
             TopicState::Unauthorized => Some(format!("topic {topic} may not be described or written")),
             TopicState::NoLeader { partitions, of } => {
                 Some(format!("topic {topic} has no reachable leader for {partitions} of its {of} partitions"))
@@ -90,12 +95,12 @@ impl TopicState {
 
     /// Not to be waited out: a person has to act, and each webhook of its type is refused until then.
     fn needs_a_person(&self) -> bool {
-        matches!(self, TopicState::Missing | TopicState::Unauthorized)
+        matches!(self, TopicState::Missing | TopicState::Unauthorized | TopicState::NotWritable)
     }
 
     fn some_leader_reachable(&self) -> bool {
         match self {
-            TopicState::Ready | TopicState::BelowMinInsync => true,
+            TopicState::Ready | TopicState::NotWritable | TopicState::BelowMinInsync => true,
             TopicState::NoLeader { partitions, of } => partitions < of,
             TopicState::Missing | TopicState::Unauthorized | TopicState::Failed(_) => false,
         }
@@ -201,10 +206,10 @@ impl Readiness {
         self.lock().unreachable.insert(lane.as_str(), down);
     }
 
-    /// Starts the probe on a thread of its own: librdkafka's metadata call blocks. `ask` gets metadata of one topic.
+    /// Starts the probe on a thread of its own: librdkafka's calls block.
     pub(super) fn start_probe(
         self: &Arc<Self>,
-        ask: impl Fn(&str, Duration) -> Result<Metadata, KafkaError> + Send + 'static,
+        mut ask: impl FnMut(Question<'_>, Duration) -> Result<Answer, String> + Send + 'static,
     ) -> JoinHandle<()> {
         let readiness = self.clone();
         let probe = move || {
@@ -214,7 +219,7 @@ impl Readiness {
                 if readiness.stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let reached = readiness.probe(&ask);
+                let reached = readiness.probe(&mut ask);
                 if reached && !insync_known && round >= ask_insync_from {
                     insync_known = readiness.learn_min_insync();
                     ask_insync_from = round + MIN_INSYNC_EVERY;
@@ -233,14 +238,15 @@ impl Readiness {
     }
 
     /// Asks for each topic once; true if the cluster answered at all.
-    fn probe(&self, ask: &impl Fn(&str, Duration) -> Result<Metadata, KafkaError>) -> bool {
+    fn probe(&self, ask: &mut impl FnMut(Question<'_>, Duration) -> Result<Answer, String>) -> bool {
         let mut states = BTreeMap::new();
         for topic in &self.topics {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
-            match ask(topic, PROBE_TIMEOUT) {
-                Ok(metadata) => {
+            match ask(Question::Topic(topic), PROBE_TIMEOUT) {
+                Ok(Answer::Writable(_)) => {}
+                Ok(Answer::Topic(metadata)) => {
                     let described = metadata.topics().iter().find(|described| described.name() == &**topic);
                     let known = self.lock();
                     let state = described.map_or(TopicState::Missing, |described| known.judge(topic, described));
@@ -258,13 +264,21 @@ impl Readiness {
                 Err(error) => {
                     let mut known = self.lock();
                     if known.probe_failure.is_none() {
-                        tracing::warn!(error = %error, "kafka does not answer the readiness probe");
+                        tracing::warn!(error, "kafka does not answer the readiness probe");
                     }
                     known.probe_failure = Some(format!("kafka does not answer: {error}"));
                     drop(known);
                     // An ack is better news than a probe: the next one is to be noticed.
                     self.troubled.store(true, Ordering::Relaxed);
                     return false;
+                }
+            }
+        }
+        // Describing a topic is not writing it. A cluster that does not tell what may be done is believed.
+        if let Ok(Answer::Writable(writable)) = ask(Question::Writable(&self.topics), PROBE_TIMEOUT) {
+            for (topic, state) in &mut states {
+                if *state == TopicState::Ready && writable.get(&**topic) == Some(&false) {
+                    *state = TopicState::NotWritable;
                 }
             }
         }
@@ -336,7 +350,12 @@ impl Readiness {
                 let entry = resource.get("min.insync.replicas")?;
                 entry.value.as_ref()?.parse::<usize>().ok()
             });
-            let Some(min_insync) = setting else { continue };
+            // Where it is forbidden, the client library gives no error but no entry either.
+            let Some(min_insync) = setting else {
+                let topic = &**topic;
+                tracing::info!(topic, "min.insync.replicas may not be read, so too few replicas are not told");
+                continue;
+            };
             if min_insync < 2 {
                 tracing::warn!(
                     topic = &**topic,

@@ -17,6 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, Place};
+use crate::kafka::producer::{Operation, permitted};
 use crate::metrics::ConsumerMetrics;
 
 /// How often the cluster is asked.
@@ -161,6 +162,8 @@ impl Watch {
     /// One round; it ends at the first question without an answer, since the others would have none either.
     fn look(&self, committed: &mut HashMap<(Place, u64), i64>) -> Result<(), KafkaError> {
         let mut partitions = BTreeMap::new();
+        // Describing a topic is not reading it. A cluster that does not tell what may be done is believed.
+        let readable = permitted(self.client.client(), &self.topics, Operation::Read, PATIENCE);
         for topic in &self.topics {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -169,6 +172,9 @@ impl Watch {
             let described = metadata.topics().iter().find(|described| described.name() == &**topic);
             let subject = Subject::Topic(topic.clone());
             let complaint = match described.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from) {
+                None if readable.get(&**topic) == Some(&false) => {
+                    Some(format!("topic {topic} may not be read: permission is missing (ACL Read)"))
+                }
                 None if described.is_some_and(|topic| !topic.partitions().is_empty()) => None,
                 None | Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
                     Some(format!("topic {topic} does not exist"))

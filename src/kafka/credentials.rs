@@ -1,0 +1,201 @@
+//! What Kafka knows us by, when it changes while the process runs: passwords, certificates and keys in files.
+//!
+//! A thread looks at the files now and then, since one in a mounted Kubernetes secret changes by the swap of a link, which
+//! file events tell badly. What it finds new is first tried on the cluster by a client that does nothing else, and taken
+//! into use only when Kafka has answered it. So a broken file, or a password that the brokers do not know yet, harms nobody,
+//! and it makes no difference whether brokers or files learn of a new password first: what waits is tried again every second.
+//!
+//! What is in use stands in `config::Properties`. Each client that lives long compares its generation and is made anew
+//! by whoever owns it: producers, the probe, consumers, the reader of links. Nothing here touches them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
+use tokio_util::sync::CancellationToken;
+
+use super::client_config;
+use crate::config;
+use crate::metrics::{Metrics, Reload};
+use crate::tls;
+
+/// How long Kafka may take to answer whoever tries new credentials.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// One question to it; also how soon a shutdown is noticed.
+const TURN: Duration = Duration::from_millis(500);
+/// How often what Kafka has not taken is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Looks at the files until `stop`, on a thread of its own. `topic` is one that may be asked for.
+pub(super) fn follow(
+    kafka: config::Kafka,
+    topic: Option<Arc<str>>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
+    let follow = move || {
+        let mut told = None;
+        let mut pause = kafka.reload_interval;
+        while !stop.is_cancelled() {
+            thread::park_timeout(pause);
+            pause = kafka.reload_interval;
+            let found = match kafka.properties.read_again() {
+                Ok(None) => {
+                    told = None;
+                    continue;
+                }
+                Ok(Some(found)) => found,
+                Err(fault) => {
+                    refuse(&mut told, fault, true, &metrics);
+                    continue;
+                }
+            };
+            match attempt(&kafka, &found, topic.as_deref(), &stop) {
+                Ok(()) => {
+                    kafka.properties.replace(found);
+                    tell_expiry(&kafka, &metrics);
+                    metrics.kafka_credentials_reloaded(Reload::Replaced);
+                    tracing::info!("kafka takes the new credentials, all clients go over to them");
+                    told = None;
+                }
+                Err(Fault::Unusable(what)) => refuse(&mut told, what, true, &metrics),
+                Err(Fault::NotTaken(what)) => {
+                    refuse(&mut told, what, true, &metrics);
+                    pause = pause.min(AGAIN);
+                }
+                Err(Fault::NoAnswer(what)) => {
+                    refuse(&mut told, format!("kafka does not answer: {what}"), false, &metrics);
+                    pause = pause.min(AGAIN);
+                }
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("kafka-credentials".to_owned())
+        .spawn(follow)
+        .expect("a thread can be started while the process starts")
+}
+
+/// When the certificate in use expires, if there is one.
+pub(super) fn tell_expiry(kafka: &config::Kafka, metrics: &Metrics) {
+    if let Some(ends) = certificate_ends(kafka) {
+        metrics.kafka_certificate_expires(ends);
+    }
+}
+
+fn certificate_ends(kafka: &config::Kafka) -> Option<i64> {
+    tls::not_after(kafka.properties.current().values.get("ssl.certificate.pem")?)
+}
+
+/// Tells a fault once. One that says nothing of the credentials themselves is not counted.
+fn refuse(told: &mut Option<String>, fault: String, counted: bool, metrics: &Metrics) {
+    // Who is told so names the broker's port and the time it took: what comes before that is the fault.
+    let kind = fault.split(": ").next().unwrap_or_default().to_owned();
+    if told.as_ref() == Some(&kind) {
+        return;
+    }
+    if counted {
+        metrics.kafka_credentials_reloaded(Reload::Refused);
+    }
+    tracing::error!(fault, "new kafka credentials are not taken into use, those in use stay");
+    *told = Some(kind);
+}
+
+enum Fault {
+    /// librdkafka can make no client of them.
+    Unusable(String),
+    /// The cluster refuses them, or cannot be trusted by them.
+    NotTaken(String),
+    /// Nothing is known.
+    NoAnswer(String),
+}
+
+fn attempt(
+    kafka: &config::Kafka,
+    found: &BTreeMap<String, String>,
+    topic: Option<&str>,
+    stop: &CancellationToken,
+) -> Result<(), Fault> {
+    let mut candidate = kafka.clone();
+    candidate.properties = kafka.properties.apart(found.clone());
+    let mut client = client_config(&candidate, "flinks-bridge-credentials");
+    client.set("allow.auto.create.topics", "false").set("reconnect.backoff.ms", "50");
+    let trouble = Trouble::of(&candidate);
+    let client: BaseProducer<Asking> = client
+        .create_with_context(Asking { trouble: trouble.clone() })
+        .map_err(|error| Fault::Unusable(format!("librdkafka cannot use them ({error})")))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = client.client().fetch_metadata(topic, TURN);
+        // A poll takes one of what it reports meanwhile.
+        for _ in 0..100 {
+            client.poll(Duration::ZERO);
+        }
+        match (answer, trouble.told()) {
+            (Ok(_), _) => return Ok(()),
+            (Err(_), Some(trouble)) => return Err(Fault::NotTaken(trouble)),
+            (Err(error), None) if stop.is_cancelled() || Instant::now() >= deadline => {
+                return Err(Fault::NoAnswer(error.to_string()));
+            }
+            (Err(_), None) => {}
+        }
+    }
+}
+
+/// The newest that a client has said of why Kafka and we do not come together, for a person to read. Clones share it.
+#[derive(Clone)]
+pub(super) struct Trouble {
+    newest: Arc<Mutex<Option<String>>>,
+    /// When the client's certificate ends, in seconds since 1970.
+    certificate_ends: Option<i64>,
+}
+
+impl Trouble {
+    /// Of a client with these settings.
+    pub(super) fn of(kafka: &config::Kafka) -> Trouble {
+        Trouble { newest: Arc::default(), certificate_ends: certificate_ends(kafka) }
+    }
+
+    pub(super) fn note(&self, error: &KafkaError, reason: &str) {
+        if let Some(words) = super::in_words(error, reason, self.certificate_ends) {
+            *self.newest.lock().expect("no panic while held") = Some(words);
+        }
+    }
+
+    pub(super) fn told(&self) -> Option<String> {
+        self.newest.lock().expect("no panic while held").clone()
+    }
+
+    pub(super) fn over(&self) {
+        *self.newest.lock().expect("no panic while held") = None;
+    }
+}
+
+/// A client that only asks: what fails is told by what it is asked for, and by its trouble.
+pub(super) struct Asking {
+    pub(super) trouble: Trouble,
+}
+
+impl ClientContext for Asking {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // Said again by the errors, for which somebody looks.
+        let level = if facility == "FAIL" { RDKafkaLogLevel::Debug } else { level };
+        super::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.trouble.note(&error, reason);
+        tracing::debug!(error = %error, reason, "a client that only asks reports an error");
+    }
+}
+
+impl ProducerContext for Asking {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
