@@ -490,7 +490,7 @@ fn prints_what_it_loaded(loaded: &Loaded, text: &str, environment: &[(String, St
     }
     let properties = table.get_mut("kafka").and_then(|kafka| kafka.get_mut("properties"));
     for (name, value) in properties.and_then(toml::Value::as_table_mut).into_iter().flatten() {
-        *value = toml::Value::String(loaded.config.kafka.properties[name].clone());
+        *value = toml::Value::String(loaded.config.kafka.properties.current().values[name].clone());
     }
     let again = toml::to_string(&table).expect("a table can be written");
     // What names a variable still does; what is a setting stands in the file now.

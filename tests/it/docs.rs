@@ -2,9 +2,12 @@
 //! its table of answers has every outcome.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use flinks_bridge::config::{self, Config, Needs};
+use flinks_bridge::kafka::topics_of;
 use flinks_bridge::metrics::{self, Outcome};
+use flinks_bridge::{enrich, link};
 
 const README: &str = include_str!("../../README.md");
 
@@ -39,6 +42,57 @@ fn the_settings_are_those_of_the_code() {
 #[test]
 fn the_metrics_are_those_of_the_code() {
     check("metrics", &metrics::reference());
+}
+
+#[test]
+fn the_acls_are_those_of_the_file() {
+    let mut table = "| role | on | may | without it |\n|---|---|---|---|\n".to_owned();
+    for acl in crate::security::acls() {
+        let names: Vec<String> = acl.names.iter().map(|name| format!("`{name}`")).collect();
+        let kind = acl.resource.replace('-', " ");
+        let prefixed = if acl.prefixed { "names beginning with " } else { "" };
+        let optional = if acl.optional { " (optional)" } else { "" };
+        let (names, operations) = (names.join(", "), acl.operations.join(", "));
+        table += &format!("| {} | {kind} {prefixed}{names} | {operations}{optional} | {} |\n", acl.role, acl.without);
+    }
+    check("acls", &table);
+}
+
+/// The names in the file are those that the settings have by default.
+#[test]
+fn the_acls_are_for_the_default_names() {
+    let text = "[kafka]\nbootstrap_servers = \"127.0.0.1:1\"\n[[instance]]\nname = \"a\"\npath = \"/\"\n\
+                authentication = \"none\"\n";
+    let config = Config::parse(text, Path::new("bridge.toml"), &[], Needs::WEBHOOKS).expect("no faults").config;
+    let acls = crate::security::acls();
+    let named = |role: &str, resource: &str, operation: &str| {
+        let of = acls.iter().filter(|acl| acl.role == role && acl.resource == resource);
+        let of = of.filter(|acl| acl.operations.iter().any(|one| one == operation));
+        let mut names: Vec<String> = of.flat_map(|acl| acl.names.clone()).collect();
+        names.sort();
+        names
+    };
+    let sorted = |names: &[Arc<str>]| {
+        let mut names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        names.sort();
+        names
+    };
+    let own = &config.own_topics;
+    let webhooks = sorted(&topics_of(&config));
+    for (role, operation) in
+        [("ingress", "Write"), ("ingress", "DescribeConfigs"), ("audit", "Read"), ("redrive", "Write")]
+    {
+        assert_eq!(named(role, "topic", operation), webhooks, "{role} {operation}");
+    }
+    assert_eq!(named("enrich", "topic", "Read"), sorted(&enrich::topics(&config)));
+    assert_eq!(named("enrich", "topic", "Write"), [own.attributes.clone(), own.dead_letter.clone()]);
+    assert_eq!(named("enrich", "group", "Read"), [config.enrich.consumer.group.clone()]);
+    let mut read = sorted(&link::topics(&config).expect("the defaults fit"));
+    read.push(own.login_links.clone());
+    read.sort();
+    assert_eq!(named("link", "topic", "Read"), read);
+    assert_eq!(named("link", "topic", "Write"), [own.login_links.clone()]);
+    assert_eq!(named("link", "group", "Read"), [config.link.consumer.group.clone()]);
 }
 
 #[test]

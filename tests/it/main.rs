@@ -23,6 +23,7 @@ mod publish;
 mod readiness;
 mod recover;
 mod redrive;
+mod security;
 mod shutdown;
 mod simulate;
 mod support;

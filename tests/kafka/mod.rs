@@ -37,8 +37,10 @@ use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub use link::LinkProxy;
+pub use secure::{Authority, Pair, SESSION};
 
 mod link;
+mod secure;
 
 /// How long a cluster may take until every node serves clients. Three nodes on two cores take about 10 s.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -64,6 +66,9 @@ pub struct ClusterOptions {
     /// With a name and a password, who comes over the links has to log in with them (SASL PLAIN), and can be denied
     /// what all others may do: see [`Cluster::rule`].
     pub link_login: Option<(&'static str, &'static str)>,
+    /// Two listeners more, where clients log in with SCRAM-SHA-512 over TLS, and where they show a certificate; who
+    /// comes there may do what [`Cluster::allow`] says and nothing else.
+    pub secure: bool,
     /// The heap of each node, in MiB.
     pub heap_mib: u32,
     /// A node whose data stand on a disk of its own, a tmpfs of so many MiB: see [`Cluster::set_disk`]. It is mounted
@@ -78,6 +83,7 @@ impl Default for ClusterOptions {
             properties: Vec::new(),
             link_rate: None,
             link_login: None,
+            secure: false,
             heap_mib: 512,
             small_disk: None,
         }
@@ -95,6 +101,7 @@ pub struct Cluster {
     jars: &'static Path,
     heap_mib: u32,
     link_login: Option<(&'static str, &'static str)>,
+    authority: Option<Authority>,
     directory: tempfile::TempDir,
     _turn: Turn,
 }
@@ -126,12 +133,16 @@ pub enum Permission {
 pub enum Operation {
     /// Whatever there is.
     All = 2,
+    /// To consume from a topic, or in a group.
+    Read = 3,
     /// To publish to a topic.
     Write = 4,
     /// To make a topic.
     Create = 5,
-    /// To know of a topic.
+    /// To know of it.
     Describe = 8,
+    /// To know its settings.
+    DescribeConfigs = 10,
 }
 
 /// With the numbers in Kafka's protocol.
@@ -139,20 +150,39 @@ pub enum Operation {
 pub enum Resource {
     /// A topic.
     Topic = 2,
+    /// A consumer group.
+    Group = 3,
     /// The cluster, whose name is `kafka-cluster`.
     Cluster = 4,
+    /// A transactional id.
+    TransactionalId = 5,
 }
 
 /// Numbers of Kafka's protocol: two requests, and what stands in them.
 const CREATE_ACLS: i16 = 30;
 const DELETE_ACLS: i16 = 31;
+const ALTER_USER_SCRAM_CREDENTIALS: i16 = 51;
 const ANY: u8 = 1;
 const LITERAL: u8 = 3;
+const PREFIXED: u8 = 4;
 
 /// A string as the protocol has it.
 fn string(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as i16).to_be_bytes());
     out.extend(text.as_bytes());
+}
+
+/// The body of a request that makes a rule, and of one that takes it back.
+fn rule_of(user: &str, rule: &Rule<'_>, prefixed: bool) -> Vec<u8> {
+    let Rule { permission, operation, resource, name } = rule;
+    let mut body = 1i32.to_be_bytes().to_vec();
+    body.push(*resource as u8);
+    string(&mut body, name);
+    body.push(if prefixed { PREFIXED } else { LITERAL });
+    string(&mut body, &format!("User:{user}"));
+    string(&mut body, "*");
+    body.extend([*operation as u8, *permission as u8]);
+    body
 }
 
 /// One record as it was read back.
@@ -185,9 +215,9 @@ impl Cluster {
         let jars = jars();
         let directory =
             tempfile::Builder::new().prefix("flinks-bridge-kafka-").tempdir().expect("a temporary directory");
-        let ports = free_ports(options.nodes as usize * 3);
+        let ports = free_ports(options.nodes as usize * 5);
         let nodes: Vec<Node> = (1..=options.nodes)
-            .zip(ports.chunks(3))
+            .zip(ports.chunks(5))
             .map(|(id, ports)| Node {
                 id,
                 directory: directory.path().join(format!("node-{id}")),
@@ -195,6 +225,7 @@ impl Cluster {
                 controller_port: ports[1],
                 link: options.link_rate.map(|rate| LinkProxy::start(ports[2], rate)),
                 link_port: ports[2],
+                secure_ports: [ports[3], ports[4]],
                 disk: options.small_disk.filter(|(node, _)| *node == id).map(|(_, mib)| mib),
                 process: Mutex::new(Process::Down),
                 mounted: OnceLock::new(),
@@ -202,7 +233,8 @@ impl Cluster {
             .collect();
         let watcher = Mutex::new(Watcher::start(directory.path()));
         let ClusterOptions { heap_mib, link_login, .. } = options;
-        let cluster = Cluster { nodes, watcher, jars, heap_mib, link_login, directory, _turn: turn };
+        let authority = options.secure.then(Authority::new);
+        let cluster = Cluster { nodes, watcher, jars, heap_mib, link_login, authority, directory, _turn: turn };
 
         for node in &cluster.nodes {
             cluster.mount(node);
@@ -224,6 +256,21 @@ impl Cluster {
     /// for all that follows.
     pub fn link_servers(&self) -> String {
         servers(self.nodes.iter().map(|node| self.link(node.id).port()))
+    }
+
+    /// Where clients log in with SCRAM-SHA-512 over TLS, in a cluster that is [`ClusterOptions::secure`].
+    pub fn scram_servers(&self) -> String {
+        servers(self.nodes.iter().map(|node| node.secure_ports[0]))
+    }
+
+    /// Where clients show a certificate, in a cluster that is [`ClusterOptions::secure`]. They are known by its CN.
+    pub fn mtls_servers(&self) -> String {
+        servers(self.nodes.iter().map(|node| node.secure_ports[1]))
+    }
+
+    /// Whom the brokers trust, and whose certificates they have.
+    pub fn authority(&self) -> &Authority {
+        self.authority.as_ref().expect("ClusterOptions::secure is set")
     }
 
     /// The proxy in front of a node, in a cluster that was started with a `link_rate`.
@@ -305,15 +352,25 @@ impl Cluster {
 
     /// Denies or allows an operation to who comes over the links, in a cluster with [`ClusterOptions::link_login`].
     pub fn rule(&self, rule: &Rule<'_>) {
-        let Rule { permission, operation, resource, name } = rule;
-        let mut body = 1i32.to_be_bytes().to_vec();
-        body.push(*resource as u8);
-        string(&mut body, name);
-        body.push(LITERAL);
-        string(&mut body, &format!("User:{}", self.link_login.expect("ClusterOptions::link_login is set").0));
-        string(&mut body, "*");
-        body.extend([*operation as u8, *permission as u8]);
-        let answer = self.ask(CREATE_ACLS, &body);
+        self.create_rule(self.link_login.expect("ClusterOptions::link_login is set").0, rule, false);
+    }
+
+    /// Allows a user something; `prefixed` on all whose names begin so.
+    pub fn allow(&self, user: &str, operation: Operation, resource: Resource, name: &str, prefixed: bool) {
+        self.create_rule(user, &Rule { permission: Permission::Allow, operation, resource, name }, prefixed);
+    }
+
+    /// Takes back what [`Cluster::allow`] gave.
+    pub fn disallow(&self, user: &str, operation: Operation, resource: Resource, name: &str, prefixed: bool) {
+        let rule = Rule { permission: Permission::Allow, operation, resource, name };
+        let answer = self.ask(DELETE_ACLS, &rule_of(user, &rule, prefixed));
+        assert_eq!(answer[8..10], [0, 0], "{rule:?} was not taken back: {answer:?}");
+        // After the error's text, which is null: how many rules were found.
+        assert_eq!(answer[12..16], 1i32.to_be_bytes(), "{user} had no {rule:?}: {answer:?}");
+    }
+
+    fn create_rule(&self, user: &str, rule: &Rule<'_>, prefixed: bool) {
+        let answer = self.ask(CREATE_ACLS, &rule_of(user, rule, prefixed));
         // After the throttle time and the count: the error code of the only creation.
         assert_eq!(answer[8..10], [0, 0], "{rule:?} was refused: {answer:?}");
     }
@@ -327,14 +384,29 @@ impl Cluster {
         assert_eq!(answer[8..10], [0, 0], "the rules were not taken back: {answer:?}");
     }
 
+    /// Gives a user a password, another one if it has one. Who has logged in before stays so for [`SESSION`] at most.
+    pub fn set_password(&self, user: &str, password: &str) {
+        let body = secure::password_request(user, password);
+        // A version with tagged fields, none of which are given, also in the header of the answer.
+        let answer = self.ask_version(ALTER_USER_SCRAM_CREDENTIALS, 0, true, &body);
+        // After tagged fields, throttle time, count and the user's name: the error code.
+        let code = &answer[1 + 4 + 1 + 1 + user.len()..][..2];
+        assert_eq!(code, [0, 0], "the password of {user} was not set: {answer:?}");
+    }
+
     /// Sends one request as Kafka's protocol has it, for which the client library has no call, and returns the body of
     /// its answer. The request has version 1, which has no tagged fields.
     fn ask(&self, api: i16, body: &[u8]) -> Vec<u8> {
+        self.ask_version(api, 1, false, body)
+    }
+
+    fn ask_version(&self, api: i16, version: i16, tagged: bool, body: &[u8]) -> Vec<u8> {
         let port = self.running().next().expect("a running node").port;
         let mut request = api.to_be_bytes().to_vec();
-        request.extend(1i16.to_be_bytes());
+        request.extend(version.to_be_bytes());
         request.extend(7i32.to_be_bytes());
         string(&mut request, "flinks-bridge-test");
+        request.extend(tagged.then_some(0));
         request.extend(body);
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a running node accepts");
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
@@ -739,6 +811,18 @@ impl Cluster {
                 properties.insert(key, value.to_owned());
             }
         }
+        if let Some(authority) = &self.authority {
+            for (key, value) in secure::properties(authority, &node.directory, node.secure_ports) {
+                if key == "listeners" {
+                    // Both are also what clients are told to come back to.
+                    for list in ["listeners", "advertised.listeners"] {
+                        properties.entry(list).or_default().push_str(&value);
+                    }
+                    continue;
+                }
+                properties.insert(key, value);
+            }
+        }
         for (key, value) in overrides {
             properties.insert(key, value.clone());
         }
@@ -842,6 +926,7 @@ struct Node {
     port: u16,
     controller_port: u16,
     link_port: u16,
+    secure_ports: [u16; 2],
     link: Option<LinkProxy>,
     /// Size of a disk of its own, in MiB.
     disk: Option<u64>,
