@@ -86,13 +86,13 @@ fn the_acls_are_for_the_default_names() {
     }
     assert_eq!(named("enrich", "topic", "Read"), sorted(&enrich::topics(&config)));
     assert_eq!(named("enrich", "topic", "Write"), [own.attributes.clone(), own.dead_letter.clone()]);
-    assert_eq!(named("enrich", "group", "Read"), [config.enrich.consumer.group.clone()]);
+    assert_eq!(named("enrich", "group", "Read"), [config.enrich.consumer.group.as_str()]);
     let mut read = sorted(&link::topics(&config).expect("the defaults fit"));
     read.push(own.login_links.clone());
     read.sort();
     assert_eq!(named("link", "topic", "Read"), read);
-    assert_eq!(named("link", "topic", "Write"), [own.login_links.clone()]);
-    assert_eq!(named("link", "group", "Read"), [config.link.consumer.group.clone()]);
+    assert_eq!(named("link", "topic", "Write"), [own.login_links.as_str()]);
+    assert_eq!(named("link", "group", "Read"), [config.link.consumer.group.as_str()]);
 }
 
 #[test]

@@ -37,6 +37,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub use link::LinkProxy;
+#[allow(unused_imports, reason = "each test binary uses its own part of this")]
 pub use secure::{Authority, Pair, SESSION};
 
 mod link;
