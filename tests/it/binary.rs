@@ -28,14 +28,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 type Lines = Arc<Mutex<Vec<String>>>;
 
 /// The binary, running; killed when dropped.
-struct Running {
+pub struct Running {
     child: Child,
     stdout: Lines,
     stderr: Lines,
 }
 
 impl Running {
-    fn start(arguments: &[&str], directory: &Path, environment: &[(&str, &str)]) -> Running {
+    /// Starts it in this directory.
+    pub fn start(arguments: &[&str], directory: &Path, environment: &[(&str, &str)]) -> Running {
         let mut child = command(arguments, directory, environment)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -47,7 +48,7 @@ impl Running {
     }
 
     /// The first line of its standard output that is wanted.
-    async fn line<T>(&mut self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
+    pub async fn line<T>(&mut self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(found) = self.stdout.lock().expect("no panic while held").iter().find_map(|line| wanted(line)) {
@@ -475,7 +476,7 @@ async fn without_kafka_a_webhook_in_flight_at_sigterm_is_answered_503_and_the_en
 }
 
 /// The value after a word in what `dev` prints at its start.
-async fn printed(dev: &mut Running, label: &str) -> String {
+pub async fn printed(dev: &mut Running, label: &str) -> String {
     dev.line(label, |line| {
         let mut words = line.split_whitespace();
         let found = words.find(|word| word.starts_with(label))?;

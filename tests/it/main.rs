@@ -6,6 +6,7 @@ mod audit;
 mod bad_input;
 mod binary;
 mod consumer;
+mod contract;
 mod deadlines;
 mod docs;
 mod durability;
