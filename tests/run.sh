@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up all that the tests need on Debian 12 with Rust and a C compiler, then runs every one of them, those on a real
-# Apache Kafka included. Installs Java 17, Maven, haproxy and libfaketime where it may (as root or with sudo that asks
-# no password); otherwise it names what is missing and stops. It never skips.
+# Apache Kafka included. Installs Java 17, Maven, Python's venv, Node, haproxy and libfaketime where it may (as root or
+# with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
 #
 # Arguments go to `cargo test`, and with any the fault matrix is left out; FLINKS_BRIDGE_LONG_FAULTS, set to anything,
 # makes its loads longer and runs the rows that cost too much otherwise. The jars of Kafka are kept outside the checkout:
@@ -33,7 +33,12 @@ missing() {
   perl -MFindBin -MIPC::Cmd -MFile::Compare -e 1 2>/dev/null || printf 'perl: OpenSSL is configured with it\tperl\n'
   version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1) || true
   [[ ${version:-0} -ge 17 ]] || printf 'java 17: Kafka runs on it (found: %s)\topenjdk-17-jre-headless\n' "${version:-none}"
+  command -v javac >/dev/null || printf 'javac: the Java example is compiled with it\topenjdk-17-jdk-headless\n'
   command -v mvn >/dev/null || printf 'mvn: Maven fetches the jars of Kafka\tmaven\n'
+  python3 -c 'import ensurepip, sqlite3' 2>/dev/null ||
+    printf 'python3 with venv: the example consumer in Python runs in one\tpython3-venv\n'
+  command -v node >/dev/null || printf 'node: the contract for consumers is judged with it\tnodejs\n'
+  command -v npm >/dev/null || printf 'npm: it brings what judges the contract, and the example consumer in Node\tnpm\n'
   # Debian puts it where only root's PATH looks.
   PATH=$PATH:/usr/sbin command -v haproxy >/dev/null ||
     printf 'haproxy: the fault matrix replaces two ingresses behind it\thaproxy\n'
@@ -68,6 +73,8 @@ ulimit -Sn "$open_files"
 
 step 'tools' tools
 step 'jars of Apache Kafka' tests/kafka/fetch.sh
+step 'contract for consumers' tests/deploy/contract.sh
+step 'example consumers' tests/deploy/examples.sh
 step 'compiling the tests' cargo test --locked --no-run
 step 'compiling the fault matrix' cargo test --locked --no-run --test faults
 step 'tests' cargo test --locked --no-fail-fast "$@"

@@ -11,6 +11,7 @@ mod deadlines;
 mod docs;
 mod durability;
 mod enrich;
+mod examples;
 mod flinks;
 mod fuzz_corpus;
 mod ingress;
