@@ -1,5 +1,6 @@
-//! The contract for consumers, `deploy/asyncapi.yaml`, says what the bridge does: topics, `ce_type`s and header names are
-//! those of the code, and records that the code itself made, of every topic, fit the message they should and no other.
+//! The contract for consumers, `deploy/asyncapi.yaml`, says what the bridge does: topics, their partitions and settings,
+//! `ce_type`s and header names are those of the code, and records that the code itself made, of every topic, fit the
+//! message they should and no other.
 //!
 //! Role `dev` makes the records; what it has no occasion to make (a recovered record, a tombstone) is made as the code
 //! does it. Each is also changed: by what the contract says consumers must tolerate, which has to fit, and by what the
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use flinks_bridge::config::Config;
 use flinks_bridge::dead_letter::DeadLetter;
 use flinks_bridge::enrich::ATTRIBUTES_TYPE;
+use flinks_bridge::kafka::topics::{Wanted, wanted};
 use flinks_bridge::link;
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::{ContentHash, Scheme};
@@ -102,6 +104,7 @@ impl Facts {
         json!({
             "topics": self.topics,
             "headers": header_names(),
+            "shapes": shapes(),
             "records": values(&self.records),
             "refused": values(&self.refused),
         })
@@ -126,6 +129,16 @@ fn topics(config: &Config) -> BTreeMap<String, Vec<String>> {
         (own.dead_letter.clone(), Vec::new()),
     ];
     webhooks.chain(made).collect()
+}
+
+/// What role `topics` makes of each topic by default.
+fn shapes() -> BTreeMap<String, Value> {
+    let wanted = wanted(&settings("127.0.0.1:1", "")).into_iter();
+    let shape = |wanted: Wanted| {
+        let rules: BTreeMap<&str, String> = wanted.rules.into_iter().map(|rule| (rule.name, rule.value)).collect();
+        json!({ "partitions": wanted.partitions, "replicas": wanted.replication, "topicConfiguration": rules })
+    };
+    wanted.map(|wanted| (wanted.name.to_string(), shape(wanted))).collect()
 }
 
 /// The names that `record::header` declares, and those of the signatures' schemes.

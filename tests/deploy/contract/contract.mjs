@@ -2,10 +2,10 @@
 //
 //   node contract.mjs ASYNCAPI [FACTS]
 //
-// FACTS is what tests/it/contract.rs writes: the topics with their `ce_type`, every header name, records that the bridge
-// made, and records that it never would. A record must fit exactly one message of its topic's channel, by key, headers
-// and value, and have no header that this message does not name; a refused one must fit none. Exit code 1: a fault, each
-// on a line of its own.
+// FACTS is what tests/it/contract.rs writes: the topics with their `ce_type` and shape, every header name, records that
+// the bridge made, and records that it never would. A record must fit exactly one message of its topic's channel, by
+// key, headers and value, and have no header that this message does not name; a refused one must fit none. Exit code 1:
+// a fault, each on a line of its own.
 import { readFileSync } from 'node:fs';
 import { Parser } from '@asyncapi/parser';
 import Ajv from 'ajv';
@@ -48,7 +48,11 @@ if (document) {
     }
   }
 
-  if (facts) compare(JSON.parse(readFileSync(facts, 'utf8')), judges);
+  if (facts) {
+    const code = JSON.parse(readFileSync(facts, 'utf8'));
+    for (const [address, channel] of channels) compareShape(address, channel.bindings.kafka, code.shapes[address]);
+    compare(code, judges);
+  }
 }
 
 for (const text of faults) console.error(`contract: ${text}`);
@@ -82,6 +86,22 @@ function compare({ topics, headers, records, refused }, judges) {
   same('messages that a record was seen for', [...used], all);
   said = `${all.length} messages on ${judges.size} topics, ${records.length} records of the bridge fit, ` +
     `${refused.length} broken ones do not`;
+}
+
+/** Partitions, copies and settings: the contract names some of what role `topics` makes, and none otherwise. */
+function compareShape(address, told, made) {
+  if (!made) return; // a topic that the code does not have; that is told elsewhere
+  for (const what of ['partitions', 'replicas']) {
+    if (told[what] !== made[what]) fault(`${address}: ${what} are ${told[what]}, the code makes ${made[what]}`);
+  }
+  for (const name of ['cleanup.policy', 'max.message.bytes', 'retention.ms']) {
+    const lacks = name in made.topicConfiguration && !(name in told.topicConfiguration);
+    if (lacks) fault(`${address}: ${name} is missing`);
+  }
+  for (const [name, value] of Object.entries(told.topicConfiguration)) {
+    const is = made.topicConfiguration[name];
+    if (String(value) !== is) fault(`${address}: ${name} is ${value}, the code makes ${is}`);
+  }
 }
 
 function fitting(record, judges) {
