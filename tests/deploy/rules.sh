@@ -3,34 +3,11 @@
 # in which it fires, none in which it does not, or no section in deploy/RUNBOOK.md, and where a test or a section names
 # an alert that is not there.
 #
-# promtool is that of Debian's package prometheus, taken out of the package without installing it, so that no service
-# is started. It is kept outside the checkout, as tests/tool.sh keeps its tools. PROMTOOL names another.
+# tests/deploy/prometheus.sh brings promtool.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-promtool() {
-  local version root partial as_root=()
-  version=$(apt-cache policy prometheus 2>/dev/null | sed -n 's/^ *Candidate: //p')
-  if [[ ! $version =~ ^[0-9] ]]; then
-    [[ $(id -u) == 0 ]] || as_root=(sudo -n)
-    "${as_root[@]}" apt-get update -qq >&2 || true
-    version=$(apt-cache policy prometheus 2>/dev/null | sed -n 's/^ *Candidate: //p')
-  fi
-  [[ $version =~ ^[0-9] ]] || { echo 'promtool: Debian has no package prometheus here; PROMTOOL may name one' >&2; return 1; }
-  root=${FLINKS_BRIDGE_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/flinks-bridge}/promtool-$version
-  if [[ ! -x $root/usr/bin/promtool ]]; then
-    mkdir -p "${root%/*}"
-    partial=$(mktemp -d "$root.XXXXXX")
-    # shellcheck disable=SC2064  # the directory of now
-    trap "rm -rf '$partial'" EXIT
-    chmod 755 "$partial"
-    (cd "$partial" && apt-get download -qq "prometheus=$version" >&2 && dpkg -x prometheus_*.deb . && rm prometheus_*.deb)
-    mv -T "$partial" "$root" 2>/dev/null || true
-  fi
-  [[ -x $root/usr/bin/promtool ]] && printf '%s\n' "$root/usr/bin/promtool"
-}
-
-tool=${PROMTOOL:-$(promtool)}
+tool=$(tests/deploy/prometheus.sh)/promtool
 "$tool" check rules deploy/prometheus/rules.yml
 "$tool" check config --syntax-only deploy/prometheus/prometheus.yml
 "$tool" test rules deploy/prometheus/tests/*.yml
