@@ -20,8 +20,11 @@ mod kafka;
 mod kafka_harness;
 mod layers;
 mod link;
+mod observability;
 mod privacy;
 mod publish;
+#[path = "../deploy/queries.rs"]
+mod queries;
 mod readiness;
 mod recover;
 mod redrive;
