@@ -304,7 +304,11 @@ pub fn self_made(names: &[&str]) -> Result<SelfMade, rcgen::Error> {
     self_made_until(names, SystemTime::now() + Duration::from_secs(90 * 24 * 3600))
 }
 
-fn self_made_until(names: &[&str], end: SystemTime) -> Result<SelfMade, rcgen::Error> {
+/// As [`self_made`], valid until `end`.
+///
+/// # Errors
+/// As [`self_made`].
+pub fn self_made_until(names: &[&str], end: SystemTime) -> Result<SelfMade, rcgen::Error> {
     // A day back, for clients whose clock is behind.
     let start = SystemTime::now() - Duration::from_secs(24 * 3600);
 
