@@ -18,6 +18,7 @@ mod ingress;
 #[path = "../kafka/mod.rs"]
 mod kafka;
 mod kafka_harness;
+mod kubernetes;
 mod layers;
 mod link;
 mod observability;
