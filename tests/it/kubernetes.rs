@@ -186,10 +186,8 @@ impl Workload {
         let loaded = Config::load(Some(Path::new(&moved(file))), &environment, self.needs());
         let loaded = loaded.unwrap_or_else(|faults| panic!("{}: its settings are not usable:\n{faults}", self.name));
         // Files that are opened only later.
-        let (tls, kafka) = (&loaded.config.ingress.tls, &loaded.config.kafka.properties);
-        let tls = tls.iter().flat_map(|files| [files.certificate.clone(), files.private_key.clone()]);
-        let locations = kafka.iter().filter(|(name, _)| name.ends_with(".location")).map(|(_, file)| file.into());
-        for file in tls.chain(locations) {
+        let tls = loaded.config.ingress.tls.iter();
+        for file in tls.flat_map(|files| [&files.certificate, &files.private_key]) {
             assert!(file.is_file(), "{}: nothing is mounted at {}", self.name, file.display());
         }
         loaded
@@ -586,7 +584,7 @@ fn kafka_users_may_do_what_their_role_needs_and_no_more() {
     for workload in workloads() {
         let config = workload.load().config;
         assert_eq!(
-            config.kafka.properties["sasl.username"],
+            config.kafka.properties.current().values["sasl.username"],
             format!("flinks-bridge-{}", workload.role),
             "{}",
             workload.name
