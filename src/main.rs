@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use flinks_bridge::admin;
 use flinks_bridge::audit::{self, Audit};
+use flinks_bridge::check::{self, Check, Machine};
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
 use flinks_bridge::dev::{self, Dev};
 use flinks_bridge::flinks::stub::{Stub, StubOptions};
@@ -67,6 +68,10 @@ enum Role {
     /// Fetches from Flinks what it gave up delivering, and publishes it as the webhooks would have been.
     #[command(after_help = recover::EXAMPLES)]
     Recover(Box<Recover>),
+    /// Looks at a set-up as the roles would find it, and says what is wrong and what to do: settings, secrets,
+    /// certificate, limits, Kafka, topics, permissions, Flinks API, clock. One finding a line; nothing is written.
+    #[command(after_help = check::EXAMPLES)]
+    Check(Check),
     /// A stand-in for the Flinks API, over plain HTTP, with invented data. What it was asked is printed at its end.
     Stub(StubOptions),
     /// Asks a running role whether it is ready, or live: for health checks in images without a shell. Exit code: 0 it is,
@@ -171,6 +176,7 @@ fn main() -> ExitCode {
         }
         Role::Redrive(options) => redriven(*options),
         Role::Recover(options) => recovered(*options),
+        Role::Check(options) => checked(&options),
         Role::Stub(options) => {
             log_to_stderr();
             stubbed(options)
@@ -363,6 +369,22 @@ fn probed(listen: SocketAddr, page: &str) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Runs role `check` and prints what it has found. A signal ends it as it ends any command: there is nothing to finish.
+fn checked(options: &Check) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the runtime cannot be started: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let findings = runtime.block_on(check::run(options, &config::variables(), &Machine::this()));
+    // Clients of a cluster that is away may take a while to end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    print!("{}", if options.json { findings.json() } else { findings.text() });
+    ExitCode::from(findings.exit_code())
 }
 
 /// Runs role `stub` until a signal, and prints what it was asked.

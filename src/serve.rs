@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
-use crate::config::{Config, Loaded, TlsFiles};
+use crate::config::{Config, Loaded, OWN_FILES, TlsFiles};
 use crate::dead_letter::Cause;
 use crate::dev::{self, Company};
 use crate::enrich;
@@ -29,8 +29,6 @@ use crate::tls::Identity;
 
 /// How long the producers' threads may take to end.
 const CLOSING: Duration = Duration::from_secs(3);
-/// Open files besides connections: three Kafka clients to each broker, listeners, what is read.
-const OWN_FILES: u64 = 300;
 /// How often API keys are looked at for changes.
 const KEYS_EVERY: Duration = Duration::from_secs(10);
 

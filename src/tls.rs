@@ -11,6 +11,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,15 +21,17 @@ use aws_lc_rs::digest;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
-use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use x509_parser::extensions::GeneralName;
 
 /// The certificate chain and private key served now, and the files that they come from.
 pub struct Identity {
@@ -256,6 +259,34 @@ pub enum HandshakeError {
     Failed(io::Error),
 }
 
+/// What is wrong with a server's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateFault {
+    /// Its chain leads to no authority that is trusted here.
+    UnknownAuthority,
+    /// It is of another name than was asked for.
+    OtherName,
+    /// It has expired.
+    Expired,
+    /// Anything else.
+    Other,
+}
+
+impl HandshakeError {
+    /// What is wrong with the server's certificate, where that is the reason.
+    pub fn certificate_fault(&self) -> Option<CertificateFault> {
+        use rustls::CertificateError as Fault;
+        let HandshakeError::Certificate(fault) = self else { return None };
+        Some(match fault {
+            // The second: another authority of the same name.
+            Fault::UnknownIssuer | Fault::BadSignature => CertificateFault::UnknownAuthority,
+            Fault::NotValidForName | Fault::NotValidForNameContext { .. } => CertificateFault::OtherName,
+            Fault::Expired | Fault::ExpiredContext { .. } => CertificateFault::Expired,
+            _ => CertificateFault::Other,
+        })
+    }
+}
+
 impl Client {
     /// Trusts the authorities in a PEM file, or without one those of the system.
     ///
@@ -280,6 +311,99 @@ impl Client {
             }
         })
     }
+}
+
+/// What a certificate file says, for who looks after it. Nothing here is decided: an [`Identity`] serves it all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// The certificates in the file's order, the leaf first. Never empty.
+    pub certificates: Vec<Certificate>,
+    /// DNS names and addresses of the leaf (its subject alternative names), as it has them.
+    pub names: Vec<String>,
+    /// Whether the leaf may be used by a server (its extended key usage, where it has one).
+    pub for_servers: bool,
+    /// Whether the leaf leads over the file's other certificates to an authority that this machine's system trusts.
+    pub trusted_here: bool,
+}
+
+/// One certificate of a [`Chain`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whose it is.
+    pub subject: String,
+    /// Who has signed it.
+    pub issuer: String,
+    /// From when it is valid, in seconds since 1970.
+    pub not_before: i64,
+    /// Until when it is valid, in seconds since 1970.
+    pub not_after: i64,
+    /// Whether the file's next certificate is that of its issuer, by name; true for the last.
+    pub next_is_issuer: bool,
+}
+
+/// Reads a PEM file of certificates.
+///
+/// # Errors
+/// When it cannot be read, or one of them cannot be parsed; names the file and quotes none of it.
+pub fn chain(path: &Path) -> Result<Chain, TlsError> {
+    let pem = fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })?;
+    let unusable = |fault: String| TlsError::Unusable { path: path.display().to_string(), fault };
+    let ders = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unusable(pem_fault(&error, "certificate")))?;
+    let parsed = ders
+        .iter()
+        .map(|der| x509_parser::parse_x509_certificate(der).map(|(_, certificate)| certificate))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unusable(format!("a certificate cannot be parsed: {error}")))?;
+    let Some(leaf) = parsed.first() else {
+        return Err(unusable(pem_fault(&pem::Error::NoItemsFound, "certificate")));
+    };
+    let names = match leaf.subject_alternative_name() {
+        Ok(Some(alternative)) => alternative.value.general_names.iter().filter_map(name_of).collect(),
+        Ok(None) | Err(_) => Vec::new(),
+    };
+    let for_servers = match leaf.extended_key_usage() {
+        Ok(Some(usage)) => usage.value.server_auth || usage.value.any,
+        Ok(None) | Err(_) => true,
+    };
+    let certificates = parsed.iter().enumerate().map(|(n, certificate)| Certificate {
+        subject: certificate.subject().to_string(),
+        issuer: certificate.issuer().to_string(),
+        not_before: certificate.validity().not_before.timestamp(),
+        not_after: certificate.validity().not_after.timestamp(),
+        next_is_issuer: parsed.get(n + 1).is_none_or(|next| next.subject().as_raw() == certificate.issuer().as_raw()),
+    });
+    let certificates = certificates.collect();
+    let trusted_here = trusted_here(&ders, &names);
+    Ok(Chain { certificates, names, for_servers, trusted_here })
+}
+
+/// A subject alternative name that a server can be asked under.
+fn name_of(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match **bytes {
+            [a, b, c, d] => Some(IpAddr::from([a, b, c, d]).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+        },
+        _ => None,
+    }
+}
+
+fn trusted_here(ders: &[CertificateDer<'_>], names: &[String]) -> bool {
+    let Some((leaf, others)) = ders.split_first() else { return false };
+    // Any host that a wildcard stands for.
+    let name = names.first().map(|name| name.replacen("*.", "any.", 1));
+    let Some(name) = name.and_then(|name| ServerName::try_from(name).ok()) else { return false };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(default_provider());
+    // Without an authority there is no verifier, and nobody is trusted.
+    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() else {
+        return false;
+    };
+    verifier.verify_server_cert(leaf, others, &name, &[], UnixTime::now()).is_ok()
 }
 
 /// A certificate that this process made, for role `dev` and tests. All three are PEM.
@@ -609,6 +733,30 @@ mod tests {
             assert_eq!((connected.is_ok(), seen), (good, !good), "{name}: {connected:?}");
             let _ = server.await.unwrap();
         }
+    }
+
+    #[test]
+    fn a_chain_tells_its_names_dates_and_order() {
+        let end = UNIX_EPOCH + Duration::from_secs(1_900_000_000);
+        let (made, other) = (self_made_until(LOCAL_NAMES, end).unwrap(), self_made(&["other"]).unwrap());
+        let folder = TempDir::new().unwrap();
+        let told = |pem: String| {
+            let path = folder.path().join("chain.pem");
+            fs::write(&path, pem).unwrap();
+            chain(&path)
+        };
+        let good = told(made.certificate_pem.clone() + &made.ca_pem).unwrap();
+        assert_eq!(good.names, LOCAL_NAMES);
+        assert!(good.for_servers && !good.trusted_here);
+        let leaf = &good.certificates[0];
+        assert_eq!((leaf.subject.as_str(), leaf.not_after), ("CN=flinks-bridge", 1_900_000_000));
+        assert_eq!(leaf.issuer, "CN=flinks-bridge self-made authority");
+        let order = |chain: &Chain| chain.certificates.iter().map(|c| c.next_is_issuer).collect::<Vec<_>>();
+        assert_eq!(order(&good), [true, true]);
+        let mixed = told(made.ca_pem.clone() + &made.certificate_pem + &other.certificate_pem).unwrap();
+        assert_eq!((order(&mixed), mixed.names.len()), (vec![false, false, true], 0));
+        let fault = told(made.private_key_pem).unwrap_err().to_string();
+        assert!(fault.contains("chain.pem: no PEM certificate in it"), "{fault}");
     }
 
     #[test]

@@ -207,6 +207,16 @@ impl Properties {
         self.in_use.load().generation
     }
 
+    /// The value of a property that is in use now.
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.in_use.load().values.get(name).cloned()
+    }
+
+    /// The file that a property's value is read from. What `ssl.ca.location` names stands under `ssl.ca.pem`, and so on.
+    pub fn file(&self, name: &str) -> Option<&Path> {
+        self.files.get(name).map(|file| &*file.path)
+    }
+
     /// Whether any value stands in a file.
     pub fn in_files(&self) -> bool {
         !self.files.is_empty()
@@ -311,7 +321,11 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             continue;
         }
         let pem = PEM_FILES.iter().any(|(_, pem)| *pem == name);
-        sources.insert(name, File { path: table.resolve(&path), key, pem });
+        let path = table.resolve(&path);
+        if is_secret_property(&name) {
+            table.reader.secret_files.push((format!("kafka.{key}"), path.clone()));
+        }
+        sources.insert(name, File { path, key, pem });
     }
     for (location, pem) in PEM_FILES {
         // A directory of authorities, or `probe`, is librdkafka's to read.
@@ -320,6 +334,9 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
         if !taken && let Some(path) = properties.get(location).filter(|path| !other(path)).cloned() {
             properties.remove(location);
             let key = format!("properties.{location}");
+            if is_secret_property(pem) {
+                table.reader.secret_files.push((format!("kafka.{key}"), path.clone().into()));
+            }
             sources.insert(pem.to_owned(), File { path: path.into(), key, pem: true });
         }
     }

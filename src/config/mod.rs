@@ -39,6 +39,9 @@ const LARGEST_BODY: usize = 900_000_000;
 /// librdkafka's queue counts its kilobytes in 31 bits, and must never be what binds.
 const LARGEST_BUDGET: usize = 2_000_000_000;
 
+/// Open files that a role needs besides connections: three Kafka clients to each broker, listeners, what is read.
+pub const OWN_FILES: u64 = 300;
+
 /// The event type of what has no known type; settings of topics call it `quarantine`, after its topic.
 pub const UNKNOWN: &str = "unknown";
 const QUARANTINE: &str = "quarantine";
@@ -104,6 +107,9 @@ pub struct Loaded {
     pub config: Config,
     /// What works but should not stay as it is, one text each; never a secret.
     pub warnings: Vec<String>,
+    /// Files with secrets that were read, so that somebody may look at who else can: the key of each one's setting, and
+    /// the file.
+    pub secret_files: Vec<(String, PathBuf)>,
     settings: Vec<Setting>,
 }
 
@@ -118,6 +124,13 @@ impl Loaded {
 /// Everything that is wrong with the settings; `Display` has one fault a line. Never empty, never a secret in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults(Vec<String>);
+
+impl Faults {
+    /// Each fault, in one line.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,6 +170,7 @@ impl Config {
             Some(config) if !reader.has_faults() => Ok(Loaded {
                 config,
                 warnings: std::mem::take(&mut reader.warnings),
+                secret_files: std::mem::take(&mut reader.secret_files),
                 settings: std::mem::take(&mut reader.settings),
             }),
             _ => Err(Faults(reader.into_faults())),

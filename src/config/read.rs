@@ -85,6 +85,8 @@ pub(super) struct Reader<'a> {
     pub(super) needs: Needs,
     pub(super) settings: Vec<Setting>,
     pub(super) warnings: Vec<String>,
+    /// Files with secrets that were read: the key of each one's setting, and the file.
+    pub(super) secret_files: Vec<(String, PathBuf)>,
     faults: Vec<String>,
 }
 
@@ -184,6 +186,7 @@ impl<'a> Reader<'a> {
             needs,
             settings: Vec::new(),
             warnings: Vec::new(),
+            secret_files: Vec::new(),
             faults: Vec::new(),
         }
     }
@@ -461,6 +464,9 @@ impl<'r, 'a> Table<'r, 'a> {
         let key = join(&self.key, name);
         if !needed {
             return Some((key, source, None));
+        }
+        if let SecretSource::File(file) = &source {
+            self.reader.secret_files.push((key.clone(), file.clone()));
         }
         let environment = self.reader.environment;
         let lookup = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());

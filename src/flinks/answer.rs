@@ -38,7 +38,11 @@ pub(super) struct Head {
 
 /// Sends a request and reads its answer.
 pub(super) async fn exchange(request: RequestBuilder, limit: usize) -> Result<Answer, CallError> {
-    let response = request.send().await.map_err(unanswered)?;
+    received(request.send().await.map_err(unanswered)?, limit).await
+}
+
+/// Reads an answer whose head has come.
+pub(super) async fn received(response: Response, limit: usize) -> Result<Answer, CallError> {
     let status = response.status().as_u16();
     if response.status().is_redirection() {
         return Err(CallError::Redirect { status });
@@ -55,7 +59,7 @@ pub(super) async fn exchange(request: RequestBuilder, limit: usize) -> Result<An
 }
 
 /// Why there is no answer.
-fn unanswered(error: reqwest::Error) -> CallError {
+pub(super) fn unanswered(error: reqwest::Error) -> CallError {
     // The URL has ids in it that need not stand in every line.
     let error = error.without_url();
     if error.is_connect() {

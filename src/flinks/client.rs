@@ -23,7 +23,7 @@ use crate::metrics::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
 use crate::tls::{Authorities, TlsError, client_config};
 
 /// The header of `GenerateAuthorizeToken`'s key, and of `Authorize`'s token.
-const FLINKS_AUTH_KEY: HeaderName = HeaderName::from_static("flinks-auth-key");
+pub(super) const FLINKS_AUTH_KEY: HeaderName = HeaderName::from_static("flinks-auth-key");
 /// The header of all other calls' key.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// How many days of transactions the attributes are made from.
@@ -127,27 +127,80 @@ impl fmt::Debug for Attributes {
 }
 
 /// The keys as headers.
-struct KeyHeaders {
-    authorize: HeaderValue,
+pub(super) struct KeyHeaders {
+    pub(super) authorize: HeaderValue,
     api: HeaderValue,
+    api_name: HeaderName,
 }
 
 impl KeyHeaders {
-    fn new(keys: &ApiKeys, authentication: ApiAuthentication) -> Result<KeyHeaders, ClientError> {
+    pub(super) fn new(keys: &ApiKeys, authentication: ApiAuthentication) -> Result<KeyHeaders, ClientError> {
         let header = |name, bytes: &[u8]| -> Result<HeaderValue, ClientError> {
             let mut value = HeaderValue::from_bytes(bytes).map_err(|_| ClientError::Key(name))?;
             value.set_sensitive(true);
             Ok(value)
         };
-        let api = match authentication {
-            ApiAuthentication::ApiKey => keys.api.expose().to_vec(),
-            ApiAuthentication::Bearer => [b"Bearer ", keys.api.expose()].concat(),
+        let (api_name, api) = match authentication {
+            ApiAuthentication::ApiKey => (X_API_KEY, keys.api.expose().to_vec()),
+            ApiAuthentication::Bearer => (AUTHORIZATION, [b"Bearer ", keys.api.expose()].concat()),
         };
         Ok(KeyHeaders {
             authorize: header("api.authorize_key", keys.authorize.expose())?,
             api: header("api.api_key", &api)?,
+            api_name,
         })
     }
+
+    /// The request with the key of all calls but the first.
+    pub(super) fn keyed(&self, request: RequestBuilder) -> RequestBuilder {
+        request.header(self.api_name.clone(), self.api.clone())
+    }
+}
+
+/// The URL that all calls of an API begin with.
+pub(super) fn base_url(api: &config::Api) -> Result<Url, ClientError> {
+    let base = Url::parse(&api.base_url).map_err(|_| ClientError::BaseUrl)?;
+    let plain = base.query().is_none()
+        && base.fragment().is_none()
+        && base.username().is_empty()
+        && base.password().is_none()
+        && base.has_host()
+        && matches!(base.scheme(), "http" | "https");
+    if plain { Ok(base) } else { Err(ClientError::BaseUrl) }
+}
+
+/// What calls of an API go over. Reads the authorities' certificates.
+pub(super) fn http_client(
+    flinks: &config::Flinks,
+    api: &config::Api,
+    base: &Url,
+) -> Result<reqwest::Client, ClientError> {
+    let secure = |url: &str| url.starts_with("https:");
+    let authorities = match &flinks.ca_file {
+        Some(file) => Authorities::File(file),
+        None if base.scheme() == "https" || flinks.proxy.as_deref().is_some_and(secure) => Authorities::System,
+        // No certificate will be looked at, and there may be no system store to read.
+        None => Authorities::Nobody,
+    };
+    let mut http = reqwest::Client::builder()
+        .tls_backend_preconfigured(client_config(authorities)?)
+        .http1_only()
+        .connect_timeout(flinks.connect_timeout)
+        .read_timeout(flinks.read_timeout)
+        .timeout(flinks.call_timeout)
+        .pool_max_idle_per_host(api.concurrency)
+        .pool_idle_timeout(IDLE_CONNECTION)
+        .tcp_keepalive(Duration::from_secs(15))
+        .user_agent(concat!("flinks-bridge/", env!("CARGO_PKG_VERSION")))
+        // A redirect would take the keys to whoever it names.
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        // Nothing comes from the environment but what `config` reads there.
+        .no_proxy();
+    if let Some(proxy) = &flinks.proxy {
+        http = http.proxy(reqwest::Proxy::all(proxy).map_err(|_| ClientError::Proxy)?);
+    }
+    http.build().map_err(|error| ClientError::Http(chain(&error)))
 }
 
 impl Client {
@@ -162,46 +215,12 @@ impl Client {
         keys: &ApiKeys,
         metrics: &FlinksMetrics,
     ) -> Result<Client, ClientError> {
-        let base = Url::parse(&api.base_url).map_err(|_| ClientError::BaseUrl)?;
-        let plain = base.query().is_none()
-            && base.fragment().is_none()
-            && base.username().is_empty()
-            && base.password().is_none()
-            && base.has_host()
-            && matches!(base.scheme(), "http" | "https");
-        if !plain {
-            return Err(ClientError::BaseUrl);
-        }
-        let secure = |url: &str| url.starts_with("https:");
-        let authorities = match &flinks.ca_file {
-            Some(file) => Authorities::File(file),
-            None if base.scheme() == "https" || flinks.proxy.as_deref().is_some_and(secure) => Authorities::System,
-            // No certificate will be looked at, and there may be no system store to read.
-            None => Authorities::Nobody,
-        };
-        let mut http = reqwest::Client::builder()
-            .tls_backend_preconfigured(client_config(authorities)?)
-            .http1_only()
-            .connect_timeout(flinks.connect_timeout)
-            .read_timeout(flinks.read_timeout)
-            .timeout(flinks.call_timeout)
-            .pool_max_idle_per_host(api.concurrency)
-            .pool_idle_timeout(IDLE_CONNECTION)
-            .tcp_keepalive(Duration::from_secs(15))
-            .user_agent(concat!("flinks-bridge/", env!("CARGO_PKG_VERSION")))
-            // A redirect would take the keys to whoever it names.
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            // Nothing comes from the environment but what `config` reads there.
-            .no_proxy();
-        if let Some(proxy) = &flinks.proxy {
-            http = http.proxy(reqwest::Proxy::all(proxy).map_err(|_| ClientError::Proxy)?);
-        }
+        let base = base_url(api)?;
         let metrics = metrics.instance(instance).ok_or_else(|| ClientError::Metrics(instance.to_owned()))?;
         let shown = metrics.clone();
         let inner = Inner {
             instance: instance.to_owned(),
-            http: http.build().map_err(|error| ClientError::Http(chain(&error)))?,
+            http: http_client(flinks, api, &base)?,
             base,
             authentication: api.authentication,
             answer_limit: flinks.answer_limit,
@@ -478,11 +497,7 @@ impl Inner {
     }
 
     fn keyed(&self, request: RequestBuilder) -> RequestBuilder {
-        let name = match self.authentication {
-            ApiAuthentication::ApiKey => X_API_KEY,
-            ApiAuthentication::Bearer => AUTHORIZATION,
-        };
-        request.header(name, self.keys.load().api.clone())
+        self.keys.load().keyed(request)
     }
 }
 
@@ -523,7 +538,7 @@ fn usable(id: &str) -> Result<(), CallError> {
 }
 
 /// Adds parts to a path, each percent-encoded.
-fn extend(url: &mut Url, parts: &[&str]) {
+pub(super) fn extend(url: &mut Url, parts: &[&str]) {
     let mut path = url.path_segments_mut().expect("an http URL has a path");
     path.pop_if_empty().extend(parts);
 }

@@ -20,8 +20,10 @@ mod client;
 mod code;
 mod gathering;
 mod limit;
+mod probe;
 pub mod stub;
 
 pub use self::client::{Attributes, Client, ClientError, Session};
 pub use self::code::{CallError, FlinksCode, Verdict};
 pub use self::gathering::Gathering;
+pub use self::probe::{Probe, probe};

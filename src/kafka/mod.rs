@@ -10,7 +10,9 @@
 
 pub mod consumer;
 mod credentials;
+pub mod doctor;
 pub mod embedded;
+mod operations;
 mod producer;
 pub mod reader;
 mod readiness;

@@ -10,7 +10,7 @@
 //! It never hands a record over a second time: whether to try again is the sender's decision, who has seen a 503.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::CString;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use rdkafka::client::{Client, ClientContext};
+use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
@@ -30,6 +30,7 @@ use rdkafka_sys::bindings;
 use tokio_util::sync::CancellationToken;
 
 use super::credentials::{self, Asking, Trouble};
+use super::operations::{Operation, permitted};
 use super::readiness::Readiness;
 use super::{OnOutcome, Publish, PublishError, Receipt, client_config, producer_config};
 use crate::config;
@@ -545,80 +546,6 @@ impl Probe {
             Err(error) => Err(self.trouble.told().unwrap_or_else(|| error.to_string())),
         }
     }
-}
-
-/// What may be done with a topic, in the numbers of Kafka's protocol (`AclOperation`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
-    Read = 3,
-    Write = 4,
-}
-
-/// Which of these topics this may be done with, as the cluster's authorizer says of whoever this client has logged in as;
-/// topics of which it says nothing are left out, and all where it does not answer. Blocks for `timeout` and a moment.
-pub(super) fn permitted<C: ClientContext>(
-    client: &Client<C>,
-    topics: &[Arc<str>],
-    operation: Operation,
-    timeout: Duration,
-) -> BTreeMap<String, bool> {
-    let names: Vec<CString> = topics.iter().filter_map(|topic| CString::new(&**topic).ok()).collect();
-    let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    let mut found = BTreeMap::new();
-    if names.is_empty() {
-        return found;
-    }
-    // SAFETY: the client lives as long as it is borrowed, and `names` longer than the call that copies them. Each object that
-    // a function here makes is destroyed once, after what is wanted of it was copied; what stands in an event lives as
-    // long as that. Destroying the queue while a request is under way is allowed: its answer is dropped. An event of
-    // another kind gives a null result, which is looked for. Operations are read as the C integers that they are, since
-    // a later librdkafka may know more of them. rust-rdkafka 0.39 does not wrap DescribeTopics.
-    #[allow(unsafe_code)]
-    unsafe {
-        let client = client.native_ptr();
-        let options = bindings::rd_kafka_AdminOptions_new(
-            client,
-            bindings::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-        );
-        let mut text = [0; 64];
-        // Neither can fail for this operation and a time within its bounds; without them less is told.
-        bindings::rd_kafka_AdminOptions_set_request_timeout(options, millis, text.as_mut_ptr(), text.len());
-        let error = bindings::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
-        if !error.is_null() {
-            bindings::rd_kafka_error_destroy(error);
-        }
-        let collection = bindings::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-        let queue = bindings::rd_kafka_queue_new(client);
-        bindings::rd_kafka_DescribeTopics(client, collection, options, queue);
-        let event = bindings::rd_kafka_queue_poll(queue, millis.saturating_add(500));
-        if !event.is_null() {
-            let result = bindings::rd_kafka_event_DescribeTopics_result(event);
-            let mut count = 0;
-            let described = if result.is_null() {
-                std::ptr::null_mut()
-            } else {
-                bindings::rd_kafka_DescribeTopics_result_topics(result, &raw mut count)
-            };
-            for index in 0..count {
-                let topic = *described.add(index);
-                let mut allowed = 0;
-                let operations = bindings::rd_kafka_TopicDescription_authorized_operations(topic, &raw mut allowed);
-                // An authorizer that does not tell; and who may describe a topic may do something with it.
-                if operations.is_null() || allowed == 0 {
-                    continue;
-                }
-                let may = (0..allowed).any(|at| *operations.cast::<i32>().add(at) == operation as i32);
-                let name = CStr::from_ptr(bindings::rd_kafka_TopicDescription_name(topic));
-                found.insert(name.to_string_lossy().into_owned(), may);
-            }
-            bindings::rd_kafka_event_destroy(event);
-        }
-        bindings::rd_kafka_queue_destroy(queue);
-        bindings::rd_kafka_TopicCollection_destroy(collection);
-        bindings::rd_kafka_AdminOptions_destroy(options);
-    }
-    found
 }
 
 fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {

@@ -52,7 +52,7 @@ const NOT_IN_VALUES: &[&str] =
     &["tokio", "tokio_util", "hyper_util", "std::fs", "std::process", "std::thread", "std::net::TcpStream", "std::env"];
 
 /// Where the keyword `unsafe` may stand.
-const UNSAFE_IN: &[&str] = &["kafka::producer"];
+const UNSAFE_IN: &[&str] = &["kafka::operations", "kafka::producer"];
 
 /// Top-level names besides dot files; `target` is Cargo's and ignored by git.
 const TOP_LEVEL: &[&str] =
@@ -537,7 +537,11 @@ fn the_check_finds_what_it_should() {
             "use tokio_rustls::rustls::ServerConfig;",
             &["src/ingress/mod.rs:1: `tokio_rustls::rustls::ServerConfig` only in tls"],
         ),
-        ("src/admin.rs", "fn f() { unsafe {} }", &["src/admin.rs:1: `unsafe` only in kafka::producer"]),
+        (
+            "src/admin.rs",
+            "fn f() { unsafe {} }",
+            &["src/admin.rs:1: `unsafe` only in kafka::operations, kafka::producer"],
+        ),
         ("src/link.rs", "fn f() { std::process::exit(1) }", &["src/link.rs:1: `std::process::exit` only in dev, main"]),
         // Values.
         (

@@ -5,6 +5,7 @@ mod answers;
 mod audit;
 mod bad_input;
 mod binary;
+mod check;
 mod consumer;
 mod contract;
 mod deadlines;

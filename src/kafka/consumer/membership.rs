@@ -17,7 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, Place};
-use crate::kafka::producer::{Operation, permitted};
+use crate::kafka::operations::{Operation, permitted};
 use crate::metrics::ConsumerMetrics;
 
 /// How often the cluster is asked.

@@ -1,0 +1,594 @@
+//! Role `check`: broken set-ups, each of which must be named rightly and alone, and good ones.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::ValueEnum;
+use flinks_bridge::check::{self, Area, Check, Findings, Machine, Severity, Whom};
+use flinks_bridge::config::{Config, Needs};
+use flinks_bridge::flinks::stub::{Stub, StubOptions};
+use flinks_bridge::kafka::topics;
+use flinks_bridge::tls::{self, Identity, SelfMade};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::kafka::{Cluster, ClusterOptions, Operation, Permission, Resource, Rule};
+
+/// Everything that a set-up is, before something is broken. `SERVERS` and `API` are put in.
+const GOOD: &str = r#"
+[kafka]
+bootstrap_servers = "SERVERS"
+[ingress]
+listen = "127.0.0.1:8443"
+[ingress.tls]
+certificate = "tls.crt"
+private_key = "tls.key"
+[[instance]]
+name = "toolbox"
+path = "/flinks/toolbox"
+[[instance.secret]]
+scheme = "flinks-authenticity-key"
+label = "2026-11"
+value_file = "secret.txt"
+[instance.api]
+base_url = "API"
+authorize_key_env = "AUTHORIZE_KEY"
+api_key_env = "API_KEY"
+[[enrich.endpoint]]
+name = "credit-risk"
+get = "GetCreditRiskAttributes"
+"#;
+
+const SECRET: &str = "an-invented-secret-for-tests";
+const AUTHORIZE_KEY: &str = "an-invented-authorize-key";
+const API_KEY: &str = "an-invented-api-key";
+
+/// A set-up on disk, and the machine that it is on.
+struct Setup {
+    directory: TempDir,
+    toml: String,
+    environment: Vec<(String, String)>,
+    machine: Machine,
+    options: Check,
+}
+
+impl Setup {
+    fn new(servers: &str, api: &str) -> Setup {
+        let directory = TempDir::new().expect("a directory");
+        let made = tls::self_made(&["hooks.example.com", "127.0.0.1"]).expect("good names");
+        let setup = Setup {
+            toml: GOOD.replace("SERVERS", servers).replace("API\"", &format!("{api}\"")),
+            environment: vec![
+                ("AUTHORIZE_KEY".to_owned(), AUTHORIZE_KEY.to_owned()),
+                ("API_KEY".to_owned(), API_KEY.to_owned()),
+            ],
+            machine: Machine { root: directory.path().join("root"), open_files: Some(20_000), now: SystemTime::now() },
+            options: Check { config: None, whom: Whom::All, offline: false, json: false },
+            directory,
+        };
+        setup.write("secret.txt", SECRET, 0o600);
+        setup.write("tls.crt", &(made.certificate_pem + &made.ca_pem), 0o644);
+        setup.write("tls.key", &made.private_key_pem, 0o640);
+        setup.write("root/proc/self/cgroup", "0::/\n", 0o644);
+        setup.write("root/proc/meminfo", "MemTotal:        8000000 kB\nMemFree: 1 kB\n", 0o644);
+        setup.write("root/sys/fs/cgroup/memory.max", "max\n", 0o644);
+        setup
+    }
+
+    fn write(&self, name: &str, content: &str, mode: u32) {
+        let path = self.directory.path().join(name);
+        fs::create_dir_all(path.parent().expect("below the directory")).expect("a directory");
+        fs::write(&path, content).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("the file is ours");
+    }
+
+    fn replace(&mut self, from: &str, to: &str) {
+        assert!(self.toml.contains(from), "{from}");
+        self.toml = self.toml.replace(from, to);
+    }
+
+    /// Adds to `[kafka.properties]`.
+    fn properties(&mut self, properties: &str) {
+        self.replace("[ingress]\n", &format!("[kafka.properties]\n{properties}\n[ingress]\n"));
+    }
+
+    fn made(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    async fn check(&mut self) -> Findings {
+        self.write("bridge.toml", &self.toml, 0o644);
+        self.options.config = Some(self.directory.path().join("bridge.toml"));
+        let findings = check::run(&self.options, &self.environment, &self.machine).await;
+        let (text, json) = (findings.text(), findings.json());
+        println!("{text}");
+        for secret in [SECRET, AUTHORIZE_KEY, API_KEY, "/flinks/toolbox", "BEGIN"] {
+            assert!(!text.contains(secret) && !json.contains(secret), "{secret} is shown");
+        }
+        assert_eq!(text.lines().count(), findings.0.len() + 1, "one line a finding");
+        findings
+    }
+}
+
+/// What must be found, besides what is good or only to be known: this, and nothing else.
+type Found<'a> = &'a [(Severity, Area, &'a str)];
+
+#[track_caller]
+fn assert_found(case: &str, findings: &Findings, expected: Found<'_>) {
+    let found: Vec<_> = findings.0.iter().filter(|finding| finding.severity > Severity::Note).collect();
+    let as_expected = found.len() == expected.len()
+        && expected.iter().all(|(severity, area, what)| {
+            found.iter().any(|f| f.severity == *severity && f.area == *area && f.what.contains(what))
+        });
+    assert!(as_expected, "{case}: expected {expected:#?}\nfound\n{}", findings.text());
+    assert!(found.iter().all(|finding| !finding.todo.is_empty()), "{case}: nothing to do\n{}", findings.text());
+    let worst = expected.iter().map(|(severity, ..)| *severity).max();
+    let code = worst.map_or(0, |severity| if severity == Severity::Error { 2 } else { 1 });
+    assert_eq!(findings.exit_code(), code, "{case}");
+}
+
+use Severity::{Error, Warning};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_broken_without_a_network_is_named() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    type Break = fn(&mut Setup);
+    let cases: &[(&str, Break, Found<'_>)] = &[
+        ("nothing", |_| {}, &[]),
+        (
+            "a setting that there is not",
+            |setup| setup.replace("listen =", "listens ="),
+            &[(Error, Area::Settings, "ingress.listens")],
+        ),
+        (
+            "a secret's file is missing",
+            |setup| setup.replace("secret.txt", "secrets.txt"),
+            &[(Error, Area::Secrets, "instance.0.secret.0.value_file")],
+        ),
+        ("a secret is empty", |setup| setup.write("secret.txt", "\n", 0o600), &[(Error, Area::Secrets, "is empty")]),
+        (
+            "a secret is short",
+            |setup| setup.write("secret.txt", "hunter2hunter2", 0o600),
+            &[(Warning, Area::Secrets, "shorter than 16 bytes")],
+        ),
+        (
+            "a secret is nothing random",
+            |setup| setup.write("secret.txt", "0123012301230123012301230123", 0o600),
+            &[(Warning, Area::Secrets, "only 4 different bytes")],
+        ),
+        (
+            "a secret and a key are everybody's",
+            |setup| {
+                setup.write("secret.txt", SECRET, 0o644);
+                setup.write("tls.key", &fs::read_to_string(setup.made("tls.key")).expect("written"), 0o604);
+            },
+            &[
+                (Warning, Area::Secrets, "secret.txt may be read or changed by every user"),
+                (Warning, Area::Secrets, "ingress.tls.private_key"),
+            ],
+        ),
+        (
+            "an API key is not set",
+            |setup| drop(setup.environment.pop()),
+            &[(Error, Area::Secrets, "instance.0.api.api_key_env")],
+        ),
+        (
+            "the certificate expires soon",
+            |setup| setup.machine.now += 70 * DAY + DAY / 2,
+            &[
+                (Warning, Area::Certificate, "the certificate expires in 19 days"),
+                (Warning, Area::Certificate, "certificate 2 expires in 19 days"),
+            ],
+        ),
+        (
+            "the certificate has expired",
+            |setup| setup.machine.now += 91 * DAY,
+            &[
+                (Error, Area::Certificate, "the certificate has expired"),
+                (Error, Area::Certificate, "certificate 2 has expired"),
+            ],
+        ),
+        (
+            "the key of another certificate",
+            |setup| setup.write("tls.key", &tls::self_made(&["other"]).expect("a good name").private_key_pem, 0o600),
+            &[(Error, Area::Certificate, "does not belong to the first certificate")],
+        ),
+        (
+            "a chain that is none",
+            |setup| {
+                let leaf = fs::read_to_string(setup.made("tls.crt")).expect("written");
+                let leaf = leaf.split_inclusive("-----END CERTIFICATE-----\n").next().expect("the leaf").to_owned();
+                let other = tls::self_made(&["other"]).expect("a good name");
+                setup.write("tls.crt", &(leaf + &other.certificate_pem), 0o644);
+            },
+            &[(Error, Area::Certificate, "certificate 1 is signed by")],
+        ),
+        ("no certificate", |setup| setup.replace("tls.crt", "tls.pem"), &[(Error, Area::Certificate, "cannot read")]),
+        (
+            "deadlines that do not nest",
+            |setup| setup.replace("[ingress]\n", "[ingress]\nrequest_timeout = \"40s\"\n"),
+            &[(Error, Area::Deadlines, "must be less than ingress.request_timeout")],
+        ),
+        (
+            "a budget above the memory of the control group, version 2",
+            |setup| {
+                setup.write("root/proc/self/cgroup", "0::/kubepods/pod7\n", 0o644);
+                setup.write("root/sys/fs/cgroup/kubepods/memory.max", "268435456\n", 0o644);
+                setup.options.whom = Whom::Ingress;
+            },
+            &[(Error, Area::Memory, "role ingress needs 308 MiB")],
+        ),
+        (
+            "a budget above the memory of the control group, version 1",
+            |setup| {
+                setup.write("root/proc/self/cgroup", "7:cpu:/x\n3:memory:/x\n", 0o644);
+                setup.write("root/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n", 0o644);
+                setup.write("root/sys/fs/cgroup/memory/x/memory.limit_in_bytes", "419430400\n", 0o644);
+                setup.options.whom = Whom::Ingress;
+            },
+            &[(Warning, Area::Memory, "and may take 400 MiB (the control group's memory.limit_in_bytes)")],
+        ),
+        (
+            "few open files",
+            |setup| setup.machine.open_files = Some(1024),
+            &[(Warning, Area::Files, "1024 files may be open (hard limit), 10300 are needed")],
+        ),
+        (
+            "a property that librdkafka does not know",
+            |setup| setup.properties("\"sasl.pasword\" = \"an-invented-password\""),
+            &[(Error, Area::Settings, "kafka.properties.sasl.pasword")],
+        ),
+    ];
+    for (case, break_it, expected) in cases {
+        println!("--- {case}");
+        let mut setup = Setup::new("127.0.0.1:9092", "http://127.0.0.1:9/v3/customer");
+        setup.options.offline = true;
+        break_it(&mut setup);
+        let findings = setup.check().await;
+        assert_found(case, &findings, expected);
+    }
+    let mut setup = Setup::new("127.0.0.1:9092", "http://127.0.0.1:9/v3/customer");
+    setup.options.config = Some(setup.directory.path().join("nowhere.toml"));
+    let findings = check::run(&setup.options, &setup.environment, &setup.machine).await;
+    assert_found("no file", &findings, &[(Error, Area::Settings, "nowhere.toml: cannot be read")]);
+    assert!(findings.0.last().expect("more").what.starts_with("not checked"), "{}", findings.text());
+}
+
+/// Each role is looked at for what it needs, and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_is_checked_for_its_own_needs() {
+    for (whom, certificate, memory) in [
+        (Whom::Ingress, true, vec!["ingress"]),
+        (Whom::Enrich, false, vec!["enrich"]),
+        (Whom::Link, false, vec!["link"]),
+        (Whom::All, true, vec!["ingress", "enrich", "link"]),
+    ] {
+        let mut setup = Setup::new("127.0.0.1:9092", "http://127.0.0.1:9/v3/customer");
+        (setup.options.offline, setup.options.whom) = (true, whom);
+        if whom == Whom::Ingress {
+            setup.environment.clear();
+        }
+        if matches!(whom, Whom::Enrich | Whom::Link) {
+            fs::remove_file(setup.made("secret.txt")).expect("it is there");
+        }
+        let findings = setup.check().await;
+        assert_found(&format!("{whom:?}"), &findings, &[]);
+        let of = |area| findings.0.iter().filter(move |finding| finding.area == area);
+        assert_eq!(of(Area::Certificate).next().is_some(), certificate);
+        let roles: Vec<&str> = of(Area::Memory).filter_map(|f| f.what.split(' ').nth(1)).collect();
+        assert_eq!(roles, memory);
+    }
+    // Only who says so has enrichment checked although there is none.
+    let (without, _) = GOOD.split_once("[[enrich").expect("it has an endpoint");
+    let without = without.replace("SERVERS", "127.0.0.1:9092").replace("API\"", "http://127.0.0.1:9/v3/c\"");
+    for (whom, expected) in
+        [(Whom::All, &[][..]), (Whom::Enrich, &[(Error, Area::Settings, "at least one [[enrich.endpoint]]")][..])]
+    {
+        let mut setup = Setup::new("", "");
+        (setup.toml, setup.options.offline, setup.options.whom) = (without.clone(), true, whom);
+        assert_found("no endpoint", &setup.check().await, expected);
+    }
+    assert_eq!(Whom::value_variants().len(), 4);
+}
+
+const ALL_TOPICS: [&str; 8] = [
+    "flinks.kyc",
+    "flinks.accounts-detail",
+    "flinks.pay-events",
+    "flinks.upload-fraud-alerts",
+    "flinks.quarantine",
+    "flinks.attributes",
+    "flinks.attributes.dead-letter",
+    "flinks.login-links",
+];
+
+async fn stub() -> Stub {
+    let keys = (AUTHORIZE_KEY.to_owned(), API_KEY.to_owned());
+    let options = StubOptions { authorize_key: keys.0, api_key: keys.1, ..StubOptions::default() };
+    Stub::start(options).await.expect("a free port")
+}
+
+/// A listener that shakes hands and then says nothing.
+async fn tls_listener(made: &SelfMade) -> u16 {
+    let identity = Identity::from_pem(&made.certificate_pem, &made.private_key_pem).expect("a good pair");
+    let acceptor = TlsAcceptor::from(tls::server_config(identity).expect("random numbers"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_on_the_way_to_kafka_is_named() {
+    let plain = plain_listener().await;
+    let right = tls::self_made(&["127.0.0.1"]).expect("a good name");
+    let other_name = tls::self_made(&["kafka.example.com"]).expect("a good name");
+    let (right_port, other_port) = (tls_listener(&right).await, tls_listener(&other_name).await);
+    let stub = stub().await;
+    let ssl = |setup: &mut Setup, authority: &str| {
+        setup.write("kafka-ca.pem", authority, 0o644);
+        let file = setup.made("kafka-ca.pem");
+        setup.properties(&format!("\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"{file}\""));
+    };
+    type Break<'a> = Box<dyn Fn(&mut Setup) + 'a>;
+    let cases: Vec<(&str, String, Break<'_>, &str)> = vec![
+        ("nobody listens", "127.0.0.1:1".to_owned(), Box::new(|_| {}), "nobody listens at a broker's address"),
+        ("no such name", "kafka.invalid:9092".to_owned(), Box::new(|_| {}), "a broker's name is not known"),
+        (
+            "TLS to a plain port",
+            format!("127.0.0.1:{plain}"),
+            Box::new(|setup| ssl(setup, &right.ca_pem)),
+            "speaks TLS, and the listener does not",
+        ),
+        (
+            "plain to a TLS port",
+            format!("127.0.0.1:{right_port}"),
+            Box::new(|_| {}),
+            "speaks plain, and the listener seems to want TLS",
+        ),
+        (
+            "an authority that is not known",
+            format!("127.0.0.1:{right_port}"),
+            Box::new(|setup| ssl(setup, &other_name.ca_pem)),
+            "of an authority that is not trusted",
+        ),
+        (
+            "a certificate of another name",
+            format!("127.0.0.1:{other_port}"),
+            Box::new(|setup| ssl(setup, &other_name.ca_pem)),
+            "not for the name in kafka.bootstrap_servers",
+        ),
+        (
+            "an authority's file that is not there",
+            "127.0.0.1:1".to_owned(),
+            Box::new(|setup| {
+                setup.properties("\"security.protocol\" = \"ssl\"\n\"ssl.ca.location\" = \"/nowhere/ca.pem\"");
+            }),
+            "no Kafka client can be made",
+        ),
+    ];
+    for (case, servers, break_it, expected) in cases {
+        println!("--- {case}");
+        let mut setup = Setup::new(&servers, &stub.base_url());
+        break_it(&mut setup);
+        let findings = setup.check().await;
+        assert_found(case, &findings, &[(Error, Area::Kafka, expected)]);
+        let unchecked = findings.0.iter().any(|finding| finding.what.starts_with("not checked: brokers, topics"));
+        assert!(unchecked, "{case}: {}", findings.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_the_flinks_api_is_named() {
+    const AWAY: (Severity, Area, &str) = (Error, Area::Kafka, "nobody listens");
+    let stub = stub().await;
+    let mut setup = Setup::new("127.0.0.1:1", &stub.base_url());
+    let findings = setup.check().await;
+    assert_found("nothing", &findings, &[AWAY]);
+    let taken = |key: &str| findings.0.iter().any(|f| f.severity == Severity::Ok && f.what.ends_with(key));
+    assert!(taken("takes api.authorize_key") && taken("takes api.api_key"), "{}", findings.text());
+
+    // Keys that the API does not take: one, and both.
+    let refused = ["Flinks refuses api.api_key", "Flinks refuses api.authorize_key"];
+    setup.environment[1].1 = "another-invented-api-key".to_owned();
+    assert_found("api_key", &setup.check().await, &[AWAY, (Error, Area::Flinks, refused[0])]);
+    setup.environment[0].1 = "another-invented-authorize-key".to_owned();
+    let both = [AWAY, (Error, Area::Flinks, refused[0]), (Error, Area::Flinks, refused[1])];
+    assert_found("both keys", &setup.check().await, &both);
+
+    for nobody in ["http://127.0.0.1:1/v3/customer", "http://flinks.invalid/v3/customer"] {
+        let mut setup = Setup::new("127.0.0.1:1", nobody);
+        let expected = [AWAY, (Error, Area::Flinks, "the Flinks API cannot be reached")];
+        assert_found(nobody, &setup.check().await, &expected);
+    }
+
+    // Kafka refuses records of a clock that is more than an hour ahead.
+    for (behind, severity, what) in [
+        (2 * 3600, Error, "ahead of the Flinks API of instance toolbox: Kafka refuses"),
+        (300, Warning, "ahead of the Flinks API"),
+        (-300, Warning, "behind the Flinks API"),
+        (0, Severity::Ok, ""),
+    ] {
+        let mut setup = Setup::new("127.0.0.1:1", &dated(behind).await);
+        let findings = setup.check().await;
+        let off = (severity > Severity::Note).then_some((severity, Area::Clock, what));
+        let expected: Vec<_> = [AWAY].into_iter().chain(off).collect();
+        assert_found("another time", &findings, &expected);
+    }
+}
+
+/// A listener that hangs up on what is no request of Kafka's protocol, as Kafka does.
+async fn plain_listener() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+        }
+    });
+    port
+}
+
+/// The base URL of something that answers as Flinks does, whose clock is so many seconds behind.
+async fn dated(behind: i64) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let now = SystemTime::now();
+            let shift = Duration::from_secs(behind.unsigned_abs());
+            let date = httpdate::fmt_http_date(if behind > 0 { now - shift } else { now + shift });
+            let body = "{\"HttpStatusCode\":200,\"Token\":\"invented\"}";
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: \
+                 close\r\n\r\n",
+                body.len()
+            );
+            let _ = stream.write_all((head + body).as_bytes()).await;
+        }
+    });
+    format!("http://{address}/v3/customer")
+}
+
+/// One cluster, whose users and topics are right and then, one after the other, wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_in_a_real_cluster_is_named() {
+    const LOGIN: (&str, &str) = ("bridge", "an-invented-password-of-kafka");
+    let options = ClusterOptions {
+        link_rate: Some(1_000_000_000),
+        link_login: Some(LOGIN),
+        properties: vec![("allow.everyone.if.no.acl.found".to_owned(), "true".to_owned())],
+        ..ClusterOptions::default()
+    };
+    let cluster = Arc::new(tokio::task::block_in_place(|| Cluster::start(options)));
+    let stub = stub().await;
+    let setup = |login: Option<(&str, &str, &str)>| {
+        let mut setup = Setup::new(&cluster.link_servers(), &stub.base_url());
+        if let Some((mechanism, user, password)) = login {
+            setup.write("password.txt", password, 0o600);
+            let properties = format!(
+                "\"security.protocol\" = \"sasl_plaintext\"\n\"sasl.mechanism\" = \"{mechanism}\"\n\"sasl.username\" = \
+                 \"{user}\"\n[kafka.property_files]\n\"sasl.password\" = \"password.txt\""
+            );
+            setup.properties(&properties);
+        }
+        setup
+    };
+    let right = || setup(Some(("PLAIN", LOGIN.0, LOGIN.1)));
+    tokio::task::block_in_place(|| create_topics(&setup(None), &cluster.bootstrap_servers()));
+
+    // Not every broker knows of all of them at once.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let findings = loop {
+        let findings = right().check().await;
+        if findings.exit_code() == 0 || Instant::now() >= deadline {
+            break findings;
+        }
+    };
+    assert_found("nothing", &findings, &[]);
+    for what in ["uses of topics are allowed", "every topic is there"] {
+        assert!(findings.text().contains(what), "{what}\n{}", findings.text());
+    }
+    let cases = [
+        ("a wrong password", setup(Some(("PLAIN", LOGIN.0, "another-password"))), "the broker refuses the login"),
+        ("another mechanism", setup(Some(("SCRAM-SHA-512", LOGIN.0, LOGIN.1))), "does not offer this SASL mechanism"),
+        ("no login", setup(None), "only one side of the connection wants a login"),
+    ];
+    for (case, mut setup, expected) in cases {
+        println!("--- {case}");
+        let findings = setup.check().await;
+        assert_found(case, &findings, &[(Error, Area::Kafka, expected)]);
+        assert!(!findings.text().contains("another-password") && !findings.text().contains(LOGIN.1));
+    }
+
+    println!("--- no permission");
+    let deny = |resource, name, operation| Rule { permission: Permission::Deny, operation, resource, name };
+    tokio::task::block_in_place(|| {
+        cluster.rule(&Rule {
+            permission: Permission::Allow,
+            operation: Operation::All,
+            resource: Resource::Topic,
+            name: "*",
+        });
+        cluster.rule(&Rule {
+            permission: Permission::Allow,
+            operation: Operation::All,
+            resource: Resource::Group,
+            name: "*",
+        });
+        cluster.rule(&deny(Resource::Topic, "flinks.kyc", Operation::Write));
+        cluster.rule(&deny(Resource::Topic, "flinks.accounts-detail", Operation::Read));
+        cluster.rule(&deny(Resource::Group, "flinks-bridge-link", Operation::All));
+    });
+    let findings = right().check().await;
+    assert_found(
+        "no permission",
+        &findings,
+        &[
+            (Error, Area::Permissions, "role ingress may not write topic flinks.kyc"),
+            (Error, Area::Permissions, "role enrich may not read topic flinks.accounts-detail"),
+            (Error, Area::Permissions, "role link may not read topic flinks.accounts-detail"),
+            (Warning, Area::Permissions, "group flinks-bridge-link, which role link joins: nobody answers"),
+        ],
+    );
+    tokio::task::block_in_place(|| cluster.no_rules());
+
+    println!("--- topics and a broker");
+    tokio::task::block_in_place(|| {
+        cluster.delete_topic("flinks.kyc");
+        cluster.delete_topic("flinks.quarantine");
+        cluster.create_topic("flinks.quarantine", 12, 1, &[("min.insync.replicas", "1")]);
+        cluster.alter_topic("flinks.pay-events", "max.message.bytes", "1048588");
+        cluster.kill(3);
+        cluster.wait_down(3, Duration::from_secs(30));
+    });
+    let findings = right().check().await;
+    for (severity, area, what) in [
+        (Error, Area::Topics, "flinks.kyc: missing"),
+        (Error, Area::Topics, "flinks.quarantine: replication is 1"),
+        (Error, Area::Topics, "min.insync.replicas is 1 and should be 2"),
+        (Error, Area::Topics, "flinks.pay-events: max.message.bytes is 1048588"),
+        (Warning, Area::Brokers, "the cluster has 2 broker(s)"),
+    ] {
+        let found = |f: &&check::Finding| f.severity == severity && f.area == area && f.what.contains(what);
+        assert!(findings.0.iter().any(|f| found(&f)), "{what}\n{}", findings.text());
+    }
+    // The one is gone, and the other has lost partitions with the broker.
+    for topic in ALL_TOPICS.iter().filter(|topic| !["flinks.kyc", "flinks.quarantine"].contains(topic)) {
+        assert_eq!(tokio::task::block_in_place(|| cluster.count(topic)), 0, "nothing is written to {topic}");
+    }
+}
+
+/// Makes every topic of the set-up as it should be.
+fn create_topics(setup: &Setup, servers: &str) {
+    let servers = ("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS".to_owned(), servers.to_owned());
+    let loaded = Config::parse(&setup.toml, Path::new("test.toml"), &[servers], Needs::NEITHER).expect("good settings");
+    let cluster = topics::Cluster::new(&loaded.config.kafka).expect("good properties");
+    let wanted = topics::wanted(&loaded.config);
+    let found = cluster.describe(&wanted).expect("it answers");
+    for step in topics::plan(&wanted, &found, topics::Allowed::default()) {
+        cluster.carry_out(&step).expect("it is allowed");
+    }
+}
+
+#[test]
+fn this_machine_can_be_read() {
+    let machine = Machine::this();
+    assert_eq!(machine.root, Path::new("/"));
+    let (limit, whose) = machine.memory().expect("Linux tells");
+    assert!(limit > 64 << 20, "{limit} ({whose})");
+}
