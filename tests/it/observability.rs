@@ -65,6 +65,7 @@ fn exposed() -> BTreeMap<String, Family> {
     let metrics = Metrics::new(&registry, &names).expect("the registry is new");
     // What is absent until something is known of it.
     metrics.certificate_expires(1);
+    metrics.kafka_certificate_expires(1);
     let latency = Quantiles::default();
     let broker =
         BrokerStatistics { node_id: 1, up: true, rtt: latency, internal_latency: latency, outbuf_latency: latency };
