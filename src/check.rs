@@ -40,10 +40,12 @@ const FAILOVER: Duration = Duration::from_secs(3);
 
 /// Memory of a role without load (the README's "Memory").
 const PROCESS: u64 = 20 << 20;
-/// Memory of an open connection, plain and with TLS.
-const CONNECTION: (u64, u64) = (14 << 10, 20 << 10);
+/// Memory of an open connection, plain and with TLS, and the headers of a request that it may be in.
+const CONNECTION: (u64, u64) = ((14 + 16) << 10, (20 + 16) << 10);
 /// What a consumer has fetched ahead, and the largest usual answer of a broker to a fetch.
 const FETCHED: (u64, u64) = (16 << 20, 4 << 20);
+/// An answer of Flinks under way, on average.
+const ANSWER: u64 = 4 << 20;
 /// How much larger than its body a record may be.
 const RECORD_OVERHEAD: u64 = 64 << 10;
 /// librdkafka's `batch.size`: the largest request of more than one record.
@@ -663,7 +665,9 @@ fn memory(findings: &mut Findings, roles: &Roles, config: &Config, machine: &Mac
         let held = consumer.bytes_in_flight as u64 + record + PROCESS;
         let setting =
             if role == "enrich" { "enrich.consumer.bytes_in_flight" } else { "link.consumer.bytes_in_flight" };
-        wanted.push((role, held, FETCHED.0 + brokers * FETCHED.1 + under_way, setting));
+        let apis = config.instances.iter().filter_map(|instance| instance.api.as_ref());
+        let answers = if role == "enrich" { apis.map(|api| api.concurrency as u64 * ANSWER).sum() } else { 0 };
+        wanted.push((role, held, FETCHED.0 + brokers * record.max(FETCHED.1) + answers, setting));
     }
     let limit = machine.memory();
     for (role, sure, beside, setting) in wanted {

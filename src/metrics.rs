@@ -384,7 +384,7 @@ families! {
         "From a request to its bytes on the socket, over the last statistics interval. Absent until the broker is \
          known.";
     TOPIC_READY: "gauge" "bridge_topic_ready" ["topic"]
-        "Whether the topic exists and has a reachable leader.";
+        "Whether the topic exists, has a reachable leader and enough replicas in sync, and may be written.";
     READY: "gauge" "bridge_ready" []
         "Whether the process wants traffic: what /readyz says.";
     BUILD_INFO: "gauge" "bridge_build_info" ["version"]

@@ -3,12 +3,14 @@
 # a thousand webhooks while a node of Kafka is killed, audits them, looks at attributes, Prometheus and scaling, takes
 # everything down and up again, and audits once more. Prints what it saw; ends at the first thing that is not as it should be.
 #
-# It needs Docker with compose and buildx, curl, jq and objcopy, about ten minutes and 4 GB of memory, and is no part of
-# tests/run.sh for that. It removes all that it made but the image, and refuses to run where a project of its name, or one
+# It needs Docker with compose and buildx, curl, jq, objcopy and python3, about ten minutes and 4 GB of memory, and is no
+# part of tests/run.sh for that. It removes all that it made but the image, and refuses to run where a project of its name, or one
 # of the ports that docker-compose.yml publishes, is in use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# What docker-compose.yml would take from whoever calls.
+unset RUN COUNT RATE POSSIBLY_PERSISTED POSSIBLY_DOUBLED FLINKS_WEBHOOK_SECRET COMPOSE_FILE COMPOSE_PROFILES
 export COMPOSE_PROJECT_NAME=flinks-bridge-test
 image=flinks-bridge:local
 admin=http://127.0.0.1:9464
@@ -42,9 +44,10 @@ finish() {
   local result=$?
   if ((result != 0)); then
     docker compose ps -a >&2 || true
-    docker compose logs --no-color --tail 40 >&2 || true
+    docker compose --profile simulate logs --no-color --tail 5 2>&1 | cut -c 1-400 >&2 || true
   fi
   docker compose --profile simulate down -v --remove-orphans --timeout 10 >/dev/null 2>&1 || true
+  [[ -z ${made:-} ]] || docker rm -f "$made" >/dev/null 2>&1 || true
   rm -rf "$scratch"
   exit "$result"
 }
@@ -61,15 +64,17 @@ docker image inspect --format '{{index .Config.Labels "org.opencontainers.image.
   grep -qx flinks-bridge || die 'the image has no OCI labels'
 ! docker run --rm --entrypoint /bin/sh $image -c true 2>/dev/null || die 'the image has a shell'
 docker run --rm --read-only --network none --cap-drop ALL $image --version | sed 's/^/        /'
-made=$(docker create $image)
-docker cp -q "$made:/usr/local/bin/flinks-bridge" "$scratch/" && docker rm "$made" >/dev/null
+made=$(docker create "$image")
+docker cp -q "$made:/usr/local/bin/flinks-bridge" "$scratch/" || die 'the binary cannot be copied out of the image'
+docker rm "$made" >/dev/null
+made=
 objcopy --dump-section .dep-v0="$scratch/crates" "$scratch/flinks-bridge" "$scratch/unused"
 crates=$(python3 -c 'import json, sys, zlib; print(len(json.loads(zlib.decompress(open(sys.argv[1], "rb").read()))["packages"]))' \
   "$scratch/crates")
 say "the binary lists the $crates crates that it is made of"
 
 # ---- up ---------------------------------------------------------------------------------------------------------------
-docker compose up -d --quiet-pull >/dev/null 2>&1 || die 'docker compose up failed'
+docker compose up -d --quiet-pull >"$scratch/up" 2>&1 || { tail -n 5 "$scratch/up" >&2; die 'docker compose up failed'; }
 ready() { curl -fsS "$admin/readyz"; }
 within 240 'the ingress is ready' ready
 say 'up: the ingress is ready'

@@ -55,7 +55,9 @@ impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let properties = self.properties.current();
         let show = |(name, value): (&String, &String)| {
-            (name.clone(), if is_secret_property(name) { reading::redacted(value) } else { value.clone() })
+            // One file may hold certificate and key.
+            let hidden = is_secret_property(name) || name.ends_with(".pem");
+            (name.clone(), if hidden { reading::redacted(value) } else { value.clone() })
         };
         f.debug_struct("Kafka")
             .field("bootstrap_servers", &self.bootstrap_servers)
@@ -167,7 +169,7 @@ pub struct Properties {
 }
 
 /// The properties of one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct InUse {
     /// How often they were replaced before: a client that was made with another generation is to be made anew.
     pub generation: u64,
@@ -243,8 +245,7 @@ impl Properties {
 
     /// Puts other values into use, for clients that are made from now on.
     pub fn replace(&self, values: BTreeMap<String, String>) {
-        let generation = self.generation() + 1;
-        self.in_use.store(Arc::new(InUse { generation, values }));
+        self.in_use.rcu(|before| InUse { generation: before.generation + 1, values: values.clone() });
     }
 
     /// Puts one value into use, as if it had been given: what tests and rehearsals change beside the settings.
@@ -284,7 +285,8 @@ impl File {
         if bytes.len() as u64 > LARGEST_PEM {
             return Err(format!("is larger than {} MiB", LARGEST_PEM >> 20));
         }
-        let text = String::from_utf8(bytes).map_err(not_text)?;
+        // What stands around the armour may be in any encoding.
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         if text.contains("-----BEGIN ") && text.contains("-----END ") {
             Ok(text)
         } else {

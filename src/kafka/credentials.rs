@@ -3,7 +3,7 @@
 //! A thread looks at the files now and then, since one in a mounted Kubernetes secret changes by the swap of a link, which
 //! file events tell badly. What it finds new is first tried on the cluster by a client that does nothing else, and taken
 //! into use only when Kafka has answered it. So a broken file, or a password that the brokers do not know yet, harms nobody,
-//! and it makes no difference whether brokers or files learn of a new password first: what waits is tried again every second.
+//! and it makes no difference whether brokers or files learn of a new password first: what waits is tried again every few seconds.
 //!
 //! What is in use stands in `config::Properties`. Each client that lives long compares its generation and is made anew
 //! by whoever owns it: producers, the probe, consumers, the reader of links. Nothing here touches them.
@@ -20,6 +20,8 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 use tokio_util::sync::CancellationToken;
 
 use super::client_config;
+use super::operations::{Operation, of_topics};
+use super::producer::KafkaSettingError;
 use crate::config;
 use crate::metrics::{Metrics, Reload};
 use crate::tls;
@@ -28,25 +30,27 @@ use crate::tls;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// One question to it; also how soon a shutdown is noticed.
 const TURN: Duration = Duration::from_millis(500);
-/// How often what Kafka has not taken is tried again.
+/// How soon what Kafka has not taken is tried again; twice as long each time, for brokers that lock out who fails often.
 const AGAIN: Duration = Duration::from_secs(1);
+/// And how late, well below the publish deadline.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(4);
 
-/// Looks at the files until `stop`, on a thread of its own. `topic` is one that may be asked for.
+/// Looks at the files until `stop`, on a thread of its own. `topics` are those that this process publishes to.
 pub(super) fn follow(
     kafka: config::Kafka,
-    topic: Option<Arc<str>>,
+    topics: Vec<Arc<str>>,
     metrics: Metrics,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
     let follow = move || {
-        let mut told = None;
+        let (mut told, mut again) = (None, AGAIN);
         let mut pause = kafka.reload_interval;
         while !stop.is_cancelled() {
             thread::park_timeout(pause);
             pause = kafka.reload_interval;
             let found = match kafka.properties.read_again() {
                 Ok(None) => {
-                    told = None;
+                    (told, again) = (None, AGAIN);
                     continue;
                 }
                 Ok(Some(found)) => found,
@@ -55,22 +59,26 @@ pub(super) fn follow(
                     continue;
                 }
             };
-            match attempt(&kafka, &found, topic.as_deref(), &stop) {
+            let attempted = attempt(&kafka, &found, &topics, &stop);
+            if stop.is_cancelled() {
+                break;
+            }
+            match attempted {
                 Ok(()) => {
                     kafka.properties.replace(found);
                     tell_expiry(&kafka, &metrics);
                     metrics.kafka_credentials_reloaded(Reload::Replaced);
                     tracing::info!("kafka takes the new credentials, all clients go over to them");
-                    told = None;
+                    (told, again) = (None, AGAIN);
                 }
                 Err(Fault::Unusable(what)) => refuse(&mut told, what, true, &metrics),
                 Err(Fault::NotTaken(what)) => {
                     refuse(&mut told, what, true, &metrics);
-                    pause = pause.min(AGAIN);
+                    (pause, again) = (pause.min(again), (again * 2).min(AGAIN_AT_MOST));
                 }
                 Err(Fault::NoAnswer(what)) => {
                     refuse(&mut told, format!("kafka does not answer: {what}"), false, &metrics);
-                    pause = pause.min(AGAIN);
+                    (pause, again) = (pause.min(again), (again * 2).min(AGAIN_AT_MOST));
                 }
             }
         }
@@ -118,7 +126,7 @@ enum Fault {
 fn attempt(
     kafka: &config::Kafka,
     found: &BTreeMap<String, String>,
-    topic: Option<&str>,
+    topics: &[Arc<str>],
     stop: &CancellationToken,
 ) -> Result<(), Fault> {
     let mut candidate = kafka.clone();
@@ -128,16 +136,16 @@ fn attempt(
     let trouble = Trouble::of(&candidate);
     let client: BaseProducer<Asking> = client
         .create_with_context(Asking { trouble: trouble.clone() })
-        .map_err(|error| Fault::Unusable(format!("librdkafka cannot use them ({error})")))?;
+        .map_err(|error| Fault::Unusable(KafkaSettingError::new("credentials", &error).to_string()))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let answer = client.client().fetch_metadata(topic, TURN);
+        let answer = client.client().fetch_metadata(topics.first().map(|topic| &**topic), TURN);
         // A poll takes one of what it reports meanwhile.
         for _ in 0..100 {
             client.poll(Duration::ZERO);
         }
         match (answer, trouble.told()) {
-            (Ok(_), _) => return Ok(()),
+            (Ok(_), _) => break,
             (Err(_), Some(trouble)) => return Err(Fault::NotTaken(trouble)),
             (Err(error), None) if stop.is_cancelled() || Instant::now() >= deadline => {
                 return Err(Fault::NoAnswer(error.to_string()));
@@ -145,6 +153,11 @@ fn attempt(
             (Err(_), None) => {}
         }
     }
+    // Another's, as of a secret that was mixed up. One missing permission is no reason to refuse: it shows by its topic.
+    let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+    let told = of_topics(client.client().native_client(), &names, PATIENCE).unwrap_or_default();
+    let nothing = !told.is_empty() && told.iter().all(|allowed| allowed.includes(Operation::Write) == Some(false));
+    if nothing { Err(Fault::NotTaken("they may write none of the topics".to_owned())) } else { Ok(()) }
 }
 
 /// The newest that a client has said of why Kafka and we do not come together, for a person to read. Clones share it.

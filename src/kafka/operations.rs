@@ -104,12 +104,9 @@ pub(super) fn permitted<C: ClientContext>(
     let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
     let told = of_topics(client.native_client(), &names, patience).unwrap_or_default();
     let judged = names.iter().zip(told).filter_map(|(name, allowed)| match allowed {
-        // Who may describe a topic may do something with it: an authoriser that names nothing does not tell.
-        Allowed::Operations(operations) if !operations.is_empty() => {
-            Some(((*name).to_owned(), operations.contains(&operation)))
-        }
+        Allowed::Operations(operations) => Some(((*name).to_owned(), operations.contains(&operation))),
         // Metadata says these in words of their own.
-        Allowed::Operations(_) | Allowed::Nothing | Allowed::Missing | Allowed::Untold(_) => None,
+        Allowed::Nothing | Allowed::Missing | Allowed::Untold(_) => None,
     });
     judged.collect()
 }
@@ -216,7 +213,12 @@ unsafe fn judge(
             Acl::RD_KAFKA_ACL_OPERATION_DESCRIBE => Some(Operation::Describe),
             _ => None,
         };
-        Allowed::Operations(slice(operations, count).iter().filter_map(operation).collect())
+        let operations: BTreeSet<Operation> = slice(operations, count).iter().filter_map(operation).collect();
+        // Who may describe a topic may do something with it: an authoriser that names nothing does not tell.
+        if operations.is_empty() {
+            return Allowed::Untold("the broker names no operation".to_owned());
+        }
+        Allowed::Operations(operations)
     }
 }
 

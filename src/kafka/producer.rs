@@ -14,7 +14,7 @@ use std::ffi::CString;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{self, AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ impl Producers {
         topics: Vec<Arc<str>>,
         metrics: &Metrics,
     ) -> Result<Producers, KafkaSettingError> {
-        let asked = topics.first().cloned();
+        let published = topics.clone();
         let readiness = Arc::new(Readiness::new(config, topics, metrics.clone()));
         let small = Arc::new(LaneProducer::new(config, Lane::Small, metrics, &readiness)?);
         let large = Arc::new(LaneProducer::new(config, Lane::Large, metrics, &readiness)?);
@@ -78,7 +78,7 @@ impl Producers {
         threads.push(large.clone().start(broken.clone()));
         threads.push(readiness.start_probe(ask));
         if config.kafka.properties.in_files() {
-            threads.push(credentials::follow(config.kafka.clone(), asked, metrics.clone(), closing.clone()));
+            threads.push(credentials::follow(config.kafka.clone(), published, metrics.clone(), closing.clone()));
         }
         Ok(Producers { small, large, threads: Mutex::new(threads), broken, closing })
     }
@@ -330,7 +330,8 @@ impl LaneProducer {
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(lane = self.lane.as_str(), error = %error, "a new producer could not be built");
+                let told = KafkaSettingError::new(self.lane.as_str(), &error);
+                tracing::error!(lane = self.lane.as_str(), error = %told, "a new producer could not be built");
                 Err(error)
             }
         }
@@ -371,10 +372,11 @@ impl LaneProducer {
                 }
                 old.poll(Duration::ZERO);
             }
-            let done = old.in_flight_count() == 0;
             let mut list = self.retired.lock().expect("no panic while held");
-            // Two: the list's own and the one in hand.
-            if done && Arc::strong_count(&old) == 2 {
+            // Two: the list's own and the one in hand. Asked first: whoever has let go since may have published before.
+            let alone = Arc::strong_count(&old) == 2;
+            atomic::fence(Ordering::Acquire);
+            if alone && old.in_flight_count() == 0 {
                 list.retain(|other| !Arc::ptr_eq(other, &old));
                 drop(list);
                 thread::spawn(move || drop(old));
@@ -525,7 +527,10 @@ impl Probe {
             // One that cannot be made is tried again with the next question; the old one still asks.
             match Probe::new(&self.kafka) {
                 Ok(probe) => *self = probe,
-                Err(error) => tracing::warn!(error = %error, "the probe's client could not be renewed"),
+                Err(error) => {
+                    let error = KafkaSettingError::new("probe", &error);
+                    tracing::warn!(%error, "the probe's client could not be renewed");
+                }
             }
         }
         let answer = match question {

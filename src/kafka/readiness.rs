@@ -27,6 +27,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 const MIN_INSYNC_EVERY: u64 = 30;
 /// How long one question may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the question what may be done may take, without which a probe is good as well.
+const WRITABLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is known of brokers, topics and records, and whether that is enough to serve.
 pub struct Readiness {
@@ -274,8 +276,12 @@ impl Readiness {
                 }
             }
         }
+        // Known before the next question, which goes to the controller and may take its time while that one is away.
+        if states.values().any(TopicState::some_leader_reachable) {
+            self.lock().leader_seen = Some(Instant::now());
+        }
         // Describing a topic is not writing it. A cluster that does not tell what may be done is believed.
-        if let Ok(Answer::Writable(writable)) = ask(Question::Writable(&self.topics), PROBE_TIMEOUT) {
+        if let Ok(Answer::Writable(writable)) = ask(Question::Writable(&self.topics), WRITABLE_TIMEOUT) {
             for (topic, state) in &mut states {
                 if *state == TopicState::Ready && writable.get(&**topic) == Some(&false) {
                     *state = TopicState::NotWritable;

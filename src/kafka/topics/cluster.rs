@@ -4,9 +4,9 @@
 //! permission is missing where one is.
 //!
 //! Settings are altered by Kafka's older request, which replaces all that a topic has of its own: the newer one, which
-//! changes some, has no safe call in rdkafka, and `unsafe` stands in the producer alone. So what the topic has of its own is
-//! read right before and written again with the changes. What somebody else changes in the moment between is lost; what
-//! two processes of this role do at once is the same, and harmless.
+//! changes some, has no safe call in rdkafka. So what the topic has of its own is read right before and written again with
+//! the changes; where that cannot be told apart from what it has of the broker, nothing is altered. What somebody else
+//! changes in the moment between is lost; what two processes of this role do at once is the same, and harmless.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -220,6 +220,10 @@ impl Cluster {
                     let code = "its settings cannot be read, and those not written again would be lost".to_owned();
                     return Err(StepError { code, to_do: MAY_NOT_READ });
                 };
+                if own.values().any(|setting| setting.untold) {
+                    let code = "its own settings cannot be told from the broker's, and would be lost".to_owned();
+                    return Err(StepError { code, to_do: "alter it by hand (kafka-configs --alter --add-config)" });
+                }
                 let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
                 for (name, setting) in own.iter().filter(|(_, setting)| setting.own) {
                     alter = alter.set(name, &setting.value);
@@ -281,7 +285,9 @@ fn found(described: &MetadataTopic) -> Found {
 fn settings_of(resource: ConfigResource) -> Settings {
     let setting = |entry: rdkafka::admin::ConfigEntry| {
         let own = entry.source == ConfigSource::DynamicTopic;
-        Some((entry.name, Setting { value: entry.value?, own }))
+        let untold = entry.source == ConfigSource::Unknown || (own && entry.value.is_none());
+        let value = entry.value.or_else(|| untold.then(String::new))?;
+        Some((entry.name, Setting { value, own, untold }))
     };
     resource.entries.into_iter().filter_map(setting).collect()
 }

@@ -140,6 +140,8 @@ pub struct Setting {
     pub value: String,
     /// Whether the topic has it itself: else it changes with the broker's.
     pub own: bool,
+    /// Whether neither that nor its value is told, so that it could not be written again.
+    pub untold: bool,
 }
 
 impl Topic {
@@ -440,7 +442,8 @@ fn differences_of(wanted: &Wanted, topic: &Topic) -> Vec<Difference> {
     match &topic.settings {
         Ok(settings) => {
             for rule in &wanted.rules {
-                all.extend(difference_of_setting(wanted, rule, settings.get(rule.name)));
+                let difference = difference_of_setting(wanted, rule, settings.get(rule.name));
+                all.extend(difference.map(|difference| copies_first(difference, rule, topic)));
             }
             if settings.values().all(|setting| !setting.own) && !all.is_empty() {
                 all.push(difference(
@@ -558,8 +561,18 @@ impl Wanted {
     }
 }
 
+/// More acknowledgements than there are copies: no record could be published until somebody has added copies.
+fn copies_first(difference: Difference, rule: &Rule, topic: &Topic) -> Difference {
+    let asked = rule.value.parse::<usize>();
+    if rule.name != "min.insync.replicas" || asked.is_ok_and(|asked| asked <= topic.replication()) {
+        return difference;
+    }
+    let to_do = "add copies first (kafka-reassign-partitions), then `flinks-bridge topics create`".to_owned();
+    Difference { to_do, mend: Mend::ByHand, ..difference }
+}
+
 fn difference_of_setting(wanted: &Wanted, rule: &Rule, setting: Option<&Setting>) -> Option<Difference> {
-    let Some(Setting { value, own }) = setting else {
+    let Some(Setting { value, own, .. }) = setting else {
         let compared = (rule.name, "not told".to_owned(), rule.shown());
         let to_do = "this cluster does not know the setting; see that it does the same otherwise".to_owned();
         return Some(difference(wanted, compared, (Severity::Note, rule.why), (to_do, Mend::ByHand)));
@@ -713,7 +726,8 @@ mod tests {
     fn made(wanted: &Wanted) -> Topic {
         let replicas = wanted.replication as usize;
         let partition = Partition { leader: Some(1), replicas, in_sync: replicas };
-        let setting = |rule: &Rule| (rule.name.to_owned(), Setting { value: rule.value.clone(), own: true });
+        let setting =
+            |rule: &Rule| (rule.name.to_owned(), Setting { value: rule.value.clone(), own: true, untold: false });
         Topic {
             partitions: vec![partition; wanted.partitions as usize],
             settings: Ok(wanted.rules.iter().map(setting).collect()),
@@ -799,7 +813,7 @@ mod tests {
             let wanted = of(&config, topic);
             let mut topic = made(&wanted);
             let settings = topic.settings.as_mut().expect("made so");
-            settings.insert((*name).to_owned(), Setting { value: (*value).to_owned(), own: true });
+            settings.insert((*name).to_owned(), Setting { value: (*value).to_owned(), own: true, untold: false });
             let found = Found::There(topic);
             // That one copy is all that an ack waits for is noted besides.
             let all = differences(&wanted, &found).into_iter().filter(|found| found.severity > Severity::Note);
@@ -893,8 +907,9 @@ mod tests {
         }
 
         // Made by a broker, with its defaults: each is named as the broker's.
-        let from_broker =
-            |(name, value): (&str, &str)| (name.to_owned(), Setting { value: value.to_owned(), own: false });
+        let from_broker = |(name, value): (&str, &str)| {
+            (name.to_owned(), Setting { value: value.to_owned(), own: false, untold: false })
+        };
         let defaults = [("min.insync.replicas", "1"), ("max.message.bytes", "1048588"), ("cleanup.policy", "delete")];
         let found = there(Ok(defaults.map(from_broker).into()));
         let all = differences(&wanted, &found);
