@@ -77,8 +77,7 @@ step 'contract for consumers' tests/deploy/contract.sh
 step 'example consumers' tests/deploy/examples.sh
 step 'compiling the tests' cargo test --locked --no-run
 step 'compiling the fault matrix' cargo test --locked --no-run --test faults
-# Most tests wait, for a broker, a deadline or their turn at the one cluster: more of them than there are cores.
-step 'tests' env RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}" cargo test --locked --no-fail-fast "$@"
+step 'tests' cargo test --locked --no-fail-fast "$@"
 # Some tests were asked for by name: the matrix is not one of them.
 if [[ $# == 0 ]]; then
   step 'fault matrix' cargo test --locked --test faults -- ${FLINKS_BRIDGE_LONG_FAULTS:+--long}
