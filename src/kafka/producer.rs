@@ -313,10 +313,13 @@ impl LaneProducer {
         match Native::from_config_and_context(&client_config, context) {
             Ok(new) => {
                 old_context.given_up.store(true, Ordering::Relaxed);
-                // What it has under way is to arrive also where brokers have ended its sessions meanwhile.
-                self.give_login(&old);
                 // Listed as retired first, so that a flush at this moment misses neither.
-                self.retired.lock().expect("no panic while held").push(old);
+                let mut retired = self.retired.lock().expect("no panic while held");
+                retired.push(old);
+                // What they have under way is to arrive also where brokers have ended their sessions meanwhile; those of
+                // an earlier change too, if another one follows on its heels.
+                retired.iter().for_each(|old| self.give_login(old));
+                drop(retired);
                 self.current.store(Arc::new(new));
                 match why {
                     Why::FatalError => {
