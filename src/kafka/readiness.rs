@@ -276,10 +276,6 @@ impl Readiness {
                 }
             }
         }
-        // Known before the next question, which goes to the controller and may take its time while that one is away.
-        if states.values().any(TopicState::some_leader_reachable) {
-            self.lock().leader_seen = Some(Instant::now());
-        }
         // Describing a topic is not writing it. A cluster that does not tell what may be done is believed.
         if let Ok(Answer::Writable(writable)) = ask(Question::Writable(&self.topics), WRITABLE_TIMEOUT) {
             for (topic, state) in &mut states {
