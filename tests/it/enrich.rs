@@ -153,6 +153,12 @@ impl Role {
         sum(&text, family, labels)
     }
 
+    /// Whether a family has a series.
+    fn has(&self, family: &str) -> bool {
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather()).expect("the families can be written");
+        text.lines().any(|line| line.starts_with(&format!("{family}{{")))
+    }
+
     /// Records that ended so.
     fn ended(&self, outcome: &str) -> f64 {
         self.metric("bridge_enrich_records_total", &[("outcome", outcome)])
@@ -410,6 +416,8 @@ async fn what_a_shutdown_interrupts_is_done_again_under_the_same_ids() {
     }
     let role = Role::start(&scene.config);
     let results = read(&scene.servers, ATTRIBUTES, 80);
+    // There is no lag of partitions that are not assigned yet.
+    eventually("it has joined", PATIENCE, || role.has("bridge_consumer_lag")).await;
     eventually("nothing is left", PATIENCE, || role.metric("bridge_consumer_lag", &[]) == 0.0).await;
     let by_source = endpoints_by_source(&results);
     assert!(by_source.len() == 40 && by_source.values().all(|endpoints| endpoints.len() == 2), "{by_source:?}");

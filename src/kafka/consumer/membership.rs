@@ -24,6 +24,8 @@ use crate::metrics::ConsumerMetrics;
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long one question may take; also how long the end of the thread may be waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The question what may be done, without which the others are as good.
+const MAY_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is known of a consumer's place in its group. Clones share it.
 #[derive(Clone, Default)]
@@ -163,7 +165,7 @@ impl Watch {
     fn look(&self, committed: &mut HashMap<(Place, u64), i64>) -> Result<(), KafkaError> {
         let mut partitions = BTreeMap::new();
         // Describing a topic is not reading it. A cluster that does not tell what may be done is believed.
-        let readable = permitted(self.client.client(), &self.topics, Operation::Read, PATIENCE);
+        let readable = permitted(self.client.client(), &self.topics, Operation::Read, MAY_PATIENCE);
         for topic in &self.topics {
             if self.stop.is_cancelled() {
                 return Ok(());
