@@ -19,7 +19,7 @@ use flinks_bridge::redrive::{self, Redrive};
 use flinks_bridge::serve::{self, ServeError, raise_file_limit};
 use flinks_bridge::simulate::{self, Simulate};
 use flinks_bridge::topics::{self, Topics};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -220,14 +220,20 @@ fn faulty(faults: &str) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
+/// # Errors
+/// The exit code, once why there is no runtime has been printed.
+fn runtime(mut threads: Builder) -> Result<Runtime, ExitCode> {
+    threads.enable_all().build().map_err(|error| {
+        eprintln!("the runtime cannot be started: {error}");
+        ExitCode::from(FAILED)
+    })
+}
+
 /// Runs role `simulate` and prints its result. The first signal lets it finish what is under way, the second ends it.
 fn simulated(options: Simulate) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(Builder::new_multi_thread()) {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("the runtime cannot be started: {error}");
-            return ExitCode::from(FAILED);
-        }
+        Err(code) => return code,
     };
     raise_file_limit(options.connections() as usize);
     let json_wanted = options.json();
@@ -277,8 +283,7 @@ fn simulated(options: Simulate) -> ExitCode {
 /// Runs role `redrive`. The first signal lets it finish the transaction under way, the second ends it.
 fn redriven(options: Redrive) -> ExitCode {
     log_to_stderr();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    to_its_end(runtime, "the transaction under way", |shutdown| {
+    to_its_end(Builder::new_current_thread(), "the transaction under way", |shutdown| {
         tokio::task::spawn_blocking(move || match redrive::run(&options, &config::variables(), &shutdown) {
             redrive::Ending::Code(code) => Some(code),
             redrive::Ending::Stopped => None,
@@ -289,8 +294,7 @@ fn redriven(options: Redrive) -> ExitCode {
 /// Runs role `recover`. The first signal lets what is under way end, the second ends it.
 fn recovered(options: Recover) -> ExitCode {
     log_to_stderr();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    to_its_end(runtime, "what is under way", |shutdown| {
+    to_its_end(Builder::new_multi_thread(), "what is under way", |shutdown| {
         tokio::spawn(async move {
             match serve::recover(options, config::variables(), config::variable, shutdown).await {
                 recover::Ending::Code(code) => Some(code),
@@ -303,16 +307,13 @@ fn recovered(options: Recover) -> ExitCode {
 /// Runs a role that ends by itself, with its exit code or without one if a signal has stopped it. The first signal asks
 /// for that, the second ends the process.
 fn to_its_end(
-    runtime: std::io::Result<Runtime>,
+    threads: Builder,
     waited_for: &str,
     start: impl FnOnce(CancellationToken) -> JoinHandle<Option<u8>>,
 ) -> ExitCode {
-    let runtime = match runtime {
+    let runtime = match runtime(threads) {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("the runtime cannot be started: {error}");
-            return ExitCode::from(FAILED);
-        }
+        Err(code) => return code,
     };
     let work = async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -352,12 +353,9 @@ fn to_its_end(
 
 /// Prints what the admin port of a running role says.
 fn probed(listen: SocketAddr, page: &str) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match runtime(Builder::new_current_thread()) {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("the runtime cannot be started: {error}");
-            return ExitCode::from(FAILED);
-        }
+        Err(code) => return code,
     };
     match runtime.block_on(admin::probe(listen, page)) {
         Ok(text) => {
@@ -373,12 +371,9 @@ fn probed(listen: SocketAddr, page: &str) -> ExitCode {
 
 /// Runs role `check` and prints what it has found. A signal ends it as it ends any command: there is nothing to finish.
 fn checked(options: &Check) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(Builder::new_multi_thread()) {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("the runtime cannot be started: {error}");
-            return ExitCode::from(FAILED);
-        }
+        Err(code) => return code,
     };
     let findings = runtime.block_on(check::run(options, &config::variables(), &Machine::this()));
     // Clients of a cluster that is away may take a while to end.
@@ -389,12 +384,9 @@ fn checked(options: &Check) -> ExitCode {
 
 /// Runs role `stub` until a signal, and prints what it was asked.
 fn stubbed(options: StubOptions) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(Builder::new_multi_thread()) {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("the runtime cannot be started: {error}");
-            return ExitCode::from(FAILED);
-        }
+        Err(code) => return code,
     };
     let listen = options.listen;
     let work = async {
@@ -439,12 +431,9 @@ fn run(loaded: Result<Loaded, config::Faults>, role: Served) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(Builder::new_multi_thread()) {
         Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "the runtime cannot be started");
-            return ExitCode::from(FAILED);
-        }
+        Err(code) => return code,
     };
     let code = runtime.block_on(supervise(loaded, role));
     // Threads that still wait for something do not keep the process.

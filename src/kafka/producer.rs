@@ -70,13 +70,12 @@ impl Producers {
         let small = Arc::new(LaneProducer::new(config, Lane::Small, metrics, &readiness)?);
         let large = Arc::new(LaneProducer::new(config, Lane::Large, metrics, &readiness)?);
         credentials::tell_expiry(&config.kafka, metrics);
-        let mut probe = Probe::new(&config.kafka).map_err(|error| KafkaSettingError::new("probe", &error))?;
-        let ask = move |question: Question<'_>, timeout| probe.ask(question, timeout);
+        let probe = Probe::new(&config.kafka).map_err(|error| KafkaSettingError::new("probe", &error))?;
         let broken = CancellationToken::new();
         let (closing, mut threads) = (CancellationToken::new(), Vec::new());
         threads.push(small.clone().start(broken.clone()));
         threads.push(large.clone().start(broken.clone()));
-        threads.push(readiness.start_probe(ask));
+        threads.push(readiness.start_probe(probe));
         if config.kafka.properties.in_files() {
             threads.push(credentials::follow(config.kafka.clone(), published, metrics.clone(), closing.clone()));
         }
@@ -490,23 +489,9 @@ impl ClientContext for Context {
     }
 }
 
-/// What the readiness probe asks for.
-pub(super) enum Question<'a> {
-    /// Metadata of a topic.
-    Topic(&'a str),
-    /// Which of these topics may be written, as far as the cluster tells.
-    Writable(&'a [Arc<str>]),
-}
-
-/// What it is told.
-pub(super) enum Answer {
-    Topic(Metadata),
-    Writable(BTreeMap<String, bool>),
-}
-
 /// The readiness probe's client, of its own: a broker takes one request a connection at a time, and records are not to
 /// wait for it.
-struct Probe {
+pub(super) struct Probe {
     kafka: config::Kafka,
     client: BaseProducer<Asking>,
     generation: u64,
@@ -523,35 +508,49 @@ impl Probe {
         Ok(Probe { kafka: kafka.clone(), client, generation, trouble })
     }
 
+    /// Metadata of a topic.
+    ///
     /// # Errors
     /// Why there is no answer, for a person to read.
-    fn ask(&mut self, question: Question<'_>, timeout: Duration) -> Result<Answer, String> {
-        if self.generation != self.kafka.properties.generation() {
-            // One that cannot be made is tried again with the next question; the old one still asks.
-            match Probe::new(&self.kafka) {
-                Ok(probe) => *self = probe,
-                Err(error) => {
-                    let error = KafkaSettingError::new("probe", &error);
-                    tracing::warn!(%error, "the probe's client could not be renewed");
-                }
-            }
-        }
-        let answer = match question {
-            Question::Topic(topic) => self.client.client().fetch_metadata(Some(topic), timeout).map(Answer::Topic),
-            Question::Writable(topics) => {
-                Ok(Answer::Writable(permitted(self.client.client(), topics, Operation::Write, timeout)))
-            }
-        };
-        // Whatever it reports meanwhile would pile up; a poll takes one of it.
-        for _ in 0..100 {
-            self.client.poll(Duration::ZERO);
-        }
+    pub(super) fn topic(&mut self, topic: &str, timeout: Duration) -> Result<Metadata, String> {
+        self.renew();
+        let answer = self.client.client().fetch_metadata(Some(topic), timeout);
+        self.drain();
         match answer {
-            Ok(answer) => {
+            Ok(metadata) => {
                 self.trouble.over();
-                Ok(answer)
+                Ok(metadata)
             }
             Err(error) => Err(self.trouble.told().unwrap_or_else(|| error.to_string())),
+        }
+    }
+
+    /// Which of these topics may be written, as far as the cluster tells; one that it does not tell of is left out.
+    pub(super) fn writable(&mut self, topics: &[Arc<str>], timeout: Duration) -> BTreeMap<String, bool> {
+        let writable = permitted(self.client.client(), topics, Operation::Write, timeout);
+        self.drain();
+        writable
+    }
+
+    /// Takes new credentials into use. A client that cannot be made is tried again with the next question; the old one
+    /// still asks.
+    fn renew(&mut self) {
+        if self.generation == self.kafka.properties.generation() {
+            return;
+        }
+        match Probe::new(&self.kafka) {
+            Ok(probe) => *self = probe,
+            Err(error) => {
+                let error = KafkaSettingError::new("probe", &error);
+                tracing::warn!(%error, "the probe's client could not be renewed");
+            }
+        }
+    }
+
+    /// Whatever the client reports meanwhile would pile up; a poll takes one of it.
+    fn drain(&self) {
+        for _ in 0..100 {
+            self.client.poll(Duration::ZERO);
         }
     }
 }

@@ -16,7 +16,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::statistics::Statistics;
 
-use super::producer::{Answer, Question};
+use super::producer::Probe;
 use super::{PublishError, block_on, client_config};
 use crate::config;
 use crate::metrics::{Lane, Metrics, PublishCause};
@@ -209,19 +209,16 @@ impl Readiness {
     }
 
     /// Starts the probe on a thread of its own: librdkafka's calls block.
-    pub(super) fn start_probe(
-        self: &Arc<Self>,
-        mut ask: impl FnMut(Question<'_>, Duration) -> Result<Answer, String> + Send + 'static,
-    ) -> JoinHandle<()> {
+    pub(super) fn start_probe(self: &Arc<Self>, mut probe: Probe) -> JoinHandle<()> {
         let readiness = self.clone();
-        let probe = move || {
+        let work = move || {
             let mut insync_known = false;
             let mut ask_insync_from = 0;
             for round in 0_u64.. {
                 if readiness.stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let reached = readiness.probe(&mut ask);
+                let reached = readiness.ask(&mut probe);
                 if reached && !insync_known && round >= ask_insync_from {
                     insync_known = readiness.learn_min_insync();
                     ask_insync_from = round + MIN_INSYNC_EVERY;
@@ -231,7 +228,7 @@ impl Readiness {
         };
         thread::Builder::new()
             .name("kafka-probe".to_owned())
-            .spawn(probe)
+            .spawn(work)
             .expect("a thread can be started while the process starts")
     }
 
@@ -240,15 +237,14 @@ impl Readiness {
     }
 
     /// Asks for each topic once; true if the cluster answered at all.
-    fn probe(&self, ask: &mut impl FnMut(Question<'_>, Duration) -> Result<Answer, String>) -> bool {
+    fn ask(&self, probe: &mut Probe) -> bool {
         let mut states = BTreeMap::new();
         for topic in &self.topics {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
-            match ask(Question::Topic(topic), PROBE_TIMEOUT) {
-                Ok(Answer::Writable(_)) => {}
-                Ok(Answer::Topic(metadata)) => {
+            match probe.topic(topic, PROBE_TIMEOUT) {
+                Ok(metadata) => {
                     let described = metadata.topics().iter().find(|described| described.name() == &**topic);
                     let known = self.lock();
                     let state = described.map_or(TopicState::Missing, |described| known.judge(topic, described));
@@ -277,11 +273,10 @@ impl Readiness {
             }
         }
         // Describing a topic is not writing it. A cluster that does not tell what may be done is believed.
-        if let Ok(Answer::Writable(writable)) = ask(Question::Writable(&self.topics), WRITABLE_TIMEOUT) {
-            for (topic, state) in &mut states {
-                if *state == TopicState::Ready && writable.get(&**topic) == Some(&false) {
-                    *state = TopicState::NotWritable;
-                }
+        let writable = probe.writable(&self.topics, WRITABLE_TIMEOUT);
+        for (topic, state) in &mut states {
+            if *state == TopicState::Ready && writable.get(&**topic) == Some(&false) {
+                *state = TopicState::NotWritable;
             }
         }
         self.conclude(states);

@@ -576,6 +576,11 @@ fn certificates_change(cluster: &Cluster, place: &Place, acls: &[Acl], processes
     wait("a key of another certificate is refused", || processes[0].reloads("refused") == 1.0);
     place.mount("ingress-tls", &stranger);
     wait("a certificate that the broker does not know is refused", || processes[0].reloads("refused") == 2.0);
+    place.mount("ingress-tls", &cluster.authority().client("nobody"));
+    wait("a certificate whose user may do nothing is refused", || processes[0].reloads("refused") == 3.0);
+    assert!(processes[0].log().contains("they may write none of the topics"), "{}", processes[0].tail());
+    // The first one is still in use.
+    assert_eq!(processes[0].post(&accounts("login-first-certificate")), 200, "{}", processes[0].tail());
     for (process, role) in users {
         let next = format!("{process}-next");
         acls.iter().filter(|acl| acl.role == role).for_each(|acl| acl.grant(cluster, &next));

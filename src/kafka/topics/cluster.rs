@@ -23,7 +23,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
-use super::{Found, Partition, Setting, Step, Topic, Wanted};
+use super::{Change, Found, Partition, Setting, Step, Topic, Wanted};
 use crate::config;
 use crate::kafka::{KafkaSettingError, block_on, client_config};
 
@@ -216,20 +216,9 @@ impl Cluster {
             Step::Alter { topic, changes } => {
                 let own = self.topic_settings(&[ResourceSpecifier::Topic(topic)]);
                 let own = own.map_err(|error| refused(error.rdkafka_error_code(), MAY_NOT_READ))?;
-                let Some(own) = own.get(&**topic).filter(|own| !own.is_empty()) else {
-                    let code = "its settings cannot be read, and those not written again would be lost".to_owned();
-                    return Err(StepError { code, to_do: MAY_NOT_READ });
-                };
-                if own.values().any(|setting| setting.untold) {
-                    let code = "its own settings cannot be told from the broker's, and would be lost".to_owned();
-                    return Err(StepError { code, to_do: "alter it by hand (kafka-configs --alter --add-config)" });
-                }
                 let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
-                for (name, setting) in own.iter().filter(|(_, setting)| setting.own) {
-                    alter = alter.set(name, &setting.value);
-                }
-                for change in changes {
-                    alter = alter.set(change.name, &change.to);
+                for (name, value) in rewritten(own.get(&**topic), changes)? {
+                    alter = alter.set(name, value);
                 }
                 let options = AdminOptions::new().request_timeout(Some(PATIENCE));
                 match block_on(self.admin.alter_configs([&alter], &options)) {
@@ -292,6 +281,23 @@ fn settings_of(resource: ConfigResource) -> Settings {
     resource.entries.into_iter().filter_map(setting).collect()
 }
 
+/// All that a topic shall have of its own after these changes.
+///
+/// # Errors
+/// What it has now is not known well enough to be written again.
+fn rewritten<'a>(told: Option<&'a Settings>, changes: &'a [Change]) -> Result<BTreeMap<&'a str, &'a str>, StepError> {
+    let Some(told) = told.filter(|told| !told.is_empty()) else {
+        let code = "its settings cannot be read, and those not written again would be lost".to_owned();
+        return Err(StepError { code, to_do: MAY_NOT_READ });
+    };
+    if told.values().any(|setting| setting.untold) {
+        let code = "its own settings cannot be told from the broker's, and would be lost".to_owned();
+        return Err(StepError { code, to_do: "alter it by hand (kafka-configs --alter --add-config)" });
+    }
+    let own = told.iter().filter(|(_, setting)| setting.own).map(|(name, setting)| (&**name, &*setting.value));
+    Ok(own.chain(changes.iter().map(|change| (change.name, &*change.to))).collect())
+}
+
 fn outcome(
     done: Result<Vec<TopicResult>, KafkaError>,
     as_good: &[RDKafkaErrorCode],
@@ -350,6 +356,55 @@ impl ClientContext for Context {
         // That all brokers are down follows from what was said before, and says less.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             *self.said.lock().expect("no panic while held") = Some(reason.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::admin::ConfigEntry;
+
+    use super::*;
+
+    /// What a cluster tells of a topic: name, value and source of each setting.
+    fn told<const N: usize>(entries: [(&str, Option<&str>, ConfigSource); N]) -> Settings {
+        let entry = |(name, value, source): (&str, Option<&str>, ConfigSource)| ConfigEntry {
+            name: name.to_owned(),
+            value: value.map(str::to_owned),
+            source,
+            is_read_only: false,
+            is_default: false,
+            is_sensitive: value.is_none(),
+        };
+        let specifier = OwnedResourceSpecifier::Topic("flinks.kyc".to_owned());
+        settings_of(ConfigResource { specifier, entries: entries.map(entry).into() })
+    }
+
+    #[test]
+    fn altering_a_topic_writes_again_what_it_has_of_its_own() {
+        use ConfigSource::{Default, DynamicTopic, StaticBroker, Unknown};
+        let change = |name, to: &str| Change { name, from: String::new(), to: to.to_owned() };
+        let changes = [change("retention.ms", "2"), change("max.message.bytes", "3")];
+        let retention = || ("retention.ms", Some("1"), DynamicTopic);
+        let own = ("segment.bytes", Some("7"), DynamicTopic);
+
+        let known =
+            told([retention(), own, ("cleanup.policy", Some("delete"), Default), ("secret", None, StaticBroker)]);
+        let all = rewritten(Some(&known), &changes).expect("all is known");
+        // What is the broker's stays so: as the topic's own it would not follow the broker any more.
+        assert_eq!(all, [("max.message.bytes", "3"), ("retention.ms", "2"), ("segment.bytes", "7")].into());
+
+        // A cluster too old to tell whose a value is, and a value of its own that is kept secret.
+        for lost in [("segment.bytes", Some("7"), Unknown), ("secret", None, Unknown), ("secret", None, DynamicTopic)] {
+            let settings = told([retention(), lost]);
+            let untold = settings.iter().filter(|(_, setting)| setting.untold).count();
+            assert_eq!(untold, 1, "{settings:?}");
+            let refused = rewritten(Some(&settings), &changes).expect_err("something would be lost");
+            assert!(refused.to_string().contains("by hand"), "{refused}");
+        }
+        for unread in [None, Some(&Settings::new())] {
+            let refused = rewritten(unread, &changes).expect_err("nothing is known");
+            assert_eq!(refused.to_do, MAY_NOT_READ);
         }
     }
 }

@@ -890,6 +890,28 @@ mod tests {
     }
 
     #[test]
+    fn more_acknowledgements_than_copies_are_not_asked_for() {
+        let wanted = of(&config("topics.replication = 3\ntopics.min_insync_replicas = 2"), "flinks.kyc");
+        let with = |copies: usize| {
+            let partition = Partition { leader: Some(1), replicas: copies, in_sync: copies };
+            let mut topic = Topic { partitions: vec![partition; wanted.partitions as usize], ..made(&wanted) };
+            let min = Setting { value: "1".to_owned(), own: true, untold: false };
+            topic.settings.as_mut().expect("they are known").insert("min.insync.replicas".to_owned(), min);
+            let found = Found::There(topic);
+            let to_do = differences(&wanted, &found).into_iter().map(|found| found.to_do).collect::<Vec<_>>();
+            (plan(std::slice::from_ref(&wanted), &[found], Allowed::default()), to_do.join("; "))
+        };
+        // Nothing could be published there until somebody had added copies.
+        let (steps, to_do) = with(1);
+        assert_eq!(steps, []);
+        assert!(to_do.contains("add copies first"), "{to_do}");
+        let (steps, to_do) = with(2);
+        let change = Change { name: "min.insync.replicas", from: "1".to_owned(), to: "2".to_owned() };
+        assert_eq!(steps, [Step::Alter { topic: wanted.name.clone(), changes: vec![change] }]);
+        assert!(!to_do.contains("add copies first"), "{to_do}");
+    }
+
+    #[test]
     fn what_is_missing_or_untold_is_said() {
         let wanted = of(&config(""), "flinks.kyc");
         let there = |settings| Found::There(Topic { settings, ..made(&wanted) });
