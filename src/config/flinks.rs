@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::SecretSource;
+use super::fault::FaultKind;
 use super::parse::{self, choice, deadline, number};
 use super::read::{self, At, Table, settings};
 use crate::signature::Secret;
@@ -102,8 +103,8 @@ impl Api {
     /// What is wrong, naming the file or variable and never the key.
     pub fn load_keys(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<ApiKeys, String> {
         let read = |name: &str, source: &SecretSource| {
-            let key = source.read(environment).and_then(checked_key);
-            key.map_err(|what| format!("api.{name}: {source} {what}"))
+            let key = source.read(environment).map_err(|fault| fault.to_string());
+            key.and_then(checked_key).map_err(|what| format!("api.{name}: {source} {what}"))
         };
         Ok(ApiKeys { authorize: read("authorize_key", &self.authorize_key)?, api: read("api_key", &self.api_key)? })
     }
@@ -153,8 +154,8 @@ pub(super) fn read_api(table: &mut Table<'_, '_>) -> Option<Api> {
 }
 
 fn read_key(table: &mut Table<'_, '_>, name: &str, helps: [&str; 3]) -> Option<SecretSource> {
-    let needed = table.reader.needs.api;
-    let (key, source, secret) = table.source(name, helps, read::redacted, needed)?;
+    let missing = table.reader.needs.api.then_some(FaultKind::Value);
+    let (key, source, secret) = table.source(name, helps, read::redacted, missing)?;
     if let Some(secret) = secret
         && let Err(what) = checked_key(secret)
     {

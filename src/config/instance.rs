@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::fault::{Fault, FaultKind};
 use super::flinks::{Api, read_api};
 use super::parse::{self, choice};
 use super::read::{self, At, Table};
@@ -55,8 +56,9 @@ impl Instance {
     /// # Errors
     /// What is wrong, naming the instance and the file or variable. Never the path.
     pub fn load_path(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Secret, String> {
-        let path = self.path_source.read(environment).and_then(checked_path);
-        path.map_err(|what| format!("instance {}: path: {}: {what}", self.name, self.path_source))
+        let path = self.path_source.read(environment).map_err(|fault| fault.to_string());
+        path.and_then(checked_path)
+            .map_err(|what| format!("instance {}: path: {}: {what}", self.name, self.path_source))
     }
 
     /// Reads the secrets now, in the order of `secrets`. Blocks on small files. [`super::Config::load`] has shown that
@@ -114,24 +116,26 @@ impl SecretSource {
     ///
     /// # Errors
     /// What is wrong, without the name.
-    pub fn read(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Secret, String> {
+    pub fn read(&self, environment: &dyn Fn(&str) -> Option<String>) -> Result<Secret, Fault> {
+        let unreadable = |what: String| Fault::new(FaultKind::SecretUnreadable, what);
+        let unusable = |what: String| Fault::new(FaultKind::SecretUnusable, what);
         let secret = match self {
             SecretSource::File(path) => {
                 let mut bytes = Vec::new();
                 std::fs::File::open(path)
                     .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
-                    .map_err(|error| format!("cannot be read: {error}"))?;
+                    .map_err(|error| unreadable(format!("cannot be read: {error}")))?;
                 if bytes.len() as u64 > LARGEST_FILE {
-                    return Err(format!("is larger than {} KiB", LARGEST_FILE / 1024));
+                    return Err(unusable(format!("is larger than {} KiB", LARGEST_FILE / 1024)));
                 }
                 Secret::new(bytes)
             }
             SecretSource::Environment(name) => {
-                Secret::new(environment(name).ok_or("is not set in the environment".to_owned())?)
+                Secret::new(environment(name).ok_or_else(|| unreadable("is not set in the environment".to_owned()))?)
             }
             SecretSource::Inline(secret) => secret.clone(),
         };
-        if secret.expose().is_empty() { Err("is empty".to_owned()) } else { Ok(secret) }
+        if secret.expose().is_empty() { Err(unusable("is empty".to_owned())) } else { Ok(secret) }
     }
 }
 
@@ -180,7 +184,8 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
         "Environment variable with the path.",
     ];
     let needed = table.reader.needs.webhooks;
-    let path = table.source("path", helps, read::shortened, needed).and_then(|(key, source, path)| {
+    let missing = needed.then_some(FaultKind::Value);
+    let path = table.source("path", helps, read::shortened, missing).and_then(|(key, source, path)| {
         let path = checked_path(path?).map_err(|what| table.reader.fault(&key, what)).ok()?;
         Some((Some(key), source, path))
     });
@@ -214,7 +219,7 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
         "no [[instance.secret]] is given: the bridge refuses to start without, unless authentication = \"none\"";
     match authentication {
         _ if table.reader.is_faulty(&format!("{}.authentication", table.key)) => {}
-        Authentication::Signature if !has_secrets && needed => table.fault("", REFUSES),
+        Authentication::Signature if !has_secrets && needed => table.fault_of(FaultKind::SecretMissing, "", REFUSES),
         Authentication::Signature => {}
         Authentication::None if has_secrets => {
             table.fault("authentication", "there are secrets, which would never be asked for")
@@ -255,8 +260,8 @@ fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, Secret
             "File with the secret, less one trailing newline. Read again when it changes.",
             "Environment variable with the secret.",
         ];
-        let needed = table.reader.needs.webhooks;
-        let (key, source, secret) = table.source("value", helps, read::redacted, needed)?;
+        let missing = table.reader.needs.webhooks.then_some(FaultKind::SecretMissing);
+        let (key, source, secret) = table.source("value", helps, read::redacted, missing)?;
         if secret.is_some_and(|secret| secret.expose().len() < SHORT_SECRET) {
             table.reader.warn(&key, format_args!("the secret is shorter than {SHORT_SECRET} bytes"));
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::fault::{Fault, FaultKind};
 use super::instance::SecretSource;
 use super::parse::{self, choice, deadline, duration};
 use super::read::{self as reading, At, Table, settings};
@@ -185,6 +186,8 @@ struct File {
     key: String,
     /// It must hold PEM.
     pem: bool,
+    /// `[kafka.property_files]` names it, which is where secrets stand.
+    secret: bool,
 }
 
 /// Properties that name a file with PEM in it, and those that take its content: the content is what is in use until a
@@ -272,25 +275,29 @@ impl PartialEq for Properties {
 
 impl File {
     /// The content, less one trailing newline.
-    fn read(&self) -> Result<String, String> {
-        let not_text = |_| "is not UTF-8".to_owned();
+    fn read(&self) -> Result<String, Fault> {
+        let not_text = |_| Fault::new(FaultKind::Value, "is not UTF-8");
         if !self.pem {
             let content = SecretSource::File(self.path.clone()).read(&|_| None)?;
             return String::from_utf8(content.expose().into()).map_err(not_text);
         }
+        let (unreadable, unusable) = match self.secret {
+            true => (FaultKind::SecretUnreadable, FaultKind::SecretUnusable),
+            false => (FaultKind::Unreadable, FaultKind::Value),
+        };
         let mut bytes = Vec::new();
         std::fs::File::open(&self.path)
             .and_then(|file| file.take(LARGEST_PEM + 1).read_to_end(&mut bytes))
-            .map_err(|error| format!("cannot be read: {error}"))?;
+            .map_err(|error| Fault::new(unreadable, format!("cannot be read: {error}")))?;
         if bytes.len() as u64 > LARGEST_PEM {
-            return Err(format!("is larger than {} MiB", LARGEST_PEM >> 20));
+            return Err(Fault::new(unusable, format!("is larger than {} MiB", LARGEST_PEM >> 20)));
         }
         // What stands around the armour may be in any encoding.
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if text.contains("-----BEGIN ") && text.contains("-----END ") {
             Ok(text)
         } else {
-            Err("has no PEM in it".to_owned())
+            Err(Fault::new(FaultKind::Value, "has no PEM in it"))
         }
     }
 }
@@ -327,7 +334,7 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
         if is_secret_property(&name) {
             table.reader.secret_files.push((format!("kafka.{key}"), path.clone()));
         }
-        sources.insert(name, File { path, key, pem });
+        sources.insert(name, File { path, key, pem, secret: true });
     }
     for (location, pem) in PEM_FILES {
         // A directory of authorities, or `probe`, is librdkafka's to read.
@@ -339,14 +346,14 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             if is_secret_property(pem) {
                 table.reader.secret_files.push((format!("kafka.{key}"), path.clone().into()));
             }
-            sources.insert(pem.to_owned(), File { path: path.into(), key, pem: true });
+            sources.insert(pem.to_owned(), File { path: path.into(), key, pem: true, secret: false });
         }
     }
     let mut values = properties.clone();
     for (name, file) in &sources {
         match file.read() {
             Ok(value) => drop(values.insert(name.clone(), value)),
-            Err(what) => table.fault(&file.key, what),
+            Err(fault) => table.fault_of(fault.kind, &file.key, fault),
         }
     }
     Properties {

@@ -11,6 +11,7 @@
 //! not in print.
 
 mod consume;
+mod fault;
 mod flinks;
 mod instance;
 mod kafka;
@@ -18,7 +19,6 @@ mod parse;
 mod read;
 mod topics;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +27,7 @@ use ipnet::IpNet;
 
 use crate::webhook::EventTypes;
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
+pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, NotJson, SecretSource};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_property};
@@ -121,25 +122,6 @@ impl Loaded {
     }
 }
 
-/// Everything that is wrong with the settings; `Display` has one fault a line. Never empty, never a secret in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Faults(Vec<String>);
-
-impl Faults {
-    /// Each fault, in one line.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-}
-
-impl fmt::Display for Faults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
-    }
-}
-
-impl std::error::Error for Faults {}
-
 impl Config {
     /// Reads the settings from `file`, if there is one, and the environment, as [`variables`] has it.
     ///
@@ -151,7 +133,10 @@ impl Config {
         };
         match std::fs::read_to_string(file) {
             Ok(text) => Config::parse(&text, file, environment, needs),
-            Err(error) => Err(Faults(vec![format!("{}: cannot be read: {error}", file.display())])),
+            Err(error) => {
+                let what = format!("{}: cannot be read: {error}", file.display());
+                Err(Faults::new(vec![Fault::new(FaultKind::Unreadable, what)]))
+            }
         }
     }
 
@@ -173,7 +158,7 @@ impl Config {
                 secret_files: std::mem::take(&mut reader.secret_files),
                 settings: std::mem::take(&mut reader.settings),
             }),
-            _ => Err(Faults(reader.into_faults())),
+            _ => Err(Faults::new(reader.into_faults())),
         }
     }
 

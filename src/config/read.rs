@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::fault::{Fault, FaultKind};
 use super::{Needs, SecretSource};
 use crate::signature::Secret;
 
@@ -87,7 +88,7 @@ pub(super) struct Reader<'a> {
     pub(super) warnings: Vec<String>,
     /// Files with secrets that were read: the key of each one's setting, and the file.
     pub(super) secret_files: Vec<(String, PathBuf)>,
-    faults: Vec<String>,
+    faults: Vec<Fault>,
 }
 
 /// One setting as it was read.
@@ -147,8 +148,10 @@ impl<'a> Reader<'a> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             // Only the message: the error's own Display quotes the line, which may hold a secret.
-            let place = |e: &toml::de::Error| reader.place(e.span().map_or(0, |span| span.start));
-            reader.faults = errors.iter().map(|e| format!("{}: {}", place(e), e.message())).collect();
+            for error in errors {
+                let place = reader.place(error.span().map_or(0, |span| span.start));
+                reader.add(FaultKind::Value, format!("{place}: {}", error.message()));
+            }
             return (None, reader);
         }
         for (name, value) in environment {
@@ -157,10 +160,10 @@ impl<'a> Reader<'a> {
                 continue;
             }
             if value.contains(char::REPLACEMENT_CHARACTER) {
-                reader.faults.push(format!("{name}: not UTF-8"));
+                reader.add(FaultKind::Value, format!("{name}: not UTF-8"));
             }
             if let Some((other, _)) = reader.variables.insert(upper, (name.clone(), value.clone())) {
-                reader.faults.push(format!("{other}, {name}: both name the same setting"));
+                reader.add(FaultKind::Value, format!("{other}, {name}: both name the same setting"));
             }
         }
         let all = Table::read(&mut reader, String::new(), root.into_inner(), read);
@@ -192,8 +195,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Ends the reading.
-    pub(super) fn into_faults(self) -> Vec<String> {
-        self.faults.iter().map(|fault| escaped(fault)).collect()
+    pub(super) fn into_faults(self) -> Vec<Fault> {
+        self.faults
     }
 
     pub(super) fn has_faults(&self) -> bool {
@@ -202,10 +205,19 @@ impl<'a> Reader<'a> {
 
     /// A fault of the setting with this key (as [`Setting::key`] has it), or of a table as a whole.
     pub(super) fn fault(&mut self, key: &str, what: impl fmt::Display) {
-        self.faults.push(format!("{}: {what}", self.describe(key)));
+        self.fault_of(FaultKind::Value, key, what);
+    }
+
+    /// As [`Reader::fault`], of another sort.
+    pub(super) fn fault_of(&mut self, kind: FaultKind, key: &str, what: impl fmt::Display) {
+        self.add(kind, format!("{}: {what}", self.describe(key)));
         if let Some(setting) = self.settings.iter_mut().find(|s| s.key() == key) {
             setting.faulty = true;
         }
+    }
+
+    fn add(&mut self, kind: FaultKind, what: String) {
+        self.faults.push(Fault::new(kind, escaped(&what)));
     }
 
     /// Something that works but should not stay as it is.
@@ -221,9 +233,9 @@ impl<'a> Reader<'a> {
         bound: Bound<'_, T>,
         show: fn(T) -> String,
     ) {
-        let (limit, holds, relation): (_, fn(&T, &T) -> bool, _) = match bound {
-            Bound::Below(key, value) => ((key, value), T::lt, "less than"),
-            Bound::AtMost(key, value) => ((key, value), T::le, "at most"),
+        let (limit, holds, relation, kind): (_, fn(&T, &T) -> bool, _, _) = match bound {
+            Bound::Below(key, value) => ((key, value), T::lt, "less than", FaultKind::Deadline),
+            Bound::AtMost(key, value) => ((key, value), T::le, "at most", FaultKind::Value),
         };
         let keys = || parts.iter().map(|(key, _)| *key).chain([limit.0]);
         debug_assert!(keys().all(|key| self.settings.iter().any(|s| s.key() == key)), "a check names no setting");
@@ -234,7 +246,7 @@ impl<'a> Reader<'a> {
         let said: Vec<String> = parts.iter().map(|(key, _)| self.describe(key)).collect();
         let total = if parts.len() > 1 { format!(" = {}", show(sum)) } else { String::new() };
         let limit = self.describe(limit.0);
-        self.faults.push(format!("{}{total}: must be {relation} {limit}", said.join(" + ")));
+        self.add(kind, format!("{}{total}: must be {relation} {limit}", said.join(" + ")));
     }
 
     /// The key with what is known of it: value and where that comes from.
@@ -265,14 +277,16 @@ impl<'a> Reader<'a> {
         let known: Vec<String> = self.settings.iter().map(|s| variable(&s.table, &s.name)).collect();
         for (upper, (name, _)) in std::mem::take(&mut self.variables) {
             let nearest = suggestion(&upper, known.iter());
-            self.faults.push(format!("{name}: names no setting{nearest}"));
+            self.add(FaultKind::Unknown, format!("{name}: names no setting{nearest}"));
         }
     }
 }
 
 /// What a sum of settings is held against: key and value.
 pub(super) enum Bound<'k, T> {
+    /// For deadlines: what is held must end first.
     Below(&'k str, T),
+    /// For sizes.
     AtMost(&'k str, T),
 }
 
@@ -300,7 +314,7 @@ impl<'r, 'a> Table<'r, 'a> {
             let key = join(&table.key, name.get_ref());
             let place = table.reader.place(value.span().start);
             let nearest = suggestion(name.get_ref(), table.known.iter());
-            table.reader.faults.push(format!("{key} ({place}): no such setting{nearest}"));
+            table.reader.add(FaultKind::Unknown, format!("{key} ({place}): no such setting{nearest}"));
         }
         result
     }
@@ -308,6 +322,11 @@ impl<'r, 'a> Table<'r, 'a> {
     /// A fault of this table's setting of that name; with no name, of the table as a whole.
     pub(super) fn fault(&mut self, name: &str, what: impl fmt::Display) {
         self.reader.fault(&join(&self.key, name), what);
+    }
+
+    /// As [`Table::fault`], of another sort.
+    pub(super) fn fault_of(&mut self, kind: FaultKind, name: &str, what: impl fmt::Display) {
+        self.reader.fault_of(kind, &join(&self.key, name), what);
     }
 
     /// A setting with a default.
@@ -393,7 +412,7 @@ impl<'r, 'a> Table<'r, 'a> {
             let place = self.reader.place(element.span().start);
             match element.into_inner() {
                 DeValue::Table(table) => tables.push(table),
-                _ => self.reader.faults.push(format!("{key} ({place}): expected [[{name}]] tables")),
+                _ => self.reader.add(FaultKind::Value, format!("{key} ({place}): expected [[{name}]] tables")),
             }
         }
         while self.in_environment(&format!("{key}.{}", tables.len())) {
@@ -434,13 +453,14 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// Exactly one of `name`, `name_file` and `name_env`: where something is read from that may be secret, and what was
     /// read there now, with the key that was given. `show` says how the value itself may be shown. `helps` are in the
-    /// order of the three. What is not `needed` is not read and may be left out.
+    /// order of the three. `missing` is the sort of fault where none is given; without it they are not needed: nothing
+    /// is read, and all may be left out.
     pub(super) fn source(
         &mut self,
         name: &str,
         helps: [&str; 3],
         show: fn(&str) -> String,
-        needed: bool,
+        missing: Option<FaultKind>,
     ) -> Option<(String, SecretSource, Option<Secret>)> {
         let names = [name.to_owned(), format!("{name}_file"), format!("{name}_env")];
         let inline = self.one(At::new(&names[0], helps[0]), "", show);
@@ -451,8 +471,8 @@ impl<'r, 'a> Table<'r, 'a> {
             (None, Some(file), None) => (&names[1], SecretSource::File(self.resolve(&file))),
             (None, None, Some(variable)) => (&names[2], SecretSource::Environment(variable)),
             (None, None, None) => {
-                if needed {
-                    self.fault("", format_args!("one of {} is required", names.join(", ")));
+                if let Some(kind) = missing {
+                    self.fault_of(kind, "", format_args!("one of {} is required", names.join(", ")));
                 }
                 return None;
             }
@@ -462,7 +482,7 @@ impl<'r, 'a> Table<'r, 'a> {
             }
         };
         let key = join(&self.key, name);
-        if !needed {
+        if missing.is_none() {
             return Some((key, source, None));
         }
         if let SecretSource::File(file) = &source {
@@ -472,8 +492,8 @@ impl<'r, 'a> Table<'r, 'a> {
         let lookup = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
         match source.read(&lookup) {
             Ok(secret) => Some((key, source, Some(secret))),
-            Err(what) => {
-                self.reader.fault(&key, what);
+            Err(fault) => {
+                self.reader.fault_of(fault.kind, &key, fault);
                 None
             }
         }
@@ -547,7 +567,7 @@ impl<'r, 'a> Table<'r, 'a> {
             DeValue::Table(entries) => Some(entries),
             _ => {
                 let key = join(&self.key, name);
-                self.reader.faults.push(format!("{key} ({place}): expected a table, [{key}]"));
+                self.reader.add(FaultKind::Value, format!("{key} ({place}): expected a table, [{key}]"));
                 None
             }
         }

@@ -107,9 +107,10 @@ fn set_client_properties(client: &mut ClientConfig, kafka: &config::Kafka, clien
 /// 16 KiB of request headers and by the limits in `webhook`.
 const RECORD_OVERHEAD: usize = 64 * 1024;
 
-/// The largest record that the producers take, and every topic has to.
-fn largest_record(limits: &config::Ingress) -> usize {
-    limits.body_limit + RECORD_OVERHEAD
+/// How large a record may be, in bytes, whose body has at most so many. Of `ingress.body_limit` it is what the producers
+/// take at the most, and every topic has to.
+pub fn largest_record(body: usize) -> usize {
+    body + RECORD_OVERHEAD
 }
 
 /// The properties of one lane's producer. What the promise rests on is stated here, with its reason; configuration
@@ -142,7 +143,7 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     client.set("max.in.flight", "1");
     client.set("linger.ms", millis(kafka.linger));
     client.set("compression.type", &kafka.compression);
-    client.set("message.max.bytes", largest_record(limits).to_string());
+    client.set("message.max.bytes", largest_record(limits.body_limit).to_string());
     // Admission bounds the memory; librdkafka's own queue limits must never bind first.
     let queue_kbytes = (limits.bytes_in_flight / 1024 * 2).clamp(1024 * 1024, 2_097_151);
     client.set("queue.buffering.max.kbytes", queue_kbytes.to_string());

@@ -150,6 +150,11 @@ async fn what_is_broken_without_a_network_is_named() {
             |setup| setup.replace("secret.txt", "secrets.txt"),
             &[(Error, Area::Secrets, "instance.0.secret.0.value_file")],
         ),
+        (
+            "a secret is not given",
+            |setup| setup.replace("value_file = \"secret.txt\"\n", ""),
+            &[(Error, Area::Secrets, "instance.0.secret.0: one of value, value_file, value_env is required")],
+        ),
         ("a secret is empty", |setup| setup.write("secret.txt", "\n", 0o600), &[(Error, Area::Secrets, "is empty")]),
         (
             "a secret is short",

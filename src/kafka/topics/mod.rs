@@ -227,7 +227,7 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
         all.retention = all.retention.max(shape.retention);
     }
     let (replication, min_insync) = (topic_shapes.replication, topic_shapes.min_insync_replicas);
-    let mut rules_of_all = rules(min_insync, largest_record(&config.ingress));
+    let mut rules_of_all = rules(min_insync, largest_record(config.ingress.body_limit));
     let mut wanted: Vec<Wanted> = by_name
         .into_iter()
         .map(|(name, (purpose, TopicShape { partitions, retention }))| {

@@ -1,0 +1,172 @@
+//! What the roles need of the machine that they run on, and of its network: memory, open files and bandwidth, each from
+//! the settings' own bounds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::Roles;
+use super::findings::{Area, Findings};
+use crate::config::{Config, OWN_FILES};
+use crate::kafka::largest_record;
+
+/// Memory of a role without load (the README's "Memory").
+const PROCESS: u64 = 20 << 20;
+/// Memory of an open connection, plain and with TLS, and the headers of a request that it may be in.
+const CONNECTION: (u64, u64) = ((14 + 16) << 10, (20 + 16) << 10);
+/// What a consumer has fetched ahead, and the largest usual answer of a broker to a fetch.
+const FETCHED: (u64, u64) = (16 << 20, 4 << 20);
+/// An answer of Flinks under way, on average.
+const ANSWER: u64 = 4 << 20;
+/// librdkafka's `batch.size`: the largest request of more than one record.
+const BATCH: u64 = 1_000_000;
+/// Brokers to reckon with where they are not known.
+const BROKERS: u64 = 3;
+
+/// The limits under which this process runs. A value, so that a test can be a machine of its own.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Below which `/proc` and `/sys` lie.
+    pub root: PathBuf,
+    /// How many files this process may have open at the most; `None` for any number.
+    pub open_files: Option<u64>,
+    /// What time it is.
+    pub now: SystemTime,
+}
+
+impl Machine {
+    /// This one.
+    pub fn this() -> Machine {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        Machine { root: PathBuf::from("/"), open_files: limit.maximum, now: SystemTime::now() }
+    }
+
+    /// How much memory this process may take, in bytes, and what says so: the least of the limits of its control groups
+    /// (version 2 or 1) and what the machine has. `None` where nothing can be read.
+    pub fn memory(&self) -> Option<(u64, String)> {
+        let groups = fs::read_to_string(self.root.join("proc/self/cgroup")).unwrap_or_default();
+        let mut limits: Vec<(u64, String)> = Vec::new();
+        for group in groups.lines() {
+            // Hierarchy, controllers, path; version 2 has hierarchy 0 and no controllers.
+            let mut parts = group.splitn(3, ':');
+            let (Some(hierarchy), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+                continue;
+            };
+            let (top, file) = if hierarchy == "0" && controllers.is_empty() {
+                ("sys/fs/cgroup", "memory.max")
+            } else if controllers.split(',').any(|controller| controller == "memory") {
+                ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            } else {
+                continue;
+            };
+            let top = self.root.join(top);
+            // The group's own limit, and that of each group around it. In a container its path may not be there: the
+            // container's own group is then the top.
+            for above in Path::new(path.trim_start_matches('/')).ancestors() {
+                let limit = fs::read_to_string(top.join(above).join(file)).ok();
+                // `max` is none. Version 1 has a number that no machine has.
+                let limit = limit.and_then(|text| text.trim().parse::<u64>().ok()).filter(|limit| *limit < 1 << 62);
+                limits.extend(limit.map(|limit| (limit, format!("the control group's {file}"))));
+            }
+        }
+        let machine = fs::read_to_string(self.root.join("proc/meminfo")).unwrap_or_default();
+        let total = machine.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let total = total.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        limits.extend(total.map(|kib| (kib << 10, "all that this machine has".to_owned())));
+        limits.into_iter().min_by_key(|(limit, _)| *limit)
+    }
+}
+
+/// Whether the role may open as many files as it wants connections.
+pub(super) fn files(findings: &mut Findings, roles: &Roles, config: &Config, machine: &Machine) {
+    let connections = if roles.ingress { config.ingress.max_connections as u64 } else { 0 };
+    let needed = connections + OWN_FILES;
+    let for_what = if roles.ingress { "ingress.max_connections and its own files" } else { "a role's own files" };
+    match machine.open_files {
+        Some(limit) if limit < needed => {
+            let what = format!("{limit} files may be open (hard limit), {needed} are needed for {for_what}");
+            let todo = if roles.ingress {
+                "raise the hard limit of open files (LimitNOFILE, ulimit -Hn), or lower ingress.max_connections: it is \
+                 lowered by itself otherwise"
+            } else {
+                "raise the hard limit of open files (LimitNOFILE, ulimit -Hn)"
+            };
+            findings.warning(Area::Files, what, todo);
+        }
+        Some(limit) => findings.ok(Area::Files, format_args!("{limit} files may be open, {needed} are needed")),
+        None => findings.ok(Area::Files, format_args!("any number of files may be open, {needed} are needed")),
+    }
+}
+
+/// Whether each role's bounds fit into the memory that it may take, by the arithmetic of the README's "Memory".
+/// `brokers` is how many there are, where that is known.
+pub(super) fn memory(findings: &mut Findings, roles: &Roles, config: &Config, machine: &Machine, brokers: Option<u64>) {
+    let brokers = brokers.unwrap_or(BROKERS);
+    let record = largest_record(config.ingress.body_limit) as u64;
+    // A copy, at worst not smaller than the record, for each broker; the small lane's requests are a batch each.
+    let under_way = brokers * (record + BATCH);
+    // Name, what is sure to be taken under load, what may be taken on top of that, and the setting to lower.
+    let mut wanted: Vec<(&str, u64, u64, &str)> = Vec::new();
+    if roles.ingress {
+        let ingress = &config.ingress;
+        let connection = if ingress.tls.is_some() { CONNECTION.1 } else { CONNECTION.0 };
+        let bodies = ingress.bytes_in_flight as u64 + ingress.body_limit as u64 + PROCESS;
+        let beside = ingress.max_connections as u64 * connection + under_way;
+        wanted.push(("ingress", bodies, beside, "ingress.bytes_in_flight or ingress.max_connections"));
+    }
+    for (role, consumer) in roles.consumers(config) {
+        let held = consumer.bytes_in_flight as u64 + record + PROCESS;
+        let setting =
+            if role == "enrich" { "enrich.consumer.bytes_in_flight" } else { "link.consumer.bytes_in_flight" };
+        let apis = config.instances.iter().filter_map(|instance| instance.api.as_ref());
+        let answers = if role == "enrich" { apis.map(|api| api.concurrency as u64 * ANSWER).sum() } else { 0 };
+        wanted.push((role, held, FETCHED.0 + brokers * record.max(FETCHED.1) + answers, setting));
+    }
+    let limit = machine.memory();
+    for (role, sure, beside, setting) in wanted {
+        let (needs, most) = (mib(sure), mib(sure + beside));
+        match &limit {
+            Some((limit, whose)) if *limit < sure => {
+                let what = format!(
+                    "role {role} needs {needs} for its byte budget alone, and may take {} ({whose})",
+                    mib(*limit)
+                );
+                findings.error(Area::Memory, what, format_args!("raise the limit to {most}, or lower {setting}"));
+            }
+            Some((limit, whose)) if *limit < sure + beside => {
+                let what = format!("role {role} takes up to {most}, and may take {} ({whose})", mib(*limit));
+                findings.warning(Area::Memory, what, format_args!("raise the limit to {most}, or lower {setting}"));
+            }
+            Some((limit, whose)) => {
+                findings.ok(Area::Memory, format_args!("role {role} takes up to {most} of {} ({whose})", mib(*limit)));
+            }
+            None => findings.note(
+                Area::Memory,
+                format_args!("role {role} takes up to {most}; how much it may take cannot be read here"),
+                "compare it with the limit where it runs",
+            ),
+        }
+    }
+}
+
+/// What the producers' timeouts ask of the network.
+pub(super) fn bandwidth(findings: &mut Findings, config: &Config) {
+    let batch = config.kafka.properties.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH);
+    let small = (largest_record(config.ingress.small_body) as u64).max(batch);
+    let large = largest_record(config.ingress.body_limit) as u64;
+    let lanes = [("small", &config.kafka.small, small), ("large", &config.kafka.large, large)];
+    for (name, lane, request) in lanes {
+        let rate = request as f64 / lane.socket_timeout.as_secs_f64() * 8.0 / 1e6;
+        let what = format!(
+            "lane {name}: a request of {} must reach a broker within kafka.{name}.socket_timeout = {}: {rate:.1} Mbit/s to \
+             each broker at the least",
+            mib(request),
+            humantime::format_duration(lane.socket_timeout)
+        );
+        findings.note(Area::Bandwidth, what, "");
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
