@@ -53,8 +53,9 @@ Run it where the role runs, as its user: limits of memory and open files are tho
 
 Kafka is asked for brokers, topics and what this client may do with them; nothing is written, no group is joined and no \
 topic is made. Permissions on topics are the brokers' own word (Kafka 2.3 or newer) and need no permission beyond those \
-that the roles have; of groups only those that may not be described are found out. Settings of brokers and topics need DescribeConfigs on cluster and topics; without it a note says what was not \
-seen.
+that the roles have. Whether a group may be joined shows only in joining it; where this client may not even describe it, a \
+warning says after 10 s that nobody answers for it, as it does where the group's broker is away. Settings of brokers and \
+topics need DescribeConfigs on cluster and topics; without it a note says what was not seen.
 
 Flinks is asked by two calls for each instance with [instance.api], where enrich is checked: GenerateAuthorizeToken, \
 whose token is left to expire, and GetAccountsDetailAsync of a RequestId that no session has. No LoginId is named and \

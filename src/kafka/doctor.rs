@@ -222,8 +222,12 @@ impl Cluster {
     }
 
     /// Whether this client may know of a consumer group, by asking what it has committed for a partition of a topic. Who
-    /// may not know of it may not join it; whether who knows of it may join it shows only in joining. `None` if there is
-    /// no answer, as where no group ever was and Kafka makes its own topic of offsets first.
+    /// may not know of it may not join it; whether who knows of it may join it shows only in joining.
+    ///
+    /// `None` if nobody answers for the group within 10 s, which is also what comes of one that this client may not
+    /// describe: librdkafka goes on looking for the group's broker although it is told that it may not. `false`
+    /// only where that broker is found and refuses. `None` too where no group ever was, and Kafka makes its own topic of
+    /// offsets first.
     pub async fn knows_group(self: &Arc<Self>, group: String, topic: String) -> Option<bool> {
         let cluster = self.clone();
         let ask = move || {
