@@ -11,8 +11,6 @@ use super::SECRET;
 pub struct Bodies {
     /// How it is written in tables.
     pub name: &'static str,
-    /// Bytes of each.
-    pub bytes: usize,
     /// The bodies.
     pub all: Vec<Body>,
 }
@@ -38,7 +36,7 @@ const TRANSACTIONS: usize = 400;
 impl Bodies {
     pub fn of(name: &'static str, bytes: usize) -> Bodies {
         let all = (0..VARIETY).map(|seed| Body::new(accounts_detail(seed, bytes))).collect();
-        Bodies { name, bytes, all }
+        Bodies { name, all }
     }
 }
 

@@ -22,6 +22,7 @@ use serde::Deserialize;
 /// As much of a body as the key needs, and what the bridge reads besides.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
+#[allow(dead_code, reason = "what is read and not used costs all the same")]
 pub struct Known<'a> {
     #[serde(borrow)]
     pub response_type: Option<Cow<'a, str>>,

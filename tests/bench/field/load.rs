@@ -15,7 +15,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 use serde::Deserialize;
 
-use super::body::{Bodies, Body};
+use super::body::Body;
 use super::system::Running;
 
 /// How requests follow each other.
@@ -58,6 +58,13 @@ impl Answers {
     pub fn others(&self) -> u64 {
         self.statuses.iter().filter(|(status, _)| **status != 200).map(|(_, count)| count).sum::<u64>()
             + self.errors.values().sum::<u64>()
+    }
+
+    /// What else came, by status or by the generator's words.
+    pub fn not_200(&self) -> BTreeMap<String, u64> {
+        let statuses = self.statuses.iter().filter(|(status, _)| **status != 200);
+        let statuses = statuses.map(|(status, count)| (status.to_string(), *count));
+        statuses.chain(self.errors.iter().map(|(error, count)| (error.clone(), *count))).collect()
     }
 
     /// Requests that were made, answered or not.
@@ -239,23 +246,7 @@ impl Open {
 
     /// Sends one webhook and says whether its answer is 200; the connection stays open.
     pub fn post(&mut self, path: &str, body: &Body, headers: &[(String, String)]) -> std::io::Result<bool> {
-        let mut head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.text.len());
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        head.push_str("\r\n");
-        let mut stream = rustls::Stream::new(&mut self.tls, &mut self.tcp);
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(&body.text)?;
-        stream.flush()?;
-        let (mut answer, mut chunk) = (Vec::new(), [0; 1024]);
-        while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
-            match stream.read(&mut chunk)? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                read => answer.extend_from_slice(&chunk[..read]),
-            }
-        }
-        Ok(answer.starts_with(b"HTTP/1.1 200"))
+        exchange(&mut rustls::Stream::new(&mut self.tls, &mut self.tcp), path, body, headers)
     }
 }
 
@@ -293,7 +284,32 @@ pub fn many(port: u16, config: &Arc<ClientConfig>, count: usize) -> Vec<Open> {
     })
 }
 
-/// The bodies of a size, only the first of them: for loads that one generator makes.
-pub fn one(bodies: &Bodies) -> &[Body] {
-    &bodies.all[..1]
+/// Sends one webhook over a connection of its own, and says whether its answer is 200.
+pub fn post(port: u16, path: &str, body: &Body, headers: &[(String, String)]) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    exchange(&mut stream, path, body, headers).unwrap_or(false)
+}
+
+fn exchange(
+    stream: &mut (impl Read + Write),
+    path: &str,
+    body: &Body,
+    headers: &[(String, String)],
+) -> std::io::Result<bool> {
+    let mut head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.text.len());
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(&body.text)?;
+    stream.flush()?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; 1024]);
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut chunk)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => answer.extend_from_slice(&chunk[..read]),
+        }
+    }
+    Ok(answer.starts_with(b"HTTP/1.1 200"))
 }

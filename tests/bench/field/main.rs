@@ -126,7 +126,10 @@ fn main() -> ExitCode {
     let mut systems = Vec::new();
     for name in names {
         match System::load(&name) {
-            Ok(system) => systems.push(system),
+            Ok(system) => {
+                println!("{name}: {}", system.about);
+                systems.push(system);
+            }
             Err(reason) => {
                 eprintln!("left out: {name}: {reason}");
                 report.left_out.insert(name, reason);

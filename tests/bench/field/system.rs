@@ -88,6 +88,29 @@ pub struct With<'a> {
     pub topic: &'a str,
     /// Variables on top of its own.
     pub environment: &'a [(&'a str, &'a str)],
+    /// The bridge then serves TLS.
+    pub certificate: Option<&'a Certificate>,
+}
+
+/// A certificate made for this, in files.
+pub struct Certificate(tempfile::TempDir);
+
+impl Certificate {
+    pub fn new() -> Certificate {
+        let made = flinks_bridge::tls::self_made(&["localhost", "127.0.0.1"]).expect("names that can be certified");
+        let directory = tempfile::tempdir().expect("a directory");
+        for (name, text) in
+            [("ca.pem", made.ca_pem), ("tls.crt", made.certificate_pem), ("tls.key", made.private_key_pem)]
+        {
+            std::fs::write(directory.path().join(name), text).expect("a file");
+        }
+        Certificate(directory)
+    }
+
+    /// The file of whom to believe.
+    pub fn authority(&self) -> PathBuf {
+        self.0.path().join("ca.pem")
+    }
 }
 
 /// A process of a system, ready for webhooks; killed when dropped.
@@ -141,6 +164,11 @@ impl Running {
             .args(system.arguments.iter().map(|argument| filled(argument)))
             .envs(system.environment.iter().map(|(name, value)| (name, filled(value))))
             .envs(with.environment.iter().copied())
+            .envs(with.certificate.iter().flat_map(|certificate| {
+                [("CERTIFICATE", "tls.crt"), ("PRIVATE_KEY", "tls.key")].map(|(setting, file)| {
+                    (format!("FLINKS_BRIDGE__INGRESS__TLS__{setting}"), certificate.0.path().join(file))
+                })
+            }))
             .current_dir(home.path())
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle"))
@@ -153,7 +181,11 @@ impl Running {
         let mut running = Running {
             child,
             watcher,
-            url: filled(&system.url),
+            url: filled(&system.url).replacen(
+                "http://",
+                if with.certificate.is_some() { "https://" } else { "http://" },
+                1,
+            ),
             port,
             admin,
             ready_after: Duration::ZERO,
@@ -220,12 +252,6 @@ impl Drop for Running {
         let _ = self.child.wait();
         self.watcher.end();
     }
-}
-
-/// The sum of a family's series in Prometheus' text.
-pub fn sum(metrics: &str, family: &str) -> f64 {
-    let of = metrics.lines().filter(|line| line.strip_prefix(family).is_some_and(|rest| rest.starts_with(['{', ' '])));
-    of.filter_map(|line| line.rsplit_once(' ')).map(|(_, value)| value.parse::<f64>().expect("a number")).sum()
 }
 
 /// The answer to a GET, head and body, of whatever speaks plain HTTP.

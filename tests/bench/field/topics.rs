@@ -12,6 +12,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::body::Body;
@@ -102,6 +103,34 @@ impl Kafka {
         }
     }
 
+    /// Publishes this at a rate, each record when it is due, with what the floor has for a producer and nothing around it:
+    /// p50 and p99 from when a record was due to its ack, in milliseconds.
+    pub fn bare_producer(&self, topic: &str, payload: &[u8], rate: f64, long: Duration) -> [f64; 2] {
+        let mut client = self.client();
+        let producer: FutureProducer = client.set("acks", "all").set("linger.ms", "0").create().expect("a producer");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let mut waits = runtime.block_on(async {
+            let began = tokio::time::Instant::now();
+            let mut waiting = tokio::task::JoinSet::new();
+            let records = (rate * long.as_secs_f64()) as u32;
+            for n in 0..records {
+                let due = began + Duration::from_secs_f64(f64::from(n) / rate);
+                tokio::time::sleep_until(due).await;
+                let report = producer.send_result(FutureRecord::<str, [u8]>::to(topic).key("bench").payload(payload));
+                let report = report.unwrap_or_else(|(error, _)| panic!("the bare producer: {error}"));
+                waiting.spawn(async move {
+                    let acked = report.await.expect("the producer lives").is_ok();
+                    assert!(acked, "Kafka takes what the bare producer publishes");
+                    due.elapsed().as_secs_f64() * 1e3
+                });
+            }
+            waiting.join_all().await
+        });
+        waits.sort_by(f64::total_cmp);
+        let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize];
+        [at(0.5), at(0.99)]
+    }
+
     /// Reads all of a topic and holds it against the answers of 200 that each body had.
     pub fn audit(&self, topic: &str, answers: &[(&Body, u64)]) -> Audit {
         let mut stored: HashMap<[u8; 32], u64> = HashMap::new();
@@ -170,16 +199,6 @@ impl Kafka {
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
         self.client().create().expect("an admin client")
-    }
-}
-
-impl Audit {
-    pub fn add(&mut self, other: &Audit) {
-        self.acked += other.acked;
-        self.stored += other.stored;
-        self.lost += other.lost;
-        self.unanswered += other.unanswered;
-        self.altered += other.altered;
     }
 }
 
