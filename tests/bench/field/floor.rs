@@ -43,18 +43,21 @@ pub struct Login<'a> {
     pub id: Cow<'a, str>,
 }
 
-/// Serves until it is killed.
-pub fn run(listen: SocketAddr, servers: &str, topic: &'static str) {
-    let producer: FutureProducer = ClientConfig::new()
+/// Serves until it is killed. `properties` are librdkafka's, `name=value` each, on top of those here.
+pub fn run(listen: SocketAddr, servers: &str, topic: &'static str, properties: &[String]) {
+    let mut client = ClientConfig::new();
+    client
         .set("bootstrap.servers", servers)
         .set("acks", "all")
         .set("linger.ms", "0")
         .set("message.max.bytes", "41943040")
         // Its largest: what is under way is not bounded by anything.
         .set("queue.buffering.max.kbytes", "2097151")
-        .set("queue.buffering.max.messages", "1000000")
-        .create()
-        .expect("librdkafka takes these properties");
+        .set("queue.buffering.max.messages", "1000000");
+    for (name, value) in properties.iter().filter_map(|property| property.split_once('=')) {
+        client.set(name, value);
+    }
+    let producer: FutureProducer = client.create().expect("librdkafka takes these properties");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::bind(listen).await.expect("a free port");

@@ -60,6 +60,9 @@ struct Options {
     /// Systems, by the names of their files, separated by commas. All by default.
     #[arg(long, value_delimiter = ',')]
     systems: Vec<String>,
+    /// Sizes of bodies for the part cpu, in bytes: 500, 2000, 35000, 450000, 5000000. All by default.
+    #[arg(long, value_delimiter = ',')]
+    sizes: Vec<usize>,
     /// Brokers of a Kafka to use, instead of starting one. Topics are made in it and deleted.
     #[arg(long)]
     kafka: Option<String>,
@@ -85,6 +88,8 @@ enum Role {
         servers: String,
         #[arg(long)]
         topic: String,
+        #[arg(long)]
+        property: Vec<String>,
     },
 }
 
@@ -94,6 +99,7 @@ struct Bench<'a> {
     rounds: usize,
     kafka: Kafka,
     systems: Vec<System>,
+    sizes: Vec<usize>,
     oha: Oha<'a>,
     report: RefCell<Report>,
 }
@@ -112,8 +118,8 @@ const PARTS: [(&str, Part); 7] = [
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    if let Some(Role::Floor { listen, servers, topic }) = options.role {
-        floor::run(listen, &servers, topic.leak());
+    if let Some(Role::Floor { listen, servers, topic, property }) = options.role {
+        floor::run(listen, &servers, topic.leak(), &property);
         return ExitCode::SUCCESS;
     }
     if let Some(unknown) = options.parts.iter().find(|part| !PARTS.iter().any(|(name, _)| name == part)) {
@@ -142,6 +148,7 @@ fn main() -> ExitCode {
         rounds: if options.quick { 1 } else { options.rounds },
         kafka: Kafka::new(options.kafka),
         systems,
+        sizes: options.sizes,
         oha: Oha { program: &options.oha, directory: directory.path() },
         report: RefCell::new(report),
     };

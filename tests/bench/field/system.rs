@@ -72,7 +72,7 @@ impl System {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned))
             .collect();
         // The floor is what the others are measured against.
-        names.sort_by_key(|name| (name != "floor", name != "bridge", name.clone()));
+        names.sort_by_key(|name| (!name.starts_with("floor"), name != "bridge", name.clone()));
         names
     }
 }
