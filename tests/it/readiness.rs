@@ -126,6 +126,11 @@ async fn leaders_that_are_gone_count_only_when_all_are() {
             cluster.partition_leader(topic, partition, Some(1)).expect("there is such a partition");
         }
     }
+    // A probe in the midst of this finds some leaders, which is enough to be ready, so each topic is waited for.
+    for topic in TOPICS {
+        let taken = || bridge.metric("bridge_topic_ready", &[("topic", topic)]) == 1.0;
+        eventually(&format!("{topic} has leaders again"), AMPLE, taken).await;
+    }
     ready(&bridge, "leaders again").await;
     bridge.stop().await;
 }
