@@ -394,9 +394,9 @@ fn roles_with_the_least_permissions_and_credentials_that_change() {
         runtime.block_on(load.finish())
     });
     let topics = Topics::read(&cluster, &TOPICS);
-    for ledger in &ledgers {
+    for (ledger, process) in ledgers.iter().zip([&ingress, &ingress_tls]) {
         println!("{ledger}");
-        assert_eq!(ledger.acked(), ledger.entries.len(), "{}", ledger.answers());
+        assert_eq!(ledger.acked(), ledger.entries.len(), "{}; {}", ledger.answers(), process.tail());
         topics.audit(ledger).assert_kept("a load with changing credentials");
         topics.audit(ledger).assert_none_doubled("a load with changing credentials");
     }

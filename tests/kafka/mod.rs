@@ -159,7 +159,8 @@ pub enum Resource {
     TransactionalId = 5,
 }
 
-/// Numbers of Kafka's protocol: two requests, and what stands in them.
+/// Numbers of Kafka's protocol: requests, and what stands in them.
+const DESCRIBE_ACLS: i16 = 29;
 const CREATE_ACLS: i16 = 30;
 const DELETE_ACLS: i16 = 31;
 const ALTER_USER_SCRAM_CREDENTIALS: i16 = 51;
@@ -184,6 +185,27 @@ fn rule_of(user: &str, rule: &Rule<'_>, prefixed: bool) -> Vec<u8> {
     string(&mut body, "*");
     body.extend([*operation as u8, *permission as u8]);
     body
+}
+
+/// Sends a node one request as Kafka's protocol has it, for which the client library has no call, and returns the body
+/// of its answer.
+fn ask(port: u16, api: i16, version: i16, tagged: bool, body: &[u8]) -> Vec<u8> {
+    let mut request = api.to_be_bytes().to_vec();
+    request.extend(version.to_be_bytes());
+    request.extend(7i32.to_be_bytes());
+    string(&mut request, "flinks-bridge-test");
+    request.extend(tagged.then_some(0));
+    request.extend(body);
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a running node accepts");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+    stream.write_all(&(request.len() as i32).to_be_bytes()).expect("the node reads");
+    stream.write_all(&request).expect("the node reads");
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).expect("an answer in time");
+    let mut answer = vec![0; i32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut answer).expect("a whole answer");
+    // Without the correlation id.
+    answer.split_off(4)
 }
 
 /// One record as it was read back.
@@ -368,12 +390,31 @@ impl Cluster {
         assert_eq!(answer[8..10], [0, 0], "{rule:?} was not taken back: {answer:?}");
         // After the error's text, which is null: how many rules were found.
         assert_eq!(answer[12..16], 1i32.to_be_bytes(), "{user} had no {rule:?}: {answer:?}");
+        self.wait_for_rule(user, &rule, prefixed, false);
     }
 
     fn create_rule(&self, user: &str, rule: &Rule<'_>, prefixed: bool) {
         let answer = self.ask(CREATE_ACLS, &rule_of(user, rule, prefixed));
         // After the throttle time and the count: the error code of the only creation.
         assert_eq!(answer[8..10], [0, 0], "{rule:?} was refused: {answer:?}");
+        self.wait_for_rule(user, rule, prefixed, true);
+    }
+
+    /// Waits until each running node goes by the rule, or no longer does: each learns of it when it comes to it.
+    fn wait_for_rule(&self, user: &str, rule: &Rule<'_>, prefixed: bool, there: bool) {
+        // A filter is a rule without the count before it.
+        let filter = &rule_of(user, rule, prefixed)[4..];
+        let known_to = |node: &Node| {
+            let answer = ask(node.port, DESCRIBE_ACLS, 1, false, filter);
+            // After the throttle time: the error code, its text, which is empty, and how many resources have rules.
+            assert_eq!(answer[4..8], [0; 4], "{rule:?} could not be looked up: {answer:?}");
+            answer[8..12] != [0; 4]
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.running().all(|node| known_to(node) == there) {
+            assert!(Instant::now() < deadline, "a node has not learnt of {rule:?} for {user}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Takes back every rule.
@@ -395,30 +436,13 @@ impl Cluster {
         assert_eq!(code, [0, 0], "the password of {user} was not set: {answer:?}");
     }
 
-    /// Sends one request as Kafka's protocol has it, for which the client library has no call, and returns the body of
-    /// its answer. The request has version 1, which has no tagged fields.
+    /// Has a running node answer a request of version 1, which has no tagged fields.
     fn ask(&self, api: i16, body: &[u8]) -> Vec<u8> {
         self.ask_version(api, 1, false, body)
     }
 
     fn ask_version(&self, api: i16, version: i16, tagged: bool, body: &[u8]) -> Vec<u8> {
-        let port = self.running().next().expect("a running node").port;
-        let mut request = api.to_be_bytes().to_vec();
-        request.extend(version.to_be_bytes());
-        request.extend(7i32.to_be_bytes());
-        string(&mut request, "flinks-bridge-test");
-        request.extend(tagged.then_some(0));
-        request.extend(body);
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a running node accepts");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
-        stream.write_all(&(request.len() as i32).to_be_bytes()).expect("the node reads");
-        stream.write_all(&request).expect("the node reads");
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).expect("an answer in time");
-        let mut answer = vec![0; i32::from_be_bytes(length) as usize];
-        stream.read_exact(&mut answer).expect("a whole answer");
-        // Without the correlation id.
-        answer.split_off(4)
+        ask(self.running().next().expect("a running node").port, api, version, tagged, body)
     }
 
     /// The partition of these topics that has the most records, of those that have a leader.
