@@ -119,8 +119,8 @@ impl<'t, 'b> Survey<'t, 'b> {
         }
         let is_login = name.is("Login");
         // A `sessionId` below the top matters only while no `ResponseType` has decided.
-        let decided = self.response_type.value.is_some_and(|value| Text::of_string(value).is_some());
-        if value.starts_with('{') && (is_login || !decided) { self.note_below(value, is_login) } else { Ok(()) }
+        let decided = || self.response_type.value.is_some_and(|value| Text::of_string(value).is_some());
+        if value.starts_with('{') && (is_login || !decided()) { self.note_below(value, is_login) } else { Ok(()) }
     }
 
     /// Takes note of the members of an object directly below the top.
@@ -385,8 +385,15 @@ impl<'b> Text<'b> {
             // An escape is longer than what it stands for, so here there can be none.
             return self.0 == plain && !plain.contains('\\');
         }
-        // The longest escape for a byte, such as `\u004b`, takes six.
-        self.0.len() <= 6 * plain.len() && self.chars().eq(plain.chars().map(Ok))
+        // The longest escape for a byte, such as `\u004b`, takes six; without any, a longer text is another one.
+        self.0.len() <= 6 * plain.len() && self.0.contains('\\') && self.chars().eq(plain.chars().map(Ok))
+    }
+
+    /// The text as written, if it is a key or a header as it stands, as nearly all are: 1 to 256 bytes of ASCII without
+    /// escapes and control characters.
+    fn plain(self) -> Option<&'b str> {
+        let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'\\';
+        ((1..=TEXT_LIMIT).contains(&self.0.len()) && self.0.bytes().all(is_plain)).then_some(self.0)
     }
 
     fn chars(self) -> Unescaped<'b> {
@@ -396,6 +403,9 @@ impl<'b> Text<'b> {
     /// The text as it is, if that can be: 1 to 256 bytes, no control characters, no lone surrogates (all of which would
     /// become the same replacement character).
     fn exact(self) -> Option<String> {
+        if let Some(plain) = self.plain() {
+            return Some(plain.to_owned());
+        }
         let mut exact = String::new();
         for char in self.chars() {
             let char = char.ok().filter(|char| !char.is_control())?;
@@ -422,6 +432,9 @@ impl<'b> Text<'b> {
 
     /// The text without control characters, cut to 256 bytes, lone surrogates replaced; `None` if nothing is left.
     fn cleaned(self) -> Option<String> {
+        if let Some(plain) = self.plain() {
+            return Some(plain.to_owned());
+        }
         let mut cleaned = String::new();
         let chars = self.chars().map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER));
         for char in chars.filter(|char| !char.is_control()) {
@@ -561,7 +574,13 @@ mod tests {
             let json = serde_json::to_string(&text).unwrap();
             let written = Text::of_string(&json).unwrap();
             prop_assert!(written.is(&text));
-            prop_assert!(!written.is(&(text.clone() + "x")) && !Text("x").is(&(text + "x.")));
+            prop_assert!(!written.is(&(text.clone() + "x")) && !Text("x").is(&(text.clone() + "x.")));
+
+            let fits = !text.is_empty() && text.len() <= TEXT_LIMIT && !text.contains(char::is_control);
+            prop_assert_eq!(written.exact(), fits.then(|| text.clone()));
+            if fits {
+                prop_assert_eq!(written.cleaned(), Some(text));
+            }
         }
     }
 }
