@@ -410,11 +410,9 @@ impl Cluster {
             assert_eq!(answer[4..8], [0; 4], "{rule:?} could not be looked up: {answer:?}");
             answer[8..12] != [0; 4]
         };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.running().all(|node| known_to(node) == there) {
-            assert!(Instant::now() < deadline, "a node has not learnt of {rule:?} for {user}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        self.eventually(&format!("{rule:?} of {user} on all nodes"), Duration::from_secs(60), || {
+            self.running().all(|node| known_to(node) == there)
+        });
     }
 
     /// Takes back every rule.
