@@ -56,8 +56,11 @@ const SECRET: &str = "an-invented-secret-for-tests";
 const GOOD: &str = "good";
 const SHORT: &str = "short";
 
-/// Rules and panels that may be without data, with the reason.
-const EMPTY: &[(&str, &str)] = &[];
+/// Rules, panels and families that may be without data, with the reason.
+const EMPTY: &[(&str, &str)] = &[(
+    "bridge_kafka_certificate_expiry_timestamp_seconds",
+    "this Kafka asks for no client certificate; tests/it/security.rs sees it on one that does",
+)];
 
 fn main() -> ExitCode {
     if std::env::args().skip(1).any(|argument| argument == "--list") {
@@ -356,7 +359,8 @@ impl Run {
         let reference = metrics::reference();
         for row in reference.lines().filter(|line| line.starts_with("| `")) {
             let name = row.split('`').nth(1).expect("a name in backquotes");
-            if !names.contains(name) && !names.contains(format!("{name}_bucket").as_str()) {
+            let exposed = names.contains(name) || names.contains(format!("{name}_bucket").as_str());
+            if !exposed && !EMPTY.iter().any(|(empty, _)| *empty == name) {
                 faults.push(format!("{name} stands in README, and no process exposes it"));
             }
         }

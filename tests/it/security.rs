@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flinks_bridge::flinks::stub::{Stub, StubOptions};
 use serde::Deserialize;
@@ -287,6 +287,11 @@ fn wait_or(what: &str, or: impl Fn() -> String, mut holds: impl FnMut() -> bool)
 }
 
 #[expect(clippy::disallowed_methods, reason = "polls with a deadline, off the async threads")]
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock past 1970").as_secs_f64()
+}
+
 fn pause() {
     std::thread::sleep(Duration::from_millis(50));
 }
@@ -442,6 +447,9 @@ fn credentials_that_are_no_good(cluster: &Cluster, place: &Place) {
             scope.spawn(|| assert_eq!(process.post(&kyc_of(200, 1)), 503));
         }
     });
+    let expiry = || started[1].metric("bridge_kafka_certificate_expiry_timestamp_seconds", &[]);
+    let expired_at = expiry();
+    assert!((1.0..now()).contains(&expired_at), "it expired at {expired_at}");
     place.write("wrong-password.password", &format!("{MARK}-right\n"));
     place.mount("expired", &cluster.authority().client(user));
     for process in &started[..2] {
@@ -452,6 +460,7 @@ fn credentials_that_are_no_good(cluster: &Cluster, place: &Place) {
         let said = || process.log().contains("min.insync.replicas may not be read");
         wait_or("it says what it cannot know", || process.tail(), said);
     }
+    assert!(expiry() > now(), "the next one expires at {}", expiry());
     for process in &started {
         assert!(!process.log().contains(MARK), "a password in the log: {}", process.tail());
     }
