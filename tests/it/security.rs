@@ -287,13 +287,13 @@ fn wait_or(what: &str, or: impl Fn() -> String, mut holds: impl FnMut() -> bool)
 }
 
 #[expect(clippy::disallowed_methods, reason = "polls with a deadline, off the async threads")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(50));
+}
+
 /// Seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock past 1970").as_secs_f64()
-}
-
-fn pause() {
-    std::thread::sleep(Duration::from_millis(50));
 }
 
 fn accounts(login_id: &str) -> Vec<u8> {
