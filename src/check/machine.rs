@@ -7,21 +7,7 @@ use std::time::SystemTime;
 
 use super::Roles;
 use super::findings::{Area, Findings};
-use crate::config::{Config, OWN_FILES};
-use crate::kafka::largest_record;
-
-/// Memory of a role without load (the README's "Memory").
-const PROCESS: u64 = 20 << 20;
-/// Memory of an open connection, plain and with TLS, and the headers of a request that it may be in.
-const CONNECTION: (u64, u64) = ((14 + 16) << 10, (20 + 16) << 10);
-/// What a consumer has fetched ahead, and the largest usual answer of a broker to a fetch.
-const FETCHED: (u64, u64) = (16 << 20, 4 << 20);
-/// An answer of Flinks under way, on average.
-const ANSWER: u64 = 4 << 20;
-/// librdkafka's `batch.size`: the largest request of more than one record.
-const BATCH: u64 = 1_000_000;
-/// Brokers to reckon with where they are not known.
-const BROKERS: u64 = 3;
+use crate::config::{BROKERS, Config, LeastBandwidth, Memory, OWN_FILES};
 
 /// The limits under which this process runs. A value, so that a test can be a machine of its own.
 #[derive(Debug, Clone)]
@@ -102,38 +88,30 @@ pub(super) fn files(findings: &mut Findings, roles: &Roles, config: &Config, mac
 /// `brokers` is how many there are, where that is known.
 pub(super) fn memory(findings: &mut Findings, roles: &Roles, config: &Config, machine: &Machine, brokers: Option<u64>) {
     let brokers = brokers.unwrap_or(BROKERS);
-    let record = largest_record(config.ingress.body_limit) as u64;
-    // A copy, at worst not smaller than the record, for each broker; the small lane's requests are a batch each.
-    let under_way = brokers * (record + BATCH);
-    // Name, what is sure to be taken under load, what may be taken on top of that, and the setting to lower.
-    let mut wanted: Vec<(&str, u64, u64, &str)> = Vec::new();
+    // The role, its memory, and the setting to lower.
+    let mut wanted: Vec<(&str, Memory, &str)> = Vec::new();
     if roles.ingress {
-        let ingress = &config.ingress;
-        let connection = if ingress.tls.is_some() { CONNECTION.1 } else { CONNECTION.0 };
-        let bodies = ingress.bytes_in_flight as u64 + ingress.body_limit as u64 + PROCESS;
-        let beside = ingress.max_connections as u64 * connection + under_way;
-        wanted.push(("ingress", bodies, beside, "ingress.bytes_in_flight or ingress.max_connections"));
+        let setting = "ingress.bytes_in_flight or ingress.max_connections";
+        wanted.push(("ingress", config.ingress_memory(brokers), setting));
     }
-    for (role, consumer) in roles.consumers(config) {
-        let held = consumer.bytes_in_flight as u64 + record + PROCESS;
-        let setting =
-            if role == "enrich" { "enrich.consumer.bytes_in_flight" } else { "link.consumer.bytes_in_flight" };
-        let apis = config.instances.iter().filter_map(|instance| instance.api.as_ref());
-        let answers = if role == "enrich" { apis.map(|api| api.concurrency as u64 * ANSWER).sum() } else { 0 };
-        wanted.push((role, held, FETCHED.0 + brokers * record.max(FETCHED.1) + answers, setting));
+    if roles.enrich {
+        wanted.push(("enrich", config.enrich_memory(brokers), "enrich.consumer.bytes_in_flight"));
+    }
+    if roles.link {
+        wanted.push(("link", config.link_memory(brokers), "link.consumer.bytes_in_flight"));
     }
     let limit = machine.memory();
-    for (role, sure, beside, setting) in wanted {
-        let (needs, most) = (mib(sure), mib(sure + beside));
+    for (role, memory, setting) in wanted {
+        let (needs, most) = (mib(memory.sure), mib(memory.most()));
         match &limit {
-            Some((limit, whose)) if *limit < sure => {
+            Some((limit, whose)) if *limit < memory.sure => {
                 let what = format!(
                     "role {role} needs {needs} for its byte budget alone, and may take {} ({whose})",
                     mib(*limit)
                 );
                 findings.error(Area::Memory, what, format_args!("raise the limit to {most}, or lower {setting}"));
             }
-            Some((limit, whose)) if *limit < sure + beside => {
+            Some((limit, whose)) if *limit < memory.most() => {
                 let what = format!("role {role} takes up to {most}, and may take {} ({whose})", mib(*limit));
                 findings.warning(Area::Memory, what, format_args!("raise the limit to {most}, or lower {setting}"));
             }
@@ -151,17 +129,13 @@ pub(super) fn memory(findings: &mut Findings, roles: &Roles, config: &Config, ma
 
 /// What the producers' timeouts ask of the network.
 pub(super) fn bandwidth(findings: &mut Findings, config: &Config) {
-    let batch = config.kafka.properties.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH);
-    let small = (largest_record(config.ingress.small_body) as u64).max(batch);
-    let large = largest_record(config.ingress.body_limit) as u64;
-    let lanes = [("small", &config.kafka.small, small), ("large", &config.kafka.large, large)];
-    for (name, lane, request) in lanes {
-        let rate = request as f64 / lane.socket_timeout.as_secs_f64() * 8.0 / 1e6;
+    for LeastBandwidth { lane, request, within, bits_per_second } in config.least_bandwidth() {
         let what = format!(
-            "lane {name}: a request of {} must reach a broker within kafka.{name}.socket_timeout = {}: {rate:.1} Mbit/s to \
+            "lane {lane}: a request of {} must reach a broker within kafka.{lane}.socket_timeout = {}: {:.1} Mbit/s to \
              each broker at the least",
             mib(request),
-            humantime::format_duration(lane.socket_timeout)
+            humantime::format_duration(within),
+            bits_per_second / 1e6
         );
         findings.note(Area::Bandwidth, what, "");
     }

@@ -10,6 +10,7 @@
 //! certificates (`tls` does), never connects to anything, and never shows a secret: not in a fault, not in `Debug`,
 //! not in print.
 
+mod bounds;
 mod consume;
 mod fault;
 mod flinks;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::webhook::EventTypes;
+pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
@@ -33,12 +35,15 @@ pub use instance::{Authentication, Instance, NotJson, SecretSource};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
-pub use topics::{OwnTopics, TopicShape, TopicShapes};
+pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes};
 
-/// librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
-const LARGEST_BODY: usize = 900_000_000;
-/// librdkafka's queue counts its kilobytes in 31 bits, and must never be what binds.
-const LARGEST_BUDGET: usize = 2_000_000_000;
+/// The largest `ingress.body_limit`: librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
+pub const LARGEST_BODY: usize = 900_000_000;
+/// The largest `ingress.bytes_in_flight`: librdkafka's queue counts its kilobytes in 31 bits, and must never be what binds.
+pub const LARGEST_BUDGET: usize = 2_000_000_000;
+
+/// The largest `ingress.max_connections`.
+pub const MOST_CONNECTIONS: usize = 1_000_000;
 
 /// Open files that a role needs besides connections: three Kafka clients to each broker, listeners, what is read.
 pub const OWN_FILES: u64 = 300;
@@ -301,6 +306,27 @@ pub fn size(text: &str) -> Result<usize, String> {
     bytes(1..=LARGEST_BODY)(text)
 }
 
+/// A size as settings are best written: in the largest unit that divides it.
+pub fn show_size(bytes: usize) -> String {
+    parse::show_bytes(bytes)
+}
+
+/// How long records stay, as `topics.retention` is written, for a command line.
+///
+/// # Errors
+/// What is expected.
+pub fn retention(text: &str) -> Result<Duration, String> {
+    topics::retention(text)
+}
+
+/// Copies of each partition, as `topics.replication` is written, for a command line.
+///
+/// # Errors
+/// What is expected.
+pub fn replication(text: &str) -> Result<i32, String> {
+    topics::replication(text)
+}
+
 settings! {
     /// `[log]`
     #[derive(Debug, Clone)]
@@ -342,7 +368,7 @@ settings! {
         /// Largest body that is small: it has the producer `kafka.small`.
         pub small_body: usize = value("64KiB", bytes(1..=LARGEST_BODY)),
         /// Connections at once; each may hold 16 KiB of headers.
-        pub max_connections: usize = value("10000", number(1..=1_000_000)),
+        pub max_connections: usize = value("10000", number(1..=MOST_CONNECTIONS)),
         /// From accept to the end of the TLS handshake.
         pub handshake_timeout: Duration = value("10s", deadline),
         /// From a request's first byte to the end of its headers.

@@ -61,6 +61,9 @@ const RETENTION: &str = "14days";
 /// `redrive` has a use.
 const RETENTION_ASIDE: &str = "30days";
 
+/// The most partitions that a topic can be given here.
+pub const MOST_PARTITIONS: i32 = 10_000;
+
 const HOUR: Duration = Duration::from_secs(3_600);
 const TEN_YEARS: Duration = Duration::from_secs(10 * 31_557_600);
 
@@ -107,7 +110,7 @@ const LOGIN_LINKS: &str = "login-links";
 /// What is in `[topics]` besides names.
 fn read_shapes(table: &mut Table<'_, '_>, builtin: &EventTypes) -> TopicShapes {
     let help = "Copies of each partition of topics that `flinks-bridge topics` makes.";
-    let replication = table.value(At::new("replication", help), "3", number(1..=100));
+    let replication = table.value(At::new("replication", help), "3", self::replication);
     let help = "Copies that must have a record before it is acknowledged (`min.insync.replicas`). With one less than \
                 `replication` a broker may be away; with 1 its loss may lose records that were acknowledged.";
     let min_insync_replicas = table.value(At::new("min_insync_replicas", help), "2", number(1..=100));
@@ -189,10 +192,14 @@ const KEY_SOURCES: [(&str, KeySource); 3] =
     [("login-id", KeySource::LoginId), ("session-id", KeySource::SessionId), ("request-id", KeySource::RequestId)];
 
 fn partitions(text: &str) -> Result<i32, String> {
-    number(1..=10_000)(text)
+    number(1..=MOST_PARTITIONS)(text)
+}
+
+pub(super) fn replication(text: &str) -> Result<i32, String> {
+    number(1..=100)(text)
 }
 
 /// Whole hours at the least: Kafka removes whole segments, a day of records each.
-fn retention(text: &str) -> Result<Duration, String> {
+pub(super) fn retention(text: &str) -> Result<Duration, String> {
     duration(HOUR..=TEN_YEARS)(text).map_err(|_| "expected a duration from 1h to 10years, such as 14days".to_owned())
 }

@@ -30,6 +30,7 @@ use crate::config;
 use crate::metrics::{Lane, PublishCause};
 use crate::record::Record;
 
+pub use crate::config::largest_record;
 pub use producer::{KafkaSettingError, Producers};
 pub use readiness::Readiness;
 
@@ -101,16 +102,6 @@ fn set_client_properties(client: &mut ClientConfig, kafka: &config::Kafka, clien
     for (name, value) in &kafka.properties.current().values {
         client.set(name, value);
     }
-}
-
-/// How much larger than the body a record may be: its key and headers. What a sender can put there is bounded by the
-/// 16 KiB of request headers and by the limits in `webhook`.
-const RECORD_OVERHEAD: usize = 64 * 1024;
-
-/// How large a record may be, in bytes, whose body has at most so many. Of `ingress.body_limit` it is what the producers
-/// take at the most, and every topic has to.
-pub fn largest_record(body: usize) -> usize {
-    body + RECORD_OVERHEAD
 }
 
 /// The properties of one lane's producer. What the promise rests on is stated here, with its reason; configuration
