@@ -33,9 +33,9 @@
 //!
 //! [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`], [`ledger`] and [`error`] are values: no I/O, no
 //! async. [`config`], [`metrics`] and [`tls`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges.
-//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`recover`], [`simulate`], [`audit`], [`topics`] and [`check`] are
-//! roles; roles never import each other. [`serve`], [`dev`] and the binary put all of it together. `tests/it/layers.rs`
-//! keeps it so.
+//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`recover`], [`simulate`], [`audit`], [`topics`], [`check`] and
+//! [`plan`] are roles; roles never import each other. [`serve`], [`dev`] and the binary put all of it together.
+//! `tests/it/layers.rs` keeps it so.
 
 pub mod backoff;
 pub mod dead_letter;
@@ -58,6 +58,7 @@ pub mod check;
 pub mod enrich;
 pub mod ingress;
 pub mod link;
+pub mod plan;
 pub mod recover;
 pub mod redrive;
 pub mod simulate;

@@ -14,6 +14,7 @@ use flinks_bridge::dev::{self, Dev};
 use flinks_bridge::flinks::stub::{Stub, StubOptions};
 use flinks_bridge::kafka;
 use flinks_bridge::link;
+use flinks_bridge::plan::{self, Plan};
 use flinks_bridge::recover::{self, Recover};
 use flinks_bridge::redrive::{self, Redrive};
 use flinks_bridge::serve::{self, ServeError, raise_file_limit};
@@ -72,6 +73,10 @@ enum Role {
     /// certificate, limits, Kafka, topics, permissions, Flinks API, clock. One finding a line; nothing is written.
     #[command(after_help = check::EXAMPLES)]
     Check(Check),
+    /// Works out how big pods, byte budget, topics, disk and network must be for a load, each figure with its formula, and
+    /// which settings to change.
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(Plan),
     /// A stand-in for the Flinks API, over plain HTTP, with invented data. What it was asked is printed at its end.
     Stub(StubOptions),
     /// Asks a running role whether it is ready, or live: for health checks in images without a shell. Exit code: 0 it is,
@@ -177,6 +182,7 @@ fn main() -> ExitCode {
         Role::Redrive(options) => redriven(*options),
         Role::Recover(options) => recovered(*options),
         Role::Check(options) => checked(&options),
+        Role::Plan(options) => ExitCode::from(plan::run(&options, &config::variables())),
         Role::Stub(options) => {
             log_to_stderr();
             stubbed(options)

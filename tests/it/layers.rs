@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 5] = [
     &["webhook", "record", "signature", "ledger", "error", "dead_letter", "backoff"],
     &["config", "tls", "metrics"],
     &["kafka", "flinks", "admin"],
-    &["ingress", "enrich", "link", "redrive", "recover", "simulate", "audit", "check", "topics"],
+    &["ingress", "enrich", "link", "redrive", "recover", "simulate", "audit", "check", "topics", "plan"],
     &["dev", "serve", "main"],
 ];
 

@@ -23,6 +23,7 @@ mod kubernetes;
 mod layers;
 mod link;
 mod observability;
+mod plan;
 mod privacy;
 mod publish;
 #[path = "../deploy/queries.rs"]
