@@ -148,8 +148,8 @@ impl DeadLetter {
             write(header::DEAD_LETTER_FLINKS_CODE, flinks_code);
         }
         write(header::DEAD_LETTER_ATTEMPTS, attempts.to_string());
-        write(header::DEAD_LETTER_FIRST_FAILURE, ce_time(first_failure));
-        write(header::DEAD_LETTER_LAST_FAILURE, ce_time(last_failure));
+        write(header::DEAD_LETTER_FIRST_FAILURE, ce_time(first_failure).to_string());
+        write(header::DEAD_LETTER_LAST_FAILURE, ce_time(last_failure).to_string());
         write(header::ORIGIN_TOPIC, origin.topic.to_string());
         write(header::ORIGIN_PARTITION, origin.partition.to_string());
         write(header::ORIGIN_OFFSET, origin.offset.to_string());
@@ -189,7 +189,7 @@ impl DeadLetter {
         drop_headers(&mut record);
         let mut write = |name: &'static str, value: String| record.headers.push((Cow::Borrowed(name), value.into()));
         write(header::DEAD_LETTER_ATTEMPTS, attempts.to_string());
-        write(header::DEAD_LETTER_FIRST_FAILURE, ce_time(first_failure));
+        write(header::DEAD_LETTER_FIRST_FAILURE, ce_time(first_failure).to_string());
         count_redriven(&mut record);
         record.topic = origin.topic;
         record

@@ -277,9 +277,9 @@ impl Enricher {
         let mut write = |name: &'static str, value: Bytes| headers.push((Cow::Borrowed(name), value));
         write(header::SPEC_VERSION, Bytes::from_static(record::SPEC_VERSION_1_0.as_bytes()));
         write(header::ID, format!("{cause}:{}", endpoint.name).into());
-        write(header::SOURCE, record::ce_source(self.name(target.instance)).into());
+        write(header::SOURCE, record::ce_source(self.name(target.instance)).to_string().into());
         write(header::TYPE, Bytes::from_static(ATTRIBUTES_TYPE.as_bytes()));
-        write(header::TIME, record::ce_time(SystemTime::now()).into());
+        write(header::TIME, record::ce_time(SystemTime::now()).to_string().into());
         write(header::SUBJECT, login_id.clone());
         write(header::CONTENT_TYPE, answer.content_type.into());
         if let Some(request_id) = request_id {

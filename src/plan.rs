@@ -774,7 +774,6 @@ fn decimal(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::Arc;
     use std::time::UNIX_EPOCH;
 
     use bytes::Bytes;
@@ -1002,12 +1001,12 @@ mod tests {
         let body = include_str!("../tests/payloads/accounts_detail.json");
         let types = EventTypes::builtin();
         let reception = Reception {
-            instance: Arc::from("toolbox"),
+            instance: "toolbox",
             received_at: UNIX_EPOCH,
             content_hash: [0; 32],
-            content_type: Some(Bytes::from_static(b"application/json")),
-            signatures: vec![("flinks-authenticity-key".into(), Bytes::from(vec![b'a'; 44]))],
-            traceparent: Some(Bytes::from(vec![b'a'; 55])),
+            content_type: Some(b"application/json"),
+            signatures: vec![("flinks-authenticity-key".into(), &[b'a'; 44])],
+            traceparent: Some(&[b'a'; 55]),
         };
         let webhook = Webhook::parse(body.as_bytes(), &types).expect("JSON");
         let record = webhook.into_record(&reception, &types, None, Bytes::from_static(body.as_bytes()));

@@ -26,6 +26,24 @@ pub struct Record {
     pub payload: Bytes,
 }
 
+/// A [`Record`] but for its payload.
+pub struct Head {
+    /// As [`Record::topic`].
+    pub topic: Arc<str>,
+    /// As [`Record::key`].
+    pub key: Option<Bytes>,
+    /// As [`Record::headers`].
+    pub headers: Vec<(Cow<'static, str>, Bytes)>,
+}
+
+impl Head {
+    /// The whole record.
+    pub fn with(self, payload: Bytes) -> Record {
+        let Head { topic, key, headers } = self;
+        Record { topic, key, headers, payload }
+    }
+}
+
 impl Record {
     /// The value of the first header with this name.
     pub fn header(&self, name: &str) -> Option<&Bytes> {
@@ -125,19 +143,35 @@ pub mod header {
 /// The value of [`header::SPEC_VERSION`].
 pub const SPEC_VERSION_1_0: &str = "1.0";
 
-/// The id that tells a retry from news: the instance's name, `:`, and the lower-case hex of the body's SHA-256.
-pub fn ce_id(instance: &str, content_hash: &[u8; 32]) -> String {
-    let digits = content_hash.iter().flat_map(|byte| [byte >> 4, byte & 0xF]);
-    let mut id = String::with_capacity(instance.len() + 1 + 64);
-    id.push_str(instance);
-    id.push(':');
-    id.extend(digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
-    id
+/// The id that tells a retry from news, to print: the instance's name, `:`, and the lower-case hex of the body's SHA-256.
+pub fn ce_id(instance: &str, content_hash: &[u8; 32]) -> impl fmt::Display {
+    struct CeId<'n, 'h>(&'n str, &'h [u8; 32]);
+
+    impl fmt::Display for CeId<'_, '_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let mut hex = [0; 64];
+            for (digits, byte) in hex.chunks_exact_mut(2).zip(self.1) {
+                digits.copy_from_slice(&[byte >> 4, byte & 0xF].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+            }
+            let hex = std::str::from_utf8(&hex).map_err(|_| fmt::Error)?;
+            write!(f, "{}:{hex}", self.0)
+        }
+    }
+
+    CeId(instance, content_hash)
 }
 
-/// The source of records of an instance: `/flinks/` and its name.
-pub fn ce_source(instance: &str) -> String {
-    format!("/flinks/{instance}")
+/// The source of records of an instance, to print: `/flinks/` and its name.
+pub fn ce_source(instance: &str) -> impl fmt::Display {
+    struct CeSource<'a>(&'a str);
+
+    impl fmt::Display for CeSource<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "/flinks/{}", self.0)
+        }
+    }
+
+    CeSource(instance)
 }
 
 /// The instance that a source made by [`ce_source`] names.
@@ -145,11 +179,11 @@ pub fn instance_of(ce_source: &str) -> Option<&str> {
     ce_source.strip_prefix("/flinks/").filter(|instance| !instance.is_empty())
 }
 
-/// A time as CloudEvents writes it: RFC 3339 in UTC with milliseconds. Times outside of the years 1970 to 9999, which
+/// A time as CloudEvents writes it, to print: RFC 3339 in UTC with milliseconds. Times outside of the years 1970 to 9999, which
 /// only a broken clock gives, are moved to the nearest one inside.
-pub fn ce_time(time: SystemTime) -> String {
+pub fn ce_time(time: SystemTime) -> impl fmt::Display {
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last)).to_string()
+    humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last))
 }
 
 /// The time that [`ce_time`] wrote, in milliseconds since 1970; `None` if the text is none.
@@ -192,13 +226,14 @@ mod tests {
     #[test]
     fn ids_and_times() {
         assert_eq!(
-            ce_id("toolbox", &crate::signature::ContentHash::of(b"abc")),
+            ce_id("toolbox", &crate::signature::ContentHash::of(b"abc")).to_string(),
             "toolbox:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
-        assert_eq!(ce_source("toolbox"), "/flinks/toolbox");
+        assert_eq!(ce_source("toolbox").to_string(), "/flinks/toolbox");
         assert_eq!(instance_of("/flinks/toolbox"), Some("toolbox"));
         assert_eq!((instance_of("/flinks/"), instance_of("toolbox")), (None, None));
         let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
+        let ce_time = |time| ce_time(time).to_string();
         assert_eq!(ce_time(at(1_795_446_000_007)), "2026-11-23T15:00:00.007Z");
         assert_eq!(millis_of("2026-11-23T15:00:00.007Z"), Some(1_795_446_000_007));
         assert_eq!((millis_of("yesterday"), millis_of("2026-11-23 15:00:00")), (None, None));

@@ -200,11 +200,16 @@ impl fmt::Debug for Keyring {
 /// Every signature must verify with some secret of its own scheme. Without any signature nothing verifies, unless the
 /// keyring is empty too (an instance with `authentication = "none"`): forgetting the headers must not open the door.
 pub struct Verifier {
-    signatures: Vec<Signature>,
+    signatures: Vec<Claimed>,
     /// One running HMAC for each secret whose scheme has a signature.
     running: Vec<Running>,
     /// The outcome if there is no signature to check.
     unsigned: Result<(), Mismatch>,
+}
+
+struct Claimed {
+    signature: Signature,
+    verified: bool,
 }
 
 struct Running {
@@ -215,9 +220,11 @@ struct Running {
 
 impl Verifier {
     /// Starts verifying. Costs one HMAC over the body for each secret of the schemes that `signatures` has.
-    pub fn new(keyring: &Keyring, signatures: Vec<Signature>) -> Verifier {
+    pub fn new(keyring: &Keyring, signatures: impl IntoIterator<Item = Signature>) -> Verifier {
+        let signatures: Vec<_> =
+            signatures.into_iter().map(|signature| Claimed { signature, verified: false }).collect();
         let unsigned = keyring.keys.first().map_or(Ok(()), |key| Err(Mismatch { scheme: key.scheme }));
-        let claimed = |key: &LabelledKey| signatures.iter().any(|signature| signature.scheme == key.scheme);
+        let claimed = |key: &LabelledKey| signatures.iter().any(|claimed| claimed.signature.scheme == key.scheme);
         let keys = keyring.keys.iter().enumerate().filter(|(_, key)| claimed(key));
         let running = keys
             .map(|(index, key)| Running { index, scheme: key.scheme, hmac: hmac::Context::with_key(&key.key) })
@@ -237,28 +244,26 @@ impl Verifier {
     /// # Errors
     ///
     /// [`Mismatch`] names the scheme of the first signature that no secret of its scheme verifies.
-    pub fn finish(self) -> Result<Vec<usize>, Mismatch> {
+    pub fn finish(mut self) -> Result<Vec<usize>, Mismatch> {
         if self.signatures.is_empty() {
             return self.unsigned.map(|()| Vec::new());
         }
-        let tags: Vec<_> = self.running.into_iter().map(|r| (r.index, r.scheme, r.hmac.sign())).collect();
-        let mut verified = Vec::new();
-        for signature in &self.signatures {
-            // Every secret of the scheme is compared, found or not, so that timing does not tell which one matched.
-            let before = verified.len();
-            for (index, scheme, tag) in &tags {
-                let equal = constant_time::verify_slices_are_equal(tag.as_ref(), &signature.tag).is_ok();
-                if *scheme == signature.scheme && equal {
-                    verified.push(*index);
+        let mut verified = Vec::with_capacity(self.signatures.len());
+        for Running { index, scheme, hmac } in self.running {
+            let tag = hmac.sign();
+            // Every secret of a scheme is compared, found or not, so that timing does not tell which one matched.
+            for claimed in self.signatures.iter_mut().filter(|claimed| claimed.signature.scheme == scheme) {
+                if constant_time::verify_slices_are_equal(tag.as_ref(), &claimed.signature.tag).is_ok() {
+                    claimed.verified = true;
+                    verified.push(index);
                 }
             }
-            if verified.len() == before {
-                return Err(Mismatch { scheme: signature.scheme });
-            }
         }
-        verified.sort_unstable();
         verified.dedup();
-        Ok(verified)
+        match self.signatures.iter().find(|claimed| !claimed.verified) {
+            Some(claimed) => Err(Mismatch { scheme: claimed.signature.scheme }),
+            None => Ok(verified),
+        }
     }
 }
 
@@ -360,7 +365,7 @@ mod tests {
     fn check(secrets: &[LabelledSecret], headers: &[(Scheme, String)], body: &[u8], expected: Result<&[&str], Scheme>) {
         let keyring = Keyring::new(secrets);
         let signatures = headers.iter().map(|(scheme, value)| Signature::parse(*scheme, value.as_bytes()).unwrap());
-        let mut verifier = Verifier::new(&keyring, signatures.collect());
+        let mut verifier = Verifier::new(&keyring, signatures);
         verifier.update(body);
         let verified = verifier.finish();
         let labels = verified.as_ref().map(|v| v.iter().map(|i| keyring.label(*i).unwrap()).collect::<Vec<_>>());
@@ -487,7 +492,7 @@ mod tests {
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
             cuts.push(body.len());
             cuts.sort_unstable();
-            let mut verifier = Verifier::new(&Keyring::new(&secrets), signatures.to_vec());
+            let mut verifier = Verifier::new(&Keyring::new(&secrets), signatures);
             let mut hash = ContentHash::new();
             let mut from = 0;
             for to in cuts {
@@ -515,7 +520,7 @@ mod tests {
             let signature = Signature::parse(FLINKS, sign(FLINKS, &secret.secret, &body).as_bytes()).unwrap();
             let at = at.index(body.len());
             body[at] ^= 1;
-            let mut verifier = Verifier::new(&Keyring::new(&[secret]), vec![signature]);
+            let mut verifier = Verifier::new(&Keyring::new(&[secret]), [signature]);
             verifier.update(&body);
             prop_assert_eq!(verifier.finish(), Err(Mismatch { scheme: FLINKS }));
         }

@@ -13,15 +13,15 @@
 //! numbers have no range, and nesting has no limit.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use self::survey::Survey;
-use crate::record::{self, Record, header};
+use crate::record::{self, Head, Record, header};
 
 mod survey;
 
@@ -196,36 +196,37 @@ impl QuarantineReason {
     }
 }
 
-/// What the bridge knows about a body: its event type, its key, and the facts that go into headers.
+/// What the bridge knows about a body: its event type, its key, and the facts that go into headers, which are slices of
+/// the body where that has them as they should be.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Webhook {
+pub struct Webhook<'b> {
     event_type: usize,
     quarantine: Option<QuarantineReason>,
-    key: Option<String>,
-    request_id: Option<String>,
-    tag: Tag,
-    http_status_code: Option<String>,
-    flinks_code: Option<String>,
-    response_type: Option<String>,
+    key: Option<Cow<'b, str>>,
+    request_id: Option<Cow<'b, str>>,
+    tag: Tag<'b>,
+    http_status_code: Option<Cow<'b, str>>,
+    flinks_code: Option<Cow<'b, str>>,
+    response_type: Option<Cow<'b, str>>,
 }
 
 /// The `Tag` of a body, as far as a header can carry it.
 #[derive(Clone, PartialEq, Eq)]
-enum Tag {
+enum Tag<'b> {
     Absent,
-    Exact(String),
+    Exact(Cow<'b, str>),
     /// There is one, and writing it would mean to cut or clean it: two long Tags must not become one.
     Altered,
 }
 
-impl Webhook {
+impl<'b> Webhook<'b> {
     /// Understands a body, in one pass over its bytes and a second look at the objects directly below the top. Memory
     /// does not grow with the body, but for one byte per level of nesting.
     ///
     /// # Errors
     ///
     /// [`ParseError`] if the body is not JSON; [`Webhook::not_json`] makes a webhook of it all the same.
-    pub fn parse(body: &[u8], types: &EventTypes) -> Result<Webhook, ParseError> {
+    pub fn parse(body: &'b [u8], types: &EventTypes) -> Result<Webhook<'b>, ParseError> {
         let text = std::str::from_utf8(body)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         Ok(Survey::of(text, types)?.judge(types))
@@ -238,16 +239,21 @@ impl Webhook {
     /// # Errors
     ///
     /// [`ParseError`] if the body is not JSON.
-    pub fn of_answer(body: &[u8], types: &EventTypes, event_type: usize, id: &str) -> Result<Webhook, ParseError> {
+    pub fn of_answer(
+        body: &'b [u8],
+        types: &EventTypes,
+        event_type: usize,
+        id: &str,
+    ) -> Result<Webhook<'b>, ParseError> {
         let text = std::str::from_utf8(body)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let rule = types.rules.iter().find(|rule| rule.event_type == event_type);
         let webhook = Survey::of(text, types)?.of_type(event_type, rule.map_or(KeySource::LoginId, |rule| rule.key));
-        Ok(Webhook { key: Some(webhook.key.unwrap_or_else(|| id.to_owned())), ..webhook })
+        Ok(Webhook { key: Some(webhook.key.unwrap_or_else(|| id.to_owned().into())), ..webhook })
     }
 
     /// The webhook of a body that [`Webhook::parse`] refused: quarantined, without a key.
-    pub fn not_json(types: &EventTypes) -> Webhook {
+    pub fn not_json(types: &EventTypes) -> Webhook<'static> {
         Webhook {
             event_type: types.unknown_index(),
             quarantine: Some(QuarantineReason::NotJson),
@@ -281,61 +287,88 @@ impl Webhook {
     /// so.
     pub fn into_record(
         self,
-        reception: &Reception,
+        reception: &Reception<'_>,
         types: &EventTypes,
         topic: Option<&Arc<str>>,
         body: Bytes,
     ) -> Record {
-        let event_type = &types.types[self.event_type];
-        let mut headers: Vec<(Cow<'static, str>, Bytes)> = Vec::with_capacity(16);
-        let mut write = |name: &'static str, value: Bytes| headers.push((Cow::Borrowed(name), value));
+        self.into_head(reception, types, topic).with(body)
+    }
 
-        write(header::SPEC_VERSION, Bytes::from_static(record::SPEC_VERSION_1_0.as_bytes()));
-        write(header::ID, record::ce_id(&reception.instance, &reception.content_hash).into());
-        write(header::SOURCE, record::ce_source(&reception.instance).into());
-        write(header::TYPE, Bytes::copy_from_slice(event_type.ce_type.as_bytes()));
-        write(header::TIME, record::ce_time(reception.received_at).into());
-        if let Some(key) = &self.key {
-            write(header::SUBJECT, Bytes::copy_from_slice(key.as_bytes()));
-        }
-        if let Some(content_type) = &reception.content_type {
-            write(header::CONTENT_TYPE, content_type.clone());
+    /// As [`Webhook::into_record`], for who has the body only once and lets go of it here.
+    pub fn into_head(self, reception: &Reception<'_>, types: &EventTypes, topic: Option<&Arc<str>>) -> Head {
+        let event_type = &types.types[self.event_type];
+        let mut headers = Headers::new();
+        headers.write(header::SPEC_VERSION, record::SPEC_VERSION_1_0);
+        headers.print(header::ID, format_args!("{}", record::ce_id(reception.instance, &reception.content_hash)));
+        headers.print(header::SOURCE, format_args!("{}", record::ce_source(reception.instance)));
+        headers.write(header::TYPE, &*event_type.ce_type);
+        headers.print(header::TIME, format_args!("{}", record::ce_time(reception.received_at)));
+        let key = self.key.map(|key| headers.write(header::SUBJECT, &*key));
+        if let Some(content_type) = reception.content_type {
+            headers.write(header::CONTENT_TYPE, content_type);
         }
         if let Some(request_id) = self.request_id {
-            write(header::REQUEST_ID, request_id.into());
+            headers.write(header::REQUEST_ID, &*request_id);
         }
         match self.tag {
             Tag::Absent => {}
-            Tag::Exact(tag) => write(header::TAG, tag.into()),
-            Tag::Altered => write(header::TAG_ALTERED, Bytes::from_static(b"true")),
+            Tag::Exact(tag) => drop(headers.write(header::TAG, &*tag)),
+            Tag::Altered => drop(headers.write(header::TAG_ALTERED, "true")),
         }
         if let Some(http_status_code) = self.http_status_code {
-            write(header::HTTP_STATUS_CODE, http_status_code.into());
+            headers.write(header::HTTP_STATUS_CODE, &*http_status_code);
         }
         if let Some(flinks_code) = self.flinks_code {
-            write(header::FLINKS_CODE, flinks_code.into());
+            headers.write(header::FLINKS_CODE, &*flinks_code);
         }
         if let Some(response_type) = self.response_type {
-            write(header::RESPONSE_TYPE, response_type.into());
+            headers.write(header::RESPONSE_TYPE, &*response_type);
         }
         if let Some(reason) = self.quarantine {
-            write(header::QUARANTINE_REASON, Bytes::from_static(reason.as_str().as_bytes()));
+            headers.write(header::QUARANTINE_REASON, reason.as_str());
         }
-        if let Some(traceparent) = &reception.traceparent {
-            write(header::TRACEPARENT, traceparent.clone());
+        if let Some(traceparent) = reception.traceparent {
+            headers.write(header::TRACEPARENT, traceparent);
         }
-        headers.extend(reception.signatures.iter().cloned());
-        Record {
-            topic: topic.unwrap_or(&event_type.topic).clone(),
-            key: self.key.map(Bytes::from),
-            headers,
-            payload: body,
+        for (name, value) in &reception.signatures {
+            headers.write(name.clone(), value);
         }
+        Head { topic: topic.unwrap_or(&event_type.topic).clone(), key, headers: headers.written }
+    }
+}
+
+/// A record's headers as they are written. Their values lie in one buffer, so that they cost one allocation together.
+struct Headers {
+    written: Vec<(Cow<'static, str>, Bytes)>,
+    buffer: BytesMut,
+}
+
+impl Headers {
+    /// With room for all that a webhook usually has.
+    fn new() -> Headers {
+        Headers { written: Vec::with_capacity(16), buffer: BytesMut::with_capacity(512) }
+    }
+
+    fn write(&mut self, name: impl Into<Cow<'static, str>>, value: impl AsRef<[u8]>) -> Bytes {
+        self.buffer.extend_from_slice(value.as_ref());
+        self.end(name.into())
+    }
+
+    fn print(&mut self, name: &'static str, value: fmt::Arguments<'_>) {
+        self.buffer.write_fmt(value).expect("the buffer grows, and our values print");
+        self.end(name.into());
+    }
+
+    fn end(&mut self, name: Cow<'static, str>) -> Bytes {
+        let value = self.buffer.split().freeze();
+        self.written.push((name, value.clone()));
+        value
     }
 }
 
 /// Prints what may be logged, and nothing of the sender's other text.
-impl fmt::Debug for Webhook {
+impl fmt::Debug for Webhook<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Webhook")
             .field("event_type", &self.event_type)
@@ -393,19 +426,19 @@ impl TagProblem {
 
 /// What the ingress knows of a webhook besides its body.
 #[derive(Clone)]
-pub struct Reception {
+pub struct Reception<'r> {
     /// Name of the instance that it was sent to.
-    pub instance: Arc<str>,
+    pub instance: &'r str,
     /// When its headers had arrived.
     pub received_at: SystemTime,
     /// SHA-256 of the body.
     pub content_hash: [u8; 32],
     /// `Content-Type` as received.
-    pub content_type: Option<Bytes>,
+    pub content_type: Option<&'r [u8]>,
     /// Signature headers: name in lower case, value as received.
-    pub signatures: Vec<(Cow<'static, str>, Bytes)>,
+    pub signatures: Vec<(Cow<'static, str>, &'r [u8])>,
     /// `traceparent` as received, only if [`record::is_traceparent`] approves of it.
-    pub traceparent: Option<Bytes>,
+    pub traceparent: Option<&'r [u8]>,
 }
 
 #[cfg(test)]
@@ -441,7 +474,7 @@ mod tests {
         types
     }
 
-    fn not_json_or(body: &[u8], types: &EventTypes) -> Webhook {
+    fn not_json_or<'b>(body: &'b [u8], types: &EventTypes) -> Webhook<'b> {
         Webhook::parse(body, types).unwrap_or_else(|_| Webhook::not_json(types))
     }
 
@@ -464,7 +497,7 @@ mod tests {
     fn record(body: &[u8], topic: Option<&Arc<str>>) -> Record {
         let types = types();
         let reception = Reception {
-            instance: "toolbox".into(),
+            instance: "toolbox",
             received_at: UNIX_EPOCH + Duration::from_millis(1_795_446_000_007),
             content_hash: ContentHash::of(body),
             content_type: None,
@@ -801,12 +834,12 @@ mod tests {
         let body = include_bytes!("../tests/payloads/accounts_detail.json");
         let types = types();
         let reception = Reception {
-            instance: "toolbox".into(),
+            instance: "toolbox",
             received_at: UNIX_EPOCH + Duration::from_millis(1_795_446_000_007),
             content_hash: ContentHash::of(body),
-            content_type: Some(Bytes::from_static(b"application/json; charset=utf-8")),
-            signatures: vec![("x-flinks-signature".into(), Bytes::from_static(b"c2ln"))],
-            traceparent: Some(Bytes::from_static(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")),
+            content_type: Some(b"application/json; charset=utf-8"),
+            signatures: vec![("x-flinks-signature".into(), b"c2ln")],
+            traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         };
         let payload = Bytes::from_static(body);
         let record = Webhook::parse(body, &types).unwrap().into_record(&reception, &types, None, payload.clone());

@@ -324,7 +324,7 @@ impl Bodies {
 
     /// The id that its records should have.
     pub fn ce_id_of(&self, body: &Body) -> String {
-        ce_id(&self.instances[usize::from(self.route_of(body).instance)], &body.hash)
+        ce_id(&self.instances[usize::from(self.route_of(body).instance)], &body.hash).to_string()
     }
 }
 

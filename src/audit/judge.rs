@@ -116,7 +116,7 @@ impl Judge {
             };
             self.report.note(Class::WrongKey, || example(what));
         }
-        let source = ce_source(&bodies.instances[usize::from(route.instance)]);
+        let source = ce_source(&bodies.instances[usize::from(route.instance)]).to_string();
         let expected_id = bodies.ce_id_of(body);
         let subject = record.key.map(|key| std::str::from_utf8(key).unwrap_or_default());
         let wrong = |name: &str| -> bool {

@@ -1,15 +1,18 @@
 //! The account of a request: what is known of it so far, and the one count and one log line that it ends in, also when
 //! hyper drops it because its connection broke. No body, secret or account holder's data gets here.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::admission::NoBudget;
 use crate::kafka::{PublishError, Receipt};
 use crate::metrics::{Lane, Metrics, Outcome};
+use crate::record::ce_id;
 
 /// Keeps account of one request: every request ends in exactly one count, also when hyper drops it because its
 /// connection broke.
@@ -63,8 +66,8 @@ impl<'a> Account<'a> {
             request = self.id,
             instance = &*known.instance,
             event_type = &*known.event_type_name,
-            key = known.key.as_deref(),
-            ce_id = known.ce_id,
+            key = known.key(),
+            ce_id = known.ce_id(),
             bytes = known.bytes,
             partition = receipt.partition,
             offset = receipt.offset,
@@ -85,8 +88,8 @@ impl<'a> Account<'a> {
                 request,
                 instance = &*known.instance,
                 event_type = &*known.event_type_name,
-                key = known.key.as_deref(),
-                ce_id = known.ce_id,
+                key = known.key(),
+                ce_id = known.ce_id(),
                 bytes = known.bytes,
                 status,
                 cause,
@@ -136,9 +139,9 @@ pub struct Known {
     /// Name of its event type.
     pub event_type_name: Arc<str>,
     /// Its record's key.
-    pub key: Option<String>,
-    /// Its record's `ce_id`.
-    pub ce_id: String,
+    pub key: Option<Bytes>,
+    /// SHA-256 of its body.
+    pub content_hash: [u8; 32],
     /// Size of its body.
     pub bytes: usize,
     /// Its sender has an answer, whatever becomes of the record.
@@ -146,10 +149,19 @@ pub struct Known {
 }
 
 impl Known {
+    fn key(&self) -> Option<&str> {
+        std::str::from_utf8(self.key.as_deref()?).ok()
+    }
+
+    /// Its record's `ce_id`, made only for a line that is written.
+    fn ce_id(&self) -> tracing::field::DisplayValue<impl fmt::Display> {
+        tracing::field::display(ce_id(&self.instance, &self.content_hash))
+    }
+
     /// Tells of an outcome that came when nobody waited for it any more.
     pub fn unheard(&self, outcome: &Result<Receipt, PublishError>, answered: bool) {
-        let (instance, event_type, key) = (&*self.instance, &*self.event_type_name, self.key.as_deref());
-        let (ce_id, bytes) = (self.ce_id.as_str(), self.bytes);
+        let (instance, event_type, key) = (&*self.instance, &*self.event_type_name, self.key());
+        let (ce_id, bytes) = (self.ce_id(), self.bytes);
         match outcome {
             Ok(_) if answered => {
                 tracing::info!(instance, event_type, key, ce_id, bytes, "published, but only after its answer");

@@ -58,18 +58,16 @@ impl Admission {
     pub async fn admit(self: &Arc<Self>, declared: Option<usize>) -> Result<Permit, NoBudget> {
         let bytes = declared.unwrap_or(self.small_body);
         let lane = self.lane(bytes);
-        let mut permit = Permit { admission: self.clone(), lane, held: Vec::new(), bytes: 0 };
         let semaphore = self.semaphore(lane).clone();
-        let held = match semaphore.clone().try_acquire_many_owned(units(bytes)) {
-            Ok(held) => held,
+        let share = match semaphore.clone().try_acquire_many_owned(units(bytes)) {
+            Ok(share) => share,
             Err(_) => {
                 let _waiting = self.metrics.admission_waiting(lane);
                 let turn = tokio::time::timeout(self.wait, semaphore.acquire_many_owned(units(bytes))).await;
                 turn.map_err(|_| NoBudget)?.expect("the semaphores are never closed")
             }
         };
-        permit.add(held, bytes);
-        Ok(permit)
+        Ok(Permit { admission: self.clone(), lane, share, held: self.metrics.admitted(lane, bytes) })
     }
 
     fn semaphore(&self, lane: Lane) -> &Arc<Semaphore> {
@@ -84,14 +82,14 @@ impl Admission {
 pub struct Permit {
     admission: Arc<Admission>,
     lane: Lane,
-    held: Vec<(OwnedSemaphorePermit, Held)>,
-    bytes: usize,
+    share: OwnedSemaphorePermit,
+    held: Held,
 }
 
 impl Permit {
     /// Bytes that the body may have so far.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.share.num_permits()
     }
 
     /// Grows the share of a body of unknown size so that at least `needed` bytes fit: doubled, so that a body of any
@@ -101,22 +99,21 @@ impl Permit {
     /// # Errors
     /// [`NoBudget`] where the large lane has no room.
     pub fn grow(&mut self, needed: usize) -> Result<(), NoBudget> {
-        let doubled = (self.bytes * 2).min(self.admission.body_limit).max(needed);
-        let leaves = self.lane == Lane::Small;
-        let more = if leaves { doubled } else { doubled - self.bytes };
-        let free = self.admission.large.clone();
-        let held = free.try_acquire_many_owned(units(more)).map_err(|_| NoBudget)?;
-        if leaves {
-            self.held.clear();
-            (self.lane, self.bytes) = (Lane::Large, 0);
+        let doubled = (self.bytes() * 2).min(self.admission.body_limit).max(needed);
+        let of_large = |bytes| self.admission.large.clone().try_acquire_many_owned(units(bytes)).map_err(|_| NoBudget);
+        match self.lane {
+            Lane::Small => {
+                self.share = of_large(doubled)?;
+                self.held = self.admission.metrics.admitted(Lane::Large, doubled);
+                self.lane = Lane::Large;
+            }
+            Lane::Large => {
+                let more = doubled - self.bytes();
+                self.share.merge(of_large(more)?);
+                self.held.grow(more);
+            }
         }
-        self.add(held, more);
         Ok(())
-    }
-
-    fn add(&mut self, held: OwnedSemaphorePermit, bytes: usize) {
-        self.held.push((held, self.admission.metrics.admitted(self.lane, bytes)));
-        self.bytes += bytes;
     }
 }
 

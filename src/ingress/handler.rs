@@ -28,11 +28,11 @@ use tokio::time::Instant;
 use super::account::{Account, End, Known};
 use super::admission::{Admission, Permit};
 use super::connection::Progress;
-use super::instance::{Instance, bytes_of};
+use super::instance::Instance;
 use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
 use crate::metrics::{Lane, Metrics, Outcome, PublishCause};
-use crate::record::{ce_id, is_traceparent};
+use crate::record::is_traceparent;
 use crate::signature::{ContentHash, Secret, Verifier};
 use crate::webhook::{EventTypes, Reception, Webhook};
 
@@ -164,8 +164,7 @@ impl Handler {
 
         let mut permit = self.admission.admit(declared).await?;
         let keyring = instance.keyring.load_full();
-        let well_formed = signatures.iter().map(|(_, _, signature)| signature.clone());
-        let mut verifier = Verifier::new(&keyring.keys, well_formed.collect());
+        let mut verifier = Verifier::new(&keyring.keys, signatures.iter().map(|claim| claim.signature.clone()));
         let mut content_hash = ContentHash::new();
         let on_chunk = |chunk: &[u8]| {
             verifier.update(chunk);
@@ -186,14 +185,11 @@ impl Handler {
         }
 
         let reception = Reception {
-            instance: instance.name.clone(),
+            instance: &instance.name,
             received_at,
             content_hash: content_hash.finish(),
-            content_type: parts.headers.get(header::CONTENT_TYPE).map(bytes_of),
-            signatures: signatures
-                .into_iter()
-                .map(|(name, value, _)| (name.as_str().to_owned().into(), value))
-                .collect(),
+            content_type: parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
+            signatures: signatures.into_iter().map(|claim| (claim.name, claim.value)).collect(),
             traceparent: traceparent(&parts.headers),
         };
         let outcome = match lane {
@@ -246,7 +242,7 @@ impl Handler {
     fn publish(
         &self,
         instance: &Instance,
-        reception: &Reception,
+        reception: &Reception<'_>,
         payload: Vec<u8>,
         lane: Lane,
         permit: Permit,
@@ -261,16 +257,17 @@ impl Handler {
             Err(error) => {
                 let not_json = Webhook::not_json(&self.event_types);
                 if instance.settings.not_json == NotJson::Reject {
-                    account.webhook = Some(self.known(reception, &not_json, payload.len()));
+                    account.webhook = Some(self.known(instance, reception, not_json.event_type(), None, payload.len()));
                     return Err(End { outcome: Outcome::NotJson, detail: error.to_string() });
                 }
                 not_json
             }
         };
-        let known = self.known(reception, &webhook, payload.len());
+        let event_type = webhook.event_type();
+        let topic = instance.topics[event_type].as_ref();
+        let record = webhook.into_head(reception, &self.event_types, topic).with(payload.into());
+        let known = self.known(instance, reception, event_type, record.key.clone(), record.payload.len());
         account.webhook = Some(known.clone());
-        let topic = instance.topics[known.event_type].as_ref();
-        let record = webhook.into_record(reception, &self.event_types, topic, payload.into());
 
         let (reply, outcome) = oneshot::channel();
         let metrics = self.metrics.clone();
@@ -292,14 +289,20 @@ impl Handler {
         Ok(outcome)
     }
 
-    fn known(&self, reception: &Reception, webhook: &Webhook, bytes: usize) -> Arc<Known> {
-        let event_type = webhook.event_type();
+    fn known(
+        &self,
+        instance: &Instance,
+        reception: &Reception<'_>,
+        event_type: usize,
+        key: Option<Bytes>,
+        bytes: usize,
+    ) -> Arc<Known> {
         Arc::new(Known {
-            instance: reception.instance.clone(),
+            instance: instance.name.clone(),
             event_type,
             event_type_name: self.event_types.types[event_type].name.clone(),
-            key: webhook.key().map(str::to_owned),
-            ce_id: ce_id(&reception.instance, &reception.content_hash),
+            key,
+            content_hash: reception.content_hash,
             bytes,
             answered: AtomicBool::new(false),
         })
@@ -410,8 +413,8 @@ fn broken_body(error: &hyper::Error) -> End {
     End { outcome, detail: error.to_string() }
 }
 
-fn traceparent(headers: &HeaderMap) -> Option<Bytes> {
+fn traceparent(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all("traceparent").iter();
     let only = values.next().filter(|value| is_traceparent(value.as_bytes()))?;
-    values.next().is_none().then(|| bytes_of(only))
+    values.next().is_none().then_some(only.as_bytes())
 }

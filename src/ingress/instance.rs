@@ -1,11 +1,11 @@
 //! An instance as the handler needs it: its settings with what is made from them, and what they say of a request before
 //! its body is read. Secrets and path are read again here when their files change. It never sees a body.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::account::End;
@@ -113,7 +113,7 @@ impl Instance {
 
     /// The signature headers of a request: each that the instance has secrets for must be there at most once and be
     /// well-formed, and at least one must be there.
-    pub fn signatures(&self, headers: &HeaderMap) -> Result<Vec<(HeaderName, Bytes, Signature)>, End> {
+    pub fn signatures<'r>(&self, headers: &'r HeaderMap) -> Result<Vec<Claim<'r>>, End> {
         if self.settings.authentication == Authentication::None {
             return Ok(Vec::new());
         }
@@ -126,7 +126,10 @@ impl Instance {
             }
             let signature = Signature::parse(*scheme, value.as_bytes())
                 .map_err(|_| End { outcome: Outcome::SignatureMalformed, detail: name.to_string() })?;
-            signatures.push((name.clone(), bytes_of(value), signature));
+            let default = scheme.default_header();
+            // Nearly always one that needs no copy.
+            let name = if name == default { default.into() } else { name.as_str().to_owned().into() };
+            signatures.push(Claim { name, value: value.as_bytes(), signature });
         }
         if signatures.is_empty() { Err(Outcome::SignatureMissing.into()) } else { Ok(signatures) }
     }
@@ -148,7 +151,12 @@ fn client_address(peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -
     Some(client)
 }
 
-/// A header's value, apart from the request.
-pub fn bytes_of(value: &HeaderValue) -> Bytes {
-    Bytes::copy_from_slice(value.as_bytes())
+/// A signature header of a request.
+pub struct Claim<'r> {
+    /// Its name, in lower case.
+    pub name: Cow<'static, str>,
+    /// Its value as received.
+    pub value: &'r [u8],
+    /// What it claims.
+    pub signature: Signature,
 }

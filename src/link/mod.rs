@@ -373,7 +373,10 @@ fn link_record(topic: &Arc<str>, login_id: &str, link: &Link, cause: Option<&Rec
     let mut headers: Vec<(Cow<'static, str>, Bytes)> = vec![
         (header::SPEC_VERSION.into(), record::SPEC_VERSION_1_0.into()),
         (header::ID.into(), format!("{root}:link:{content}").into()),
-        (header::SOURCE.into(), of_cause(header::SOURCE).unwrap_or_else(|| record::ce_source(&link.instance).into())),
+        (
+            header::SOURCE.into(),
+            of_cause(header::SOURCE).unwrap_or_else(|| record::ce_source(&link.instance).to_string().into()),
+        ),
         (header::TYPE.into(), CE_TYPE.into()),
         (header::TIME.into(), of_cause(header::TIME).unwrap_or_else(|| value::time(link.last_seen).into())),
         (header::SUBJECT.into(), login_id.to_owned().into()),

@@ -187,7 +187,7 @@ impl Link {
 
 /// A time as records have it.
 pub(super) fn time(millis: u64) -> String {
-    record::ce_time(UNIX_EPOCH + Duration::from_millis(millis))
+    record::ce_time(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
 }
 
 /// The value of a record of the links' topic.

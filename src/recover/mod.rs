@@ -597,15 +597,15 @@ fn record(config: &Config, target: &Target, answer: Answer, now: SystemTime) -> 
         return Err(refused("another-id", "the answer is about another id than it was asked for"));
     }
     let reception = Reception {
-        instance: config.instances[target.instance].name.as_str().into(),
+        instance: &config.instances[target.instance].name,
         received_at: now,
         content_hash: ContentHash::of(&body),
         // The client takes nothing else for an answer.
-        content_type: Some(Bytes::from_static(b"application/json")),
+        content_type: Some(b"application/json"),
         signatures: Vec::new(),
         traceparent: None,
     };
-    let mut record = webhook.into_record(&reception, &config.event_types, Some(&topic), body);
+    let mut record = webhook.into_record(&reception, &config.event_types, Some(&topic), body.clone());
     if let Some(request_id) = request_id.filter(|_| record.header(header::REQUEST_ID).is_none()) {
         record.headers.push((header::REQUEST_ID.into(), request_id.into()));
     }

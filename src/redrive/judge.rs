@@ -148,14 +148,19 @@ fn quarantined(selection: &Selection, config: &Config, record: Record, timestamp
     let kind = format!("{} {} {}", reason.as_str(), event_type.name, instance.name);
 
     let reception = Reception {
-        instance: instance.name.as_str().into(),
+        instance: &instance.name,
         // Both are replaced below, where the record has its own.
         received_at: timestamp_ms.and_then(time).unwrap_or(UNIX_EPOCH),
         content_hash: ContentHash::of(&record.payload),
-        content_type: record.header(header::CONTENT_TYPE).cloned(),
+        content_type: record.header(header::CONTENT_TYPE).map(AsRef::as_ref),
         // Among them the signatures, under names of the settings of then.
-        signatures: record.headers.iter().filter(|(name, _)| !made_anew(name)).cloned().collect(),
-        traceparent: record.header(header::TRACEPARENT).cloned(),
+        signatures: record
+            .headers
+            .iter()
+            .filter(|(name, _)| !made_anew(name))
+            .map(|(name, value)| (name.clone(), value.as_ref()))
+            .collect(),
+        traceparent: record.header(header::TRACEPARENT).map(AsRef::as_ref),
     };
     let topic: Option<Arc<str>> = instance.topics.get(&*event_type.name).map(|topic| topic.as_str().into());
     let mut fresh = webhook.into_record(&reception, &config.event_types, topic.as_ref(), record.payload.clone());
@@ -262,12 +267,12 @@ mod tests {
     fn set_aside(instance: &str, body: &[u8], types: &EventTypes) -> Record {
         let webhook = Webhook::parse(body, types).unwrap_or_else(|_| Webhook::not_json(types));
         let reception = Reception {
-            instance: instance.into(),
+            instance,
             received_at: UNIX_EPOCH + Duration::from_millis(1_795_446_000_007),
             content_hash: ContentHash::of(body),
-            content_type: Some(Bytes::from_static(b"application/json")),
-            signatures: vec![("flinks-authenticity-key".into(), Bytes::from_static(b"c2lnbmF0dXJl"))],
-            traceparent: Some(Bytes::from_static(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")),
+            content_type: Some(b"application/json"),
+            signatures: vec![("flinks-authenticity-key".into(), b"c2lnbmF0dXJl")],
+            traceparent: Some(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         };
         webhook.into_record(&reception, types, None, Bytes::copy_from_slice(body))
     }

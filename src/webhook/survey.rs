@@ -5,6 +5,7 @@
 //! order. It never decodes a string beyond what a key or a header can hold, and never decides by the first or the last
 //! of two.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -29,9 +30,10 @@ pub(super) struct Survey<'t, 'b> {
     login_dot_request_id: Member<'b>,
     /// The first top-level string that is the event name of a [`Discriminator::PaySession`].
     session_event: Member<'b>,
-    nested_session: NestedSession,
-    /// The names that any [`Discriminator::Members`] asks about.
+    nested_session: NestedSession<'b>,
+    /// What a [`Discriminator::Members`] asks about and stands there.
     discriminators: Vec<(&'t str, Member<'b>)>,
+    types: &'t EventTypes,
 }
 
 impl<'t, 'b> Survey<'t, 'b> {
@@ -65,17 +67,6 @@ impl<'t, 'b> Survey<'t, 'b> {
     }
 
     fn empty(types: &'t EventTypes) -> Survey<'t, 'b> {
-        let mut discriminators: Vec<(&str, Member)> = Vec::new();
-        for rule in &types.rules {
-            let Discriminator::Members(names) = &rule.discriminator else {
-                continue;
-            };
-            for name in names {
-                if !discriminators.iter().any(|(known, _)| known == name) {
-                    discriminators.push((name, Member::default()));
-                }
-            }
-        }
         Survey {
             response_type: Member::default(),
             session_id: Member::default(),
@@ -91,7 +82,8 @@ impl<'t, 'b> Survey<'t, 'b> {
             login_dot_request_id: Member::default(),
             session_event: Member::default(),
             nested_session: NestedSession::default(),
-            discriminators,
+            discriminators: Vec::new(),
+            types,
         }
     }
 
@@ -112,10 +104,13 @@ impl<'t, 'b> Survey<'t, 'b> {
                 member.note(value);
             }
         }
-        for (watched, member) in &mut self.discriminators {
-            if name.is(watched) {
-                member.note(value);
-            }
+        if let Some(watched) = asked_about(self.types).find(|watched| name.is(watched)) {
+            let known = self.discriminators.iter().position(|(known, _)| *known == watched);
+            let at = known.unwrap_or_else(|| {
+                self.discriminators.push((watched, Member::default()));
+                self.discriminators.len() - 1
+            });
+            self.discriminators[at].1.note(value);
         }
         let is_login = name.is("Login");
         // A `sessionId` below the top matters only while no `ResponseType` has decided.
@@ -148,7 +143,7 @@ impl<'t, 'b> Survey<'t, 'b> {
     }
 
     /// Applies the rules.
-    pub(super) fn judge(&self, types: &EventTypes) -> Webhook {
+    pub(super) fn judge(&self, types: &EventTypes) -> Webhook<'b> {
         let (event_type, quarantine, key) = self.type_and_key(types).unwrap_or_else(|Ambiguous| {
             let key = self.login_id_key().unwrap_or(None);
             (types.unknown_index(), Some(QuarantineReason::AmbiguousType), key)
@@ -166,7 +161,7 @@ impl<'t, 'b> Survey<'t, 'b> {
     }
 
     /// Without the rules, for who knows the type and that nothing is wrong.
-    pub(super) fn of_type(&self, event_type: usize, source: KeySource) -> Webhook {
+    pub(super) fn of_type(&self, event_type: usize, source: KeySource) -> Webhook<'b> {
         Webhook {
             event_type,
             quarantine: None,
@@ -180,7 +175,7 @@ impl<'t, 'b> Survey<'t, 'b> {
         }
     }
 
-    fn type_and_key(&self, types: &EventTypes) -> Result<(usize, Option<QuarantineReason>, Option<String>), Ambiguous> {
+    fn type_and_key(&self, types: &EventTypes) -> Result<(usize, Option<QuarantineReason>, Key<'b>), Ambiguous> {
         let (event_type, quarantine, source) = match self.rule(types)? {
             Some(rule) => (rule.event_type, None, rule.key),
             None => (types.unknown_index(), Some(QuarantineReason::UnknownType), KeySource::LoginId),
@@ -190,7 +185,7 @@ impl<'t, 'b> Survey<'t, 'b> {
         Ok((event_type, quarantine, self.key(source)?))
     }
 
-    fn key(&self, source: KeySource) -> Result<Option<String>, Ambiguous> {
+    fn key(&self, source: KeySource) -> Result<Key<'b>, Ambiguous> {
         match source {
             KeySource::LoginId => self.login_id_key(),
             KeySource::SessionId => match self.session_id_key()? {
@@ -238,7 +233,7 @@ impl<'t, 'b> Survey<'t, 'b> {
         Ok(true)
     }
 
-    fn login_id_key(&self) -> Result<Option<String>, Ambiguous> {
+    fn login_id_key(&self) -> Result<Key<'b>, Ambiguous> {
         self.login.once()?;
         for member in [self.login_dot_id, self.login_dot_login_id, self.login_id] {
             if let Some(key) = member.key()? {
@@ -248,7 +243,7 @@ impl<'t, 'b> Survey<'t, 'b> {
         Ok(None)
     }
 
-    fn session_id_key(&self) -> Result<Option<String>, Ambiguous> {
+    fn session_id_key(&self) -> Result<Key<'b>, Ambiguous> {
         if let Some(key) = self.session_id.key()? {
             return Ok(Some(key));
         }
@@ -258,7 +253,7 @@ impl<'t, 'b> Survey<'t, 'b> {
         Ok(self.nested_session.id.clone())
     }
 
-    fn request_id_header(&self) -> Option<String> {
+    fn request_id_header(&self) -> Option<Cow<'b, str>> {
         let of_login = if self.login.repeated { None } else { self.login_dot_request_id.only() };
         [self.request_id.only(), of_login, self.lower_request_id.only()]
             .into_iter()
@@ -266,14 +261,14 @@ impl<'t, 'b> Survey<'t, 'b> {
             .find_map(|value| Text::of_id(value)?.cleaned())
     }
 
-    fn tag_header(&self) -> Tag {
+    fn tag_header(&self) -> Tag<'b> {
         match self.tag.value {
             None | Some("null" | "\"\"") if !self.tag.repeated => Tag::Absent,
             _ => self.tag.only().and_then(Text::of_string).and_then(Text::exact).map_or(Tag::Altered, Tag::Exact),
         }
     }
 
-    fn http_status_code_header(&self) -> Option<String> {
+    fn http_status_code_header(&self) -> Option<Cow<'b, str>> {
         let value = self.http_status_code.value?;
         let text = Text::of_id(value)?;
         if text.is("200") || value.parse() == Ok(200.0) { None } else { text.cleaned() }
@@ -296,6 +291,9 @@ pub(super) fn exact_tag(text: &str, limit: usize) -> Result<Option<String>, TagP
     }
 }
 
+/// What a record is keyed by, if anything.
+type Key<'b> = Option<Cow<'b, str>>;
+
 /// A member that was asked about stands there twice.
 struct Ambiguous;
 
@@ -307,6 +305,15 @@ fn is_session_event(value: &str, types: &EventTypes) -> bool {
         Discriminator::PaySession(event) => text.is(event),
         Discriminator::ResponseType(_) | Discriminator::Members(_) => false,
     })
+}
+
+/// The names that any [`Discriminator::Members`] asks about; one of several rules comes again.
+fn asked_about(types: &EventTypes) -> impl Iterator<Item = &str> {
+    let names = types.rules.iter().filter_map(|rule| match &rule.discriminator {
+        Discriminator::Members(names) => Some(names),
+        Discriminator::ResponseType(_) | Discriminator::PaySession(_) => None,
+    });
+    names.flatten().map(String::as_str)
 }
 
 /// A member's value as written, and whether its name stands there again.
@@ -334,23 +341,23 @@ impl<'b> Member<'b> {
     }
 
     /// The value as a key, if it can be one.
-    fn key(self) -> Result<Option<String>, Ambiguous> {
+    fn key(self) -> Result<Key<'b>, Ambiguous> {
         Ok(self.once()?.and_then(Text::of_id).and_then(Text::exact))
     }
 }
 
 /// The `sessionId` of the objects directly below the top, taken together.
 #[derive(Default)]
-struct NestedSession {
+struct NestedSession<'b> {
     present: bool,
     /// The first that can be a key.
-    id: Option<String>,
+    id: Key<'b>,
     /// Two objects differ, or one has it twice.
     ambiguous: bool,
 }
 
-impl NestedSession {
-    fn note(&mut self, session_id: Member<'_>) {
+impl<'b> NestedSession<'b> {
+    fn note(&mut self, session_id: Member<'b>) {
         self.present |= session_id.value.is_some();
         match session_id.key() {
             Ok(None) => {}
@@ -381,6 +388,10 @@ impl<'b> Text<'b> {
     }
 
     fn is(self, plain: &str) -> bool {
+        let first = self.0.as_bytes().first();
+        if first != plain.as_bytes().first() && first != Some(&b'\\') {
+            return false;
+        }
         if self.0.len() <= plain.len() {
             // An escape is longer than what it stands for, so here there can be none.
             return self.0 == plain && !plain.contains('\\');
@@ -402,9 +413,13 @@ impl<'b> Text<'b> {
 
     /// The text as it is, if that can be: 1 to 256 bytes, no control characters, no lone surrogates (all of which would
     /// become the same replacement character).
-    fn exact(self) -> Option<String> {
+    fn exact(self) -> Option<Cow<'b, str>> {
         if let Some(plain) = self.plain() {
-            return Some(plain.to_owned());
+            return Some(Cow::Borrowed(plain));
+        }
+        // Without escapes a text is as long as it is written.
+        if self.0.len() > TEXT_LIMIT && !self.0.contains('\\') {
+            return None;
         }
         let mut exact = String::new();
         for char in self.chars() {
@@ -414,7 +429,7 @@ impl<'b> Text<'b> {
             }
             exact.push(char);
         }
-        Some(exact).filter(|exact| !exact.is_empty())
+        Some(exact).filter(|exact| !exact.is_empty()).map(Cow::Owned)
     }
 
     /// The text as it is, control characters and all.
@@ -431,9 +446,9 @@ impl<'b> Text<'b> {
     }
 
     /// The text without control characters, cut to 256 bytes, lone surrogates replaced; `None` if nothing is left.
-    fn cleaned(self) -> Option<String> {
+    fn cleaned(self) -> Option<Cow<'b, str>> {
         if let Some(plain) = self.plain() {
-            return Some(plain.to_owned());
+            return Some(Cow::Borrowed(plain));
         }
         let mut cleaned = String::new();
         let chars = self.chars().map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER));
@@ -443,7 +458,7 @@ impl<'b> Text<'b> {
             }
             cleaned.push(char);
         }
-        Some(cleaned).filter(|cleaned| !cleaned.is_empty())
+        Some(cleaned).filter(|cleaned| !cleaned.is_empty()).map(Cow::Owned)
     }
 }
 
@@ -577,9 +592,9 @@ mod tests {
             prop_assert!(!written.is(&(text.clone() + "x")) && !Text("x").is(&(text.clone() + "x.")));
 
             let fits = !text.is_empty() && text.len() <= TEXT_LIMIT && !text.contains(char::is_control);
-            prop_assert_eq!(written.exact(), fits.then(|| text.clone()));
+            prop_assert_eq!(written.exact(), fits.then(|| Cow::Borrowed(&*text)));
             if fits {
-                prop_assert_eq!(written.cleaned(), Some(text));
+                prop_assert_eq!(written.cleaned(), Some(Cow::Borrowed(&*text)));
             }
         }
     }

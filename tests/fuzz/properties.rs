@@ -69,9 +69,9 @@ fn event_types() -> EventTypes {
     types
 }
 
-fn reception(body: &[u8]) -> Reception {
+fn reception(body: &[u8]) -> Reception<'static> {
     Reception {
-        instance: "toolbox".into(),
+        instance: "toolbox",
         received_at: UNIX_EPOCH + Duration::from_millis(1_795_446_000_007),
         content_hash: ContentHash::of(body),
         content_type: None,
@@ -260,7 +260,7 @@ fn session_id(top: &[(String, Node)]) -> Result<Option<String>, ()> {
     Ok(found)
 }
 
-fn agrees(webhook: &Webhook, top: &[(String, Node)], types: &EventTypes) {
+fn agrees(webhook: &Webhook<'_>, top: &[(String, Node)], types: &EventTypes) {
     let (expected, key) = match decide(top) {
         Ok((Some(name), key)) => (Ok(name), key),
         Ok((None, key)) => (Err(QuarantineReason::UnknownType), key),

@@ -48,7 +48,7 @@ fn record_of(instance: &str, body: &[u8]) -> Record {
     let types = EventTypes::builtin();
     let webhook = Webhook::parse(body, &types).unwrap_or_else(|_| Webhook::not_json(&types));
     let reception = Reception {
-        instance: instance.into(),
+        instance,
         received_at: SystemTime::now(),
         content_hash: ContentHash::of(body),
         content_type: None,

@@ -211,9 +211,9 @@ fn record_of(body: &[u8]) -> Record {
     webhook.into_record(&reception(body), &types, None, body.to_vec().into())
 }
 
-fn reception(body: &[u8]) -> Reception {
+fn reception(body: &[u8]) -> Reception<'static> {
     Reception {
-        instance: "toolbox".into(),
+        instance: "toolbox",
         received_at: SystemTime::now(),
         content_hash: ContentHash::of(body),
         content_type: None,
@@ -291,7 +291,7 @@ fn others(facts: &mut Facts, config: &Config) {
         let body = body.to_string().into_bytes();
         let index = types.types.iter().position(|each| &*each.name == event_type).expect("a type");
         let webhook = Webhook::of_answer(&body, &types, index, id).expect("JSON");
-        let mut record = webhook.into_record(&reception(&body), &types, None, body.into());
+        let mut record = webhook.into_record(&reception(&body), &types, None, body.clone().into());
         record.headers.push((header::RECOVERED.into(), Bytes::from_static(b"true")));
         stored(&record)
     };

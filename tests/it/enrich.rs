@@ -89,10 +89,10 @@ fn accounts(login_id: &str, n: usize) -> Vec<u8> {
 /// The record that the ingress makes of a body.
 fn record(config: &Config, instance: &str, body: &[u8]) -> Record {
     let reception = Reception {
-        instance: instance.into(),
+        instance,
         received_at: SystemTime::now(),
         content_hash: ContentHash::of(body),
-        content_type: Some(Bytes::from_static(b"application/json")),
+        content_type: Some(b"application/json"),
         signatures: Vec::new(),
         traceparent: None,
     };

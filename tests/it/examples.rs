@@ -74,7 +74,7 @@ async fn the_examples_work_on_each_webhook_once() {
     let large = large_kyc();
     let answer = Client::connect(bridge.address).await.post(PATH, &signed(&large), &large).await;
     assert_eq!(answer.status, 200);
-    acked.insert(ce_id("toolbox", &ContentHash::of(&large)));
+    acked.insert(ce_id("toolbox", &ContentHash::of(&large)).to_string());
     bridge.stop().await;
 
     let done = tokio::task::spawn_blocking(move || {

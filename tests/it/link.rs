@@ -48,7 +48,7 @@ fn record(login_id: &str, at: u64, tag: Option<&str>) -> Record {
 }
 
 fn time(second: u64) -> String {
-    flinks_bridge::record::ce_time(std::time::UNIX_EPOCH + Duration::from_secs(1_795_446_000 + second))
+    flinks_bridge::record::ce_time(std::time::UNIX_EPOCH + Duration::from_secs(1_795_446_000 + second)).to_string()
 }
 
 fn set(record: &mut Record, name: &'static str, value: &str) {

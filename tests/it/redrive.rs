@@ -144,11 +144,11 @@ fn received_by(instance: &str, body: &str) -> Record {
     let types = EventTypes::builtin();
     let webhook = Webhook::parse(body.as_bytes(), &types).unwrap_or_else(|_| Webhook::not_json(&types));
     let reception = Reception {
-        instance: instance.into(),
+        instance,
         received_at: SystemTime::now(),
         content_hash: ContentHash::of(body.as_bytes()),
-        content_type: Some("application/json".into()),
-        signatures: vec![("flinks-authenticity-key".into(), "c2lnbmF0dXJl".into())],
+        content_type: Some(b"application/json"),
+        signatures: vec![("flinks-authenticity-key".into(), b"c2lnbmF0dXJl")],
         traceparent: None,
     };
     webhook.into_record(&reception, &types, None, body.to_owned().into())

@@ -138,7 +138,7 @@ async fn what_is_answered_200_is_stored_as_the_ledger_says() {
     assert!(read.ends.values().all(|end| *end == End::Answered { status: 200 }));
     let mut stored: HashMap<String, _> = HashMap::new();
     for record in read_back(&cluster.bootstrap_servers(), &TOPICS, |stored| stored.len() == 150) {
-        let id = ce_id("toolbox", &ContentHash::of(&record.payload));
+        let id = ce_id("toolbox", &ContentHash::of(&record.payload)).to_string();
         assert_eq!(record.headers[header::ID], id);
         stored.insert(id, record);
     }
