@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up all that the tests need on Debian 12 with Rust and a C compiler, then runs every one of them, those on a real
-# Apache Kafka included. Installs Java 17, Maven, Python's venv, Node, haproxy and libfaketime where it may (as root or
-# with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
+# Apache Kafka included. Installs Java 17, Maven, Python's venv, Node, haproxy, libfaketime and valgrind where it may
+# (as root or with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
 #
 # Arguments go to `cargo test`, and with any the fault matrix is left out; FLINKS_BRIDGE_LONG_FAULTS, set to anything,
 # makes its loads longer and runs the rows that cost too much otherwise. The jars of Kafka are kept outside the checkout:
@@ -44,6 +44,7 @@ missing() {
     printf 'haproxy: the fault matrix replaces two ingresses behind it\thaproxy\n'
   unshare --map-root-user --mount true 2>/dev/null ||
     printf 'unshare: the fault matrix mounts a small disk in a namespace, which this system does not allow\t\n'
+  command -v valgrind >/dev/null || printf 'valgrind: it counts the instructions of the hot functions\tvalgrind\n'
   compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null ||
     printf 'libfaketime: the fault matrix sets the clock of the ingress with it\tlibfaketime\n'
 }
@@ -78,8 +79,9 @@ step 'example consumers' tests/deploy/examples.sh
 step 'compiling the tests' cargo test --locked --no-run
 step 'compiling the fault matrix' cargo test --locked --no-run --test faults
 step 'tests' cargo test --locked --no-fail-fast "$@"
-# Some tests were asked for by name: the matrix is not one of them.
+# Some tests were asked for by name: these are not among them.
 if [[ $# == 0 ]]; then
+  step 'instructions of the hot functions' tests/bench/counts.sh
   step 'fault matrix' cargo test --locked --test faults -- ${FLINKS_BRIDGE_LONG_FAULTS:+--long}
 fi
 printf '\n== all of it: %d s\n' "$SECONDS"
