@@ -143,7 +143,8 @@ pub mod header {
 /// The value of [`header::SPEC_VERSION`].
 pub const SPEC_VERSION_1_0: &str = "1.0";
 
-/// The id that tells a retry from news, to print: the instance's name, `:`, and the lower-case hex of the body's SHA-256.
+/// The id that tells a retry from news, to print: the instance's name, `:`, and the lower-case hex of the body's
+/// SHA-256.
 pub fn ce_id(instance: &str, content_hash: &[u8; 32]) -> impl fmt::Display {
     struct CeId<'n, 'h>(&'n str, &'h [u8; 32]);
 
@@ -179,8 +180,8 @@ pub fn instance_of(ce_source: &str) -> Option<&str> {
     ce_source.strip_prefix("/flinks/").filter(|instance| !instance.is_empty())
 }
 
-/// A time as CloudEvents writes it, to print: RFC 3339 in UTC with milliseconds. Times outside of the years 1970 to 9999, which
-/// only a broken clock gives, are moved to the nearest one inside.
+/// A time as CloudEvents writes it, to print: RFC 3339 in UTC with milliseconds. Times outside of the years 1970 to 9999,
+/// which only a broken clock gives, are moved to the nearest one inside.
 pub fn ce_time(time: SystemTime) -> impl fmt::Display {
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last))

@@ -295,7 +295,7 @@ impl<'b> Webhook<'b> {
         self.into_head(reception, types, topic).with(body)
     }
 
-    /// As [`Webhook::into_record`], for who has the body only once and lets go of it here.
+    /// As [`Webhook::into_record`], for who gives away the very body that this webhook has slices of.
     pub fn into_head(self, reception: &Reception<'_>, types: &EventTypes, topic: Option<&Arc<str>>) -> Head {
         let event_type = &types.types[self.event_type];
         let mut headers = Headers::new();

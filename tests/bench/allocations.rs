@@ -1,10 +1,10 @@
-//! Counts the heap allocations that a webhook costs the process, from the first byte read to its answer and its delivery
-//! report, and fails above a limit: `cargo test --test allocations`. With `-- --backtraces` it prints where each of them is
-//! made.
+//! Counts the heap allocations that a webhook costs the process, from the first byte read to its answer and its
+//! delivery report, and fails above a limit: `cargo test --test allocations`. With `-- --backtraces` it prints where each
+//! of them is made.
 //!
 //! The whole ingress runs here, hyper and rust-rdkafka included, against librdkafka's embedded broker over one kept
-//! connection, plain HTTP. What is written in C (librdkafka, zstd, aws-lc) has an allocator of its own that this does not
-//! see. The sender writes bytes made beforehand and reads into a buffer of its own, so that it costs nothing.
+//! connection, plain HTTP. What is written in C (librdkafka, zstd, aws-lc) has an allocator of its own that this does
+//! not see. The sender writes bytes made beforehand and reads into a buffer of its own, so that it costs nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;

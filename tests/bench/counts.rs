@@ -1,6 +1,6 @@
-//! Instructions that a webhook costs in the functions that see each of its bytes, counted by callgrind, each with a limit
-//! about a tenth above what it was when the limit was set: `tests/bench/counts.sh`. A count is the same on every run of a
-//! machine, so a limit that is passed is a change and no noise.
+//! Instructions that a webhook costs in the functions that see each of its bytes, counted by callgrind, each with a
+//! limit about a tenth above what it was when the limit was set: `tests/bench/counts.sh`. A count is the same on every
+//! run of a machine, so a limit that is passed is a change and no noise.
 //!
 //! Signatures are checked here without the SHA instructions of newer processors, which valgrind does not know; which of
 //! its other ways through them aws-lc takes depends on the processor, and so does their count.

@@ -382,7 +382,9 @@ async fn work_that_fails_ends_the_consumer_before_its_record_is_passed() {
             | (false, Err(ConsumerError::GivenBack { offset: 4, partition: 0, .. })) => {}
             (_, other) => panic!("another end: {other:?}"),
         }
-        assert_eq!(committed(&servers, TOPIC, 0), Some(4));
+        // The other key's records may still have been under way: what is before the fourth is passed if it was done.
+        let passed = committed(&servers, TOPIC, 0).unwrap_or(0);
+        assert!(passed <= 4, "the record whose work failed is passed: {passed}");
         assert!(
             !work.journal().begun.iter().any(|seen| seen.key.as_deref() == Some("even") && seen.offset > 4),
             "none of its key is begun after it"
@@ -391,7 +393,9 @@ async fn work_that_fails_ends_the_consumer_before_its_record_is_passed() {
         let work = Player::new(|_, _| Box::pin(async { Worked::Done }));
         let member = Member::join(&servers, group(), &[TOPIC], work.clone());
         wait("the rest is done", || committed(&servers, TOPIC, 0) == Some(10)).await;
-        assert_eq!(work.journal().offsets_begun(0)[0], 4);
+        let begun = work.journal().offsets_begun(0);
+        assert_eq!(begun.iter().copied().min(), Some(passed), "it goes on where the other ended: {begun:?}");
+        assert!(begun.contains(&4), "the record whose work failed comes again: {begun:?}");
         member.stop().await;
     }
 }
