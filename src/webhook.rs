@@ -20,9 +20,11 @@ use std::time::SystemTime;
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
+pub use self::json::Malformed;
 use self::survey::Survey;
 use crate::record::{self, Head, Record, header};
 
+mod json;
 mod survey;
 
 /// An event type: what selects the topic.
@@ -386,7 +388,7 @@ pub enum ParseError {
     Encoding(#[from] std::str::Utf8Error),
     /// Not the grammar.
     #[error("body is not JSON")]
-    Grammar(#[from] serde_json::Error),
+    Grammar(#[from] Malformed),
 }
 
 /// The `Tag` of a body, all of it, for where [`header::TAG_ALTERED`] says that no header could carry it; `None` if there

@@ -6,11 +6,8 @@
 //! of two.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
+use super::json::{self, Malformed};
 use super::{Discriminator, EventTypes, KeySource, QuarantineReason, Rule, Tag, TagProblem, Webhook};
 
 /// Everything in a body that a rule, a key or a header may ask about: one entry for each such member, still as written.
@@ -38,11 +35,11 @@ pub(super) struct Survey<'t, 'b> {
 
 impl<'t, 'b> Survey<'t, 'b> {
     /// Walks `text`, which must be all of the body less a byte order mark.
-    pub(super) fn of(text: &'b str, types: &'t EventTypes) -> Result<Survey<'t, 'b>, serde_json::Error> {
+    pub(super) fn of(text: &'b str, types: &'t EventTypes) -> Result<Survey<'t, 'b>, Malformed> {
         let mut survey = Survey::empty(types);
         if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
             // An array or a scalar is JSON without any member.
-            let _: &RawValue = serde_json::from_str(text)?;
+            json::check(text)?;
             return Ok(survey);
         }
         let mut event_member = None;
@@ -88,7 +85,7 @@ impl<'t, 'b> Survey<'t, 'b> {
     }
 
     /// Takes note of a member at the top.
-    fn note(&mut self, name: Text<'b>, value: &'b str) -> Result<(), serde_json::Error> {
+    fn note(&mut self, name: Text<'b>, value: &'b str) -> Result<(), Malformed> {
         for (watched, member) in [
             ("ResponseType", &mut self.response_type),
             ("sessionId", &mut self.session_id),
@@ -119,7 +116,7 @@ impl<'t, 'b> Survey<'t, 'b> {
     }
 
     /// Takes note of the members of an object directly below the top.
-    fn note_below(&mut self, object: &'b str, is_login: bool) -> Result<(), serde_json::Error> {
+    fn note_below(&mut self, object: &'b str, is_login: bool) -> Result<(), Malformed> {
         let mut session_id = Member::default();
         walk(object, |name, value| {
             if name.is("sessionId") {
@@ -509,37 +506,8 @@ impl Iterator for Unescaped<'_> {
 
 /// Shows every member of the object that `text` is: its name, and its value as written. Checks the grammar of the
 /// whole.
-///
-/// serde_json checks a [`RawValue`] without recursion and without converting it, so neither depth, nor a lone
-/// surrogate, nor a number out of range stops it.
-fn walk<'b>(
-    text: &'b str,
-    visit: impl FnMut(Text<'b>, &'b str) -> Result<(), serde_json::Error>,
-) -> Result<(), serde_json::Error> {
-    struct Walk<F>(F);
-
-    impl<'b, F> Visitor<'b> for Walk<F>
-    where
-        F: FnMut(Text<'b>, &'b str) -> Result<(), serde_json::Error>,
-    {
-        type Value = ();
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'b>>(mut self, mut members: A) -> Result<(), A::Error> {
-            while let Some((name, value)) = members.next_entry::<&RawValue, &RawValue>()? {
-                let name = Text::of_string(name.get()).ok_or_else(|| A::Error::custom("a name is no string"))?;
-                (self.0)(name, value.get()).map_err(A::Error::custom)?;
-            }
-            Ok(())
-        }
-    }
-
-    let mut json = serde_json::Deserializer::from_str(text);
-    json.deserialize_map(Walk(visit))?;
-    json.end()
+fn walk<'b>(text: &'b str, mut visit: impl FnMut(Text<'b>, &'b str) -> Result<(), Malformed>) -> Result<(), Malformed> {
+    json::members(text, |name, value| visit(Text(name), value))
 }
 
 #[cfg(test)]
