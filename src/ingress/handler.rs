@@ -22,7 +22,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::account::{Account, End, Known};
@@ -49,8 +49,6 @@ pub struct Handler {
     event_types: EventTypes,
     admission: Arc<Admission>,
     publisher: Arc<dyn Publish>,
-    /// Held while a large body is understood and handed over.
-    large_turn: Semaphore,
     metrics: Metrics,
     limits: config::Ingress,
     retry_after: HeaderValue,
@@ -83,7 +81,6 @@ impl Handler {
             event_types: config.event_types.clone(),
             admission: Arc::new(Admission::new(&config.ingress, metrics.clone())),
             publisher,
-            large_turn: Semaphore::new(1),
             metrics,
             limits: config.ingress.clone(),
             retry_after: HeaderValue::from(config.ingress.retry_after.as_secs()),
@@ -194,10 +191,8 @@ impl Handler {
         };
         let outcome = match lane {
             Lane::Small => self.publish(instance, &reception, payload, lane, permit, account)?,
-            // Milliseconds without a pause: the other requests of this worker go to another one meanwhile. One large
-            // body at a time, since each stands in memory twice until librdkafka has its copy.
+            // Milliseconds without a pause: the other requests of this worker go to another one meanwhile.
             Lane::Large => {
-                let _turn = self.large_turn.acquire().await.expect("the semaphore is never closed");
                 tokio::task::block_in_place(|| self.publish(instance, &reception, payload, lane, permit, account))?
             }
         };

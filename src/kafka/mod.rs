@@ -12,6 +12,7 @@ pub mod consumer;
 mod credentials;
 pub mod doctor;
 pub mod embedded;
+mod handover;
 mod operations;
 mod producer;
 pub mod reader;

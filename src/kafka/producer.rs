@@ -22,14 +22,15 @@ use arc_swap::ArcSwap;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::metadata::Metadata;
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 use rdkafka::statistics::{Statistics, Window};
 use rdkafka_sys::bindings;
 use tokio_util::sync::CancellationToken;
 
 use super::credentials::{self, Asking, Trouble};
+use super::handover::{Outstanding, hand_over};
 use super::operations::{Operation, permitted};
 use super::readiness::Readiness;
 use super::{OnOutcome, Publish, PublishError, Receipt, client_config, producer_config};
@@ -233,22 +234,12 @@ impl LaneProducer {
     }
 
     fn publish(&self, record: Record, on_outcome: OnOutcome) {
-        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
-        for (name, value) in &record.headers {
-            headers = headers.insert(Header { key: name, value: Some(value.as_ref()) });
-        }
-        let handed_over = Instant::now();
-        let outstanding = Box::new(Outstanding { handed_over, on_outcome });
-        let mut base =
-            BaseRecord::with_opaque_to(&record.topic, outstanding).headers(headers).payload(record.payload.as_ref());
-        if let Some(key) = &record.key {
-            base = base.key(key.as_ref());
-        }
-        // librdkafka copies key and payload; ours go when this function ends.
-        if let Err((error, refused)) = self.current.load().send(base) {
-            let error = sort(error.rdkafka_error_code(), false);
-            self.current.load().context().failed(&error, &record.topic);
-            (refused.delivery_opaque.on_outcome)(Err(error));
+        let topic = record.topic.clone();
+        let current = self.current.load();
+        if let Err((code, on_outcome)) = hand_over(&current, record, on_outcome) {
+            let error = sort(Some(code), false);
+            current.context().failed(&error, &topic);
+            on_outcome(Err(error));
         }
     }
 
@@ -392,12 +383,6 @@ impl LaneProducer {
 enum Why {
     FatalError,
     Credentials,
-}
-
-/// What waits, inside librdkafka, for a record's delivery report.
-struct Outstanding {
-    handed_over: Instant,
-    on_outcome: OnOutcome,
 }
 
 /// Receives a client's events on its lane's thread.
