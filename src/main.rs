@@ -27,6 +27,22 @@ use tokio_util::sync::CancellationToken;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
+/// The allocator of all of the process, librdkafka included. Bodies of megabytes are taken and freed all the time: glibc's
+/// either maps and unmaps each, which costs a page fault for every 4 KiB (a quarter of the CPU for a body of 450 kB), or
+/// keeps holes between them. This one reuses their pages, and gives back what stays unused.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// How jemalloc is set up; the variable `MALLOC_CONF` overrides it. One arena, so that a body's pages serve the next body
+/// whichever thread reads it: with the default of four a core, a thousand posts of 5 MB peaked at 431 MiB and not at 278.
+/// What is unused for about a second goes back to the system; the default keeps it for ten.
+// SAFETY: jemalloc looks for a pointer to a NUL-terminated string under this name, at its start.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+#[unsafe(export_name = "malloc_conf")]
+static MALLOC_CONF: &[u8; 30] = b"narenas:1,dirty_decay_ms:1000\0";
+
 /// The command line, the settings or the secrets are at fault (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
 /// The role could not start or could not go on.
@@ -117,38 +133,6 @@ impl Settings {
     }
 }
 
-/// The variable that fixes from which size on glibc maps an allocation on its own.
-const MMAP_THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
-/// Tells the process that it has started over. The variable above does not always reach it: in a process with
-/// capabilities of its own, as one that may listen on port 443, newer glibc takes it out of the environment.
-const STARTED_OVER: &str = "FLINKS_BRIDGE_STARTED_OVER";
-
-/// Has glibc map large allocations one by one, so that their memory goes back when they are freed. Left alone it raises
-/// the size from which it does so to that of the largest one freed, up to 32 MiB; statements of many megabytes, which
-/// librdkafka holds until their delivery report, then leave holes in the heap of more than a hundred megabytes.
-///
-/// Only what glibc finds at its start can say so without `unsafe`, so the process starts over, as the same process. An
-/// operator's own value stands. Where it cannot start over it goes on as it is: more memory is no reason not to serve.
-#[cfg(target_env = "gnu")]
-#[expect(clippy::disallowed_methods, reason = "these variables are no settings of ours")]
-fn map_large_allocations() {
-    use std::os::unix::process::CommandExt;
-    if [MMAP_THRESHOLD, STARTED_OVER].iter().any(|name| std::env::var_os(name).is_some()) {
-        return;
-    }
-    let start_over = |program| {
-        let mut arguments = std::env::args_os();
-        let mut again = std::process::Command::new(program);
-        again.arg0(arguments.next().unwrap_or_default()).args(arguments);
-        again.env(MMAP_THRESHOLD, "131072").env(STARTED_OVER, "1").exec()
-    };
-    let error = std::env::current_exe().map_or_else(|error| error, start_over);
-    eprintln!("warning: {MMAP_THRESHOLD} cannot be set, so memory may have holes: {error}");
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn map_large_allocations() {}
-
 fn main() -> ExitCode {
     let role = match CommandLine::try_parse() {
         Ok(CommandLine { role }) => role,
@@ -162,10 +146,7 @@ fn main() -> ExitCode {
     };
     match role {
         Role::Dev(options) => run(dev::settings(&options), Served::Dev),
-        Role::Ingress(settings) => {
-            map_large_allocations();
-            run(settings.load(Needs::WEBHOOKS), Served::Ingress)
-        }
+        Role::Ingress(settings) => run(settings.load(Needs::WEBHOOKS), Served::Ingress),
         Role::Enrich(settings) => run(settings.load(Needs::ENRICH), Served::Enrich),
         Role::Simulate(options) => simulated(*options),
         Role::Audit(options) => {

@@ -817,9 +817,9 @@ mod tests {
             ("per_webhook.record_bytes", 18_300.0),
             // 200 x 347.203e-6 / 1 / 0.6 = 0.11573
             ("per_pod.cpu_cores", 0.116),
-            // 256 + 32 + 20 MiB, 10000 x 30 KiB, 3 x (32 MiB + 64 KiB + 1 MB)
-            ("per_pod.memory_bytes", 734_021_312.0),
-            // x 1.1 = 770.02 MiB, which is 12.03 x 64 MiB
+            // 256 + 32 + 24 MiB, 10000 x 30 KiB, 3 x (32 MiB + 64 KiB + 1 MB)
+            ("per_pod.memory_bytes", 738_215_616.0),
+            // x 1.1 = 774.42 MiB, which is 12.10 x 64 MiB
             ("per_pod.memory_limit_bytes", 832.0 * MIB),
             ("per_pod.byte_budget_bytes", 256.0 * MIB),
             // 200 x 35000 x 14 = 98 MB = 93.5 MiB

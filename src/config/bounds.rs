@@ -12,7 +12,7 @@ use super::{Config, Consumer, Lane};
 /// 16 KiB of request headers and by the limits in `webhook`.
 const RECORD_OVERHEAD: usize = 64 * 1024;
 /// Memory of a role without load.
-const PROCESS: u64 = 20 << 20;
+const PROCESS: u64 = 24 << 20;
 /// Memory of an open connection, plain and with TLS, and the headers of a request that it may be in.
 const CONNECTION: (u64, u64) = ((14 + 16) << 10, (20 + 16) << 10);
 /// What a consumer has fetched ahead, and the largest usual answer of a broker to a fetch.
@@ -34,7 +34,8 @@ pub fn largest_record(body: usize) -> usize {
 /// Memory that a role's settings let it take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// What is sure to be taken under load: the byte budget, one largest record, the process.
+    /// What is sure to be taken under load: the byte budget, the process, and what lies between bodies of all sizes, which
+    /// is taken to be no more than a largest record.
     pub sure: u64,
     /// What may be taken on top: connections, requests under way to brokers, what was fetched ahead.
     pub beside: u64,

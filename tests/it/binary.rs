@@ -316,9 +316,6 @@ async fn the_example_serves_without_kafka_and_ends_with_0() {
     let made = example(directory.path(), "[shutdown]\ndrain_lag = \"0s\"\n");
     let mut bridge = Running::start(&["ingress", "--config", "flinks-bridge.toml"], directory.path(), &[]);
     let (addresses, admin) = bridge.addresses().await;
-    let environment = std::fs::read(format!("/proc/{}/environ", bridge.child.id())).expect("it runs");
-    let mut variables = environment.split(|byte| *byte == 0);
-    assert!(variables.any(|variable| variable == b"MALLOC_MMAP_THRESHOLD_=131072"), "large allocations are not mapped");
     assert_eq!(get(admin, "/livez").await, (200, "live\n".to_owned()));
     let (status, reasons) = get(admin, "/readyz").await;
     assert_eq!(status, 503);
@@ -344,19 +341,6 @@ async fn the_example_serves_without_kafka_and_ends_with_0() {
     }
     let stderr = bridge.stderr.lock().expect("no panic while held").join("\n");
     assert_eq!(stderr, "", "the log goes to standard output alone");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn it_starts_over_once_even_where_the_variable_is_taken_from_it() {
-    let directory = tempfile::tempdir().expect("a directory");
-    example(directory.path(), "[shutdown]\ndrain_lag = \"0s\"\n");
-    let started_over = [("FLINKS_BRIDGE_STARTED_OVER", "1")];
-    let mut bridge = Running::start(&["ingress", "--config", "flinks-bridge.toml"], directory.path(), &started_over);
-    bridge.addresses().await;
-    let environment = std::fs::read(format!("/proc/{}/environ", bridge.child.id())).expect("it runs");
-    assert!(!String::from_utf8_lossy(&environment).contains("MALLOC_MMAP_THRESHOLD_"), "it has started over again");
-    bridge.signal(Signal::TERM);
-    assert_eq!(bridge.end().await, Some(0), "{}", bridge.output());
 }
 
 /// Settings of a plain ingress whose deadlines are as low as they may be.

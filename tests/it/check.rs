@@ -226,7 +226,7 @@ async fn what_is_broken_without_a_network_is_named() {
                 setup.write("root/sys/fs/cgroup/kubepods/memory.max", "268435456\n", 0o644);
                 setup.options.whom = Whom::Ingress;
             },
-            &[(Error, Area::Memory, "role ingress needs 308 MiB")],
+            &[(Error, Area::Memory, "role ingress needs 312 MiB")],
         ),
         (
             "a budget above the memory of the control group, version 1",
