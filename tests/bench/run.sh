@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-for tool in cargo cc java mvn; do
+for tool in cargo cc java mvn taskset; do
   command -v "$tool" >/dev/null ||
     { echo "tests/bench/run.sh: $tool is missing; tests/run.sh installs what the tests and this need" >&2; exit 1; }
 done

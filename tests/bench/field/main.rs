@@ -7,7 +7,10 @@
 //!
 //! Systems are described in `tests/bench/systems`, one small file each. All of them take turns in each round, each in a
 //! fresh process for each run, so that none inherits another's heap; a part of the load goes before what is measured.
-//! CPU is the kernel's count of the whole process. Load, system and Kafka share the machine, over loopback.
+//! CPU is the kernel's count of the whole process. Load, system and Kafka share the machine, over loopback; in the part
+//! overload the load has its own half of the processors.
+//!
+//! Parts: start, parse, cpu, compression, tls, latency, memory, overload.
 //!
 //! Every run is audited: the topic is read back, and each record's SHA-256 held against what was sent and answered 200.
 //! Nothing is asserted about speed. What fails is a record that was acknowledged and lost, or that is no body that was
@@ -21,6 +24,7 @@ mod floor;
 mod load;
 mod parse;
 mod parts;
+mod pin;
 mod report;
 mod system;
 mod topics;
@@ -49,7 +53,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Options {
     #[command(subcommand)]
     role: Option<Role>,
-    /// Parts to run: cpu, latency, tls, parse, overload, memory, start. None given runs all.
+    /// Parts to run: start, parse, cpu, compression, tls, latency, memory, overload. None given runs all.
     parts: Vec<String>,
     /// So short that figures mean nothing: to see that it works.
     #[arg(long)]
@@ -106,10 +110,11 @@ struct Bench<'a> {
 
 type Part = fn(&Bench<'_>);
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("start", parts::start),
     ("parse", parts::parse),
     ("cpu", parts::cpu),
+    ("compression", parts::compression),
     ("tls", parts::tls),
     ("latency", parts::latency),
     ("memory", parts::memory),

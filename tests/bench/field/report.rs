@@ -49,6 +49,12 @@ impl Run {
         self
     }
 
+    /// A figure that is left out where it could not be told.
+    pub fn with_any(mut self, name: &'static str, value: Option<f64>) -> Run {
+        self.figures.extend(value.map(|value| (name, value)));
+        self
+    }
+
     pub fn audited(mut self, audit: &Audit) -> Run {
         (self.acked, self.lost, self.altered) = (Some(audit.acked), Some(audit.lost), Some(audit.altered));
         self.figures.insert("stored", audit.stored as f64);

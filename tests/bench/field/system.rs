@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::{eventually, kafka, kafka::free_ports};
+use super::{eventually, kafka, kafka::free_ports, pin};
 
 /// A description, as its file has it. In `program`, `arguments`, `environment`, `files`, `url`, `headers` and `ready`
 /// stand for something: `{kafka}` the brokers, `{topic}` where records go, `{port}` and `{admin}` free ports,
@@ -72,7 +72,7 @@ impl System {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned))
             .collect();
         // The floor is what the others are measured against.
-        names.sort_by_key(|name| (!name.starts_with("floor"), name != "bridge", name.clone()));
+        names.sort_by_key(|name| (!name.starts_with("floor"), !name.starts_with("bridge"), name.clone()));
         names
     }
 }
@@ -90,6 +90,8 @@ pub struct With<'a> {
     pub environment: &'a [(&'a str, &'a str)],
     /// The bridge then serves TLS.
     pub certificate: Option<&'a Certificate>,
+    /// Processors that it may use, as `taskset` lists them; all without it.
+    pub cpus: Option<&'a str>,
 }
 
 /// A certificate made for this, in files.
@@ -159,7 +161,7 @@ impl Running {
         }
         let log = home.path().join("output.log");
         let output = std::fs::File::create(&log).expect("a file for its output");
-        let mut command = Command::new(filled(&system.program));
+        let mut command = pin::command(&filled(&system.program), with.cpus);
         command
             .args(system.arguments.iter().map(|argument| filled(argument)))
             .envs(system.environment.iter().map(|(name, value)| (name, filled(value))))
@@ -213,14 +215,9 @@ impl Running {
         self.headers.iter().map(|(name, value)| (name.clone(), with(value))).collect()
     }
 
-    /// User and system time that the kernel has counted for the process, all of its threads, in seconds.
+    /// What it has used so far: see [`cpu`].
     pub fn cpu(&self) -> Cpu {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
-        // The name stands in parentheses, and may hold anything.
-        let (_, fields) = stat.rsplit_once(") ").expect("as proc(5) says");
-        let fields: Vec<f64> = fields.split(' ').filter_map(|field| field.parse().ok()).collect();
-        // utime and stime are the 14th and 15th fields; the state, which is no number, is the third.
-        (fields[10] + fields[11]) / TICKS
+        cpu(self.child.id())
     }
 
     /// Its resident memory now and at its peak, in bytes.
@@ -252,6 +249,16 @@ impl Drop for Running {
         let _ = self.child.wait();
         self.watcher.end();
     }
+}
+
+/// User and system time that the kernel has counted for a process, all of its threads, in seconds.
+pub fn cpu(pid: u32) -> Cpu {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    // The name stands in parentheses, and may hold anything.
+    let (_, fields) = stat.rsplit_once(") ").expect("as proc(5) says");
+    let fields: Vec<f64> = fields.split(' ').filter_map(|field| field.parse().ok()).collect();
+    // utime and stime are the 14th and 15th fields; the state, which is no number, is the third.
+    (fields[10] + fields[11]) / TICKS
 }
 
 /// The answer to a GET, head and body, of whatever speaks plain HTTP.

@@ -18,10 +18,13 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use super::body::Body;
 use super::eventually;
 use super::kafka::{Cluster, ClusterOptions};
+use super::system::{self, Cpu};
 
 /// Partitions of every topic: what `flinks-bridge topics create` makes by default.
 const PARTITIONS: i32 = 12;
 const RECORD_LIMIT: &str = "41943040";
+/// The only node of a cluster that was started here.
+const NODE: i32 = 1;
 /// How long reading back may go without a record.
 const STALL: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Kafka {
     pub servers: String,
     /// Ended when dropped, where it was started here.
-    _cluster: Option<Cluster>,
+    cluster: Option<Cluster>,
     made: std::cell::Cell<usize>,
     name: String,
 }
@@ -59,7 +62,7 @@ impl Kafka {
         };
         let servers = cluster.as_ref().map_or_else(|| address.unwrap_or_default(), Cluster::bootstrap_servers);
         let name = format!("bench-{:08x}", fastrand::u32(..));
-        Kafka { servers, _cluster: cluster, made: std::cell::Cell::new(0), name }
+        Kafka { servers, cluster, made: std::cell::Cell::new(0), name }
     }
 
     /// Makes a topic of a name of its own.
@@ -101,6 +104,26 @@ impl Kafka {
                 eprintln!("topic {topic} was not deleted, and takes disk: {code}");
             }
         }
+    }
+
+    /// The broker's process, where it was started here.
+    pub fn pid(&self) -> Option<u32> {
+        self.cluster.as_ref().map(|cluster| cluster.pid(NODE))
+    }
+
+    /// CPU time of the broker so far, where it was started here.
+    pub fn cpu(&self) -> Option<Cpu> {
+        self.pid().map(system::cpu)
+    }
+
+    /// Bytes of a topic's segments on the broker's disk, without their indexes, where the broker was started here. A file
+    /// has its size from when it is written, flushed or not.
+    pub fn disk(&self, topic: &str) -> Option<u64> {
+        let data = self.cluster.as_ref()?.directory(NODE).join("data");
+        let of = |partition| std::fs::read_dir(data.join(format!("{topic}-{partition}"))).expect("a partition");
+        let entries = (0..PARTITIONS).flat_map(of).map(|entry| entry.expect("an entry"));
+        let segments = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "log"));
+        Some(segments.map(|segment| segment.metadata().expect("a segment").len()).sum())
     }
 
     /// Publishes this at a rate, each record when it is due, with what the floor has for a producer and nothing around it:
