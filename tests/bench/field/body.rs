@@ -37,14 +37,21 @@ const TRANSACTIONS: usize = 400;
 
 impl Bodies {
     pub fn of(name: &'static str, bytes: usize) -> Bodies {
-        let all = (0..VARIETY).map(|seed| Body::new(accounts_detail(seed, bytes))).collect();
-        Bodies { name, all }
+        Bodies::many(name, VARIETY, |seed| accounts_detail(seed, bytes))
+    }
+
+    /// As [`Bodies::of`], so many of them.
+    pub fn of_so_many(name: &'static str, bytes: usize, count: u64) -> Bodies {
+        Bodies::many(name, count, |seed| accounts_detail(seed, bytes))
     }
 
     /// Almost all of each is a statement: see [`with_statement`].
-    pub fn with_statement(name: &'static str, bytes: usize) -> Bodies {
-        let all = (0..VARIETY).map(|seed| Body::new(with_statement(seed, bytes))).collect();
-        Bodies { name, all }
+    pub fn with_statement(name: &'static str, bytes: usize, count: u64) -> Bodies {
+        Bodies::many(name, count, |seed| with_statement(seed, bytes))
+    }
+
+    fn many(name: &'static str, count: u64, text: impl Fn(u64) -> Vec<u8>) -> Bodies {
+        Bodies { name, all: (0..count).map(|seed| Body::new(text(seed))).collect() }
     }
 }
 
