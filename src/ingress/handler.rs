@@ -39,6 +39,10 @@ use crate::webhook::{EventTypes, Reception, Webhook};
 /// A body's rate is not looked at before this much time: the first round trips of a connection are slow.
 const RATE_GRACE: Duration = Duration::from_secs(2);
 
+/// The largest body that is understood where it was read, in about half a millisecond. A larger one takes up to ten, in
+/// which the other requests of its worker go to another one; that switch costs more than a smaller body does.
+const UNDERSTOOD_IN_PASSING: usize = 1024 * 1024;
+
 /// What a sender gets to go on in, after bytes of its had to wait for us.
 const CATCH_UP: Duration = Duration::from_millis(500);
 
@@ -189,12 +193,10 @@ impl Handler {
             signatures: signatures.into_iter().map(|claim| (claim.name, claim.value)).collect(),
             traceparent: traceparent(&parts.headers),
         };
-        let outcome = match lane {
-            Lane::Small => self.publish(instance, &reception, payload, lane, permit, account)?,
-            // Milliseconds without a pause: the other requests of this worker go to another one meanwhile.
-            Lane::Large => {
-                tokio::task::block_in_place(|| self.publish(instance, &reception, payload, lane, permit, account))?
-            }
+        let outcome = if payload.len() <= UNDERSTOOD_IN_PASSING {
+            self.publish(instance, &reception, payload, lane, permit, account)?
+        } else {
+            tokio::task::block_in_place(|| self.publish(instance, &reception, payload, lane, permit, account))?
         };
         // From here on nothing but the delivery report decides; its own deadline is the lane's.
         match outcome.await {
