@@ -88,14 +88,10 @@ impl<'b> Scanner<'b> {
     #[inline(always)]
     fn token(&mut self) -> u8 {
         let byte = self.byte();
-        if byte > b' ' { byte } else { self.token_after_white_space() }
-    }
-
-    #[inline(never)]
-    fn token_after_white_space(&mut self) -> u8 {
-        while matches!(self.byte(), b' ' | b'\n' | b'\t' | b'\r') {
-            self.at += 1;
+        if byte > b' ' {
+            return byte;
         }
+        self.at += white_space(&self.bytes[self.at.min(self.bytes.len())..]);
         self.byte()
     }
 
@@ -206,7 +202,10 @@ impl<'b> Scanner<'b> {
                     self.at += 1;
                     return Ok(());
                 }
-                b'\\' => self.escape()?,
+                b'\\' => match escape(&self.bytes[self.at..]) {
+                    0 => return Err(self.malformed()),
+                    bytes => self.at += bytes,
+                },
                 // A control character, or the end of the text.
                 _ => return Err(Malformed { at: self.at.min(self.bytes.len()) }),
             }
@@ -218,27 +217,8 @@ impl<'b> Scanner<'b> {
         self.block = block;
         self.stops = match self.bytes[(block * BLOCK).min(self.bytes.len())..].first_chunk() {
             Some(bytes) => stops(bytes),
-            None => self.last_stops(),
+            None => last_stops(self.bytes.get(block * BLOCK..).unwrap_or_default()),
         };
-    }
-
-    /// The same where fewer bytes than a block are left. Behind the end everything stops a string.
-    #[inline(never)]
-    fn last_stops(&self) -> u64 {
-        let mut padded = [0; BLOCK];
-        let left = self.bytes.get(self.block * BLOCK..).unwrap_or_default();
-        padded[..left.len()].copy_from_slice(left);
-        stops(&padded)
-    }
-
-    fn escape(&mut self) -> Result<(), Malformed> {
-        let escaped = &self.bytes[self.at + 1..];
-        self.at += match escaped.first() {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
-            Some(b'u') if escaped.get(1..5).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) => 6,
-            _ => return Err(self.malformed()),
-        };
-        Ok(())
     }
 
     #[inline(always)]
@@ -288,6 +268,32 @@ impl<'b> Scanner<'b> {
     }
 }
 
+// What is rare stands apart, and knows nothing of the scanner: so the scanner's own fields stay in registers.
+
+/// How many bytes of white space this begins with.
+#[inline(never)]
+fn white_space(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\t' | b'\r')).count()
+}
+
+/// How many bytes the escape has that this begins with; 0 where it is none.
+#[inline(never)]
+fn escape(bytes: &[u8]) -> usize {
+    match bytes.get(1) {
+        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+        Some(b'u') if bytes.get(2..6).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) => 6,
+        _ => 0,
+    }
+}
+
+/// The [`stops`] where fewer bytes than a block are left. Behind the end everything stops a string.
+#[inline(never)]
+fn last_stops(left: &[u8]) -> u64 {
+    let mut padded = [0; BLOCK];
+    padded[..left.len()].copy_from_slice(left);
+    stops(&padded)
+}
+
 /// A bit for each byte that ends a run of plain characters in a string: a quote, a backslash, a control character.
 #[inline(always)]
 fn stops(block: &[u8; BLOCK]) -> u64 {
@@ -307,7 +313,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether `text` is JSON: the plain rule, a byte at a time.
+    /// The rule itself, a byte at a time.
     fn ends_string(byte: u8) -> bool {
         byte == b'"' || byte == b'\\' || byte < 0x20
     }

@@ -41,9 +41,9 @@ fn received(bytes: usize) -> (Body, EventTypes) {
 }
 
 #[library_benchmark]
-#[bench::of_500_bytes(args = (500), setup = received, config = at_most(21_000))]
-#[bench::of_2_kb(args = (2_000), setup = received, config = at_most(40_000))]
-#[bench::of_35_kb(args = (35_000), setup = received, config = at_most(490_000))]
+#[bench::of_500_bytes(args = (500), setup = received, config = at_most(15_700))]
+#[bench::of_2_kb(args = (2_000), setup = received, config = at_most(27_300))]
+#[bench::of_35_kb(args = (35_000), setup = received, config = at_most(310_000))]
 fn understanding((body, types): (Body, EventTypes)) -> (Body, EventTypes) {
     black_box(Webhook::parse(black_box(&body.text), &types).expect("it is JSON"));
     (body, types)
@@ -79,7 +79,7 @@ fn understood(bytes: usize) -> (Webhook<'static>, EventTypes, Bytes) {
 }
 
 #[library_benchmark]
-#[bench::of_2_kb(args = (2_000), setup = understood, config = at_most(5_700))]
+#[bench::of_2_kb(args = (2_000), setup = understood, config = at_most(5_300))]
 fn record((webhook, types, payload): (Webhook<'static>, EventTypes, Bytes)) -> (Record, EventTypes) {
     let reception = Reception {
         instance: "toolbox",

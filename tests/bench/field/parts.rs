@@ -240,7 +240,7 @@ pub fn parse(bench: &Bench<'_>) {
         for (name, bytes) in sizes {
             let bodies = Bodies::of(name, bytes);
             let text = &bodies.all[0].text;
-            let (own, serde) = (parsing::own(text, at_least), parsing::serde(text, at_least));
+            let (own, serde) = parsing::own_and_serde(text, at_least);
             let run = Run::new("parse", "accounts detail", name, round)
                 .with("own, GB/s", bytes as f64 / own)
                 .with("serde_json, GB/s", bytes as f64 / serde)
