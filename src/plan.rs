@@ -302,7 +302,7 @@ fn plan(load: &Load, config: &Config) -> Planned {
     let ingress = &wanted.ingress;
     let tls = if ingress.tls.is_some() { "36 KiB with TLS" } else { "30 KiB without TLS" };
     let formula = format!(
-        "{} budget + {} body limit + 20 MiB + {} connections x {tls} + {brokers} brokers x ({} + 64 KiB + 1 MB)",
+        "{} budget + {} body limit + 24 MiB + {} connections x {tls} + {brokers} brokers x ({} + 64 KiB + 1 MB)",
         mib(ingress.bytes_in_flight as u64),
         mib(ingress.body_limit as u64),
         ingress.max_connections,

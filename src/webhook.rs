@@ -223,7 +223,7 @@ enum Tag<'b> {
 
 impl<'b> Webhook<'b> {
     /// Understands a body, in one pass over its bytes and a second look at the objects directly below the top. Memory
-    /// does not grow with the body, but for one byte per level of nesting.
+    /// does not grow with the body, but for one bit per level of nesting.
     ///
     /// # Errors
     ///

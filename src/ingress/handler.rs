@@ -39,8 +39,8 @@ use crate::webhook::{EventTypes, Reception, Webhook};
 /// A body's rate is not looked at before this much time: the first round trips of a connection are slow.
 const RATE_GRACE: Duration = Duration::from_secs(2);
 
-/// The largest body that is understood where it was read, in about half a millisecond. A larger one takes up to ten, in
-/// which the other requests of its worker go to another one; that switch costs more than a smaller body does.
+/// The largest body that is understood where it was read, usually in half a millisecond. A larger one takes some, in which
+/// the other requests of its worker go to another one; that switch costs more than a smaller body does.
 const UNDERSTOOD_IN_PASSING: usize = 1024 * 1024;
 
 /// What a sender gets to go on in, after bytes of its had to wait for us.

@@ -18,17 +18,24 @@ use rdkafka_sys::rd_kafka_vtype_t::{
     RD_KAFKA_VTYPE_TOPIC, RD_KAFKA_VTYPE_VALUE,
 };
 
-use super::OnOutcome;
+use super::{OnOutcome, PublishError, Receipt};
 use crate::record::Record;
 
 /// What waits, inside librdkafka, for a record's delivery report.
 pub(super) struct Outstanding {
     /// When librdkafka got it.
     pub handed_over: Instant,
-    /// Told of the report.
-    pub on_outcome: OnOutcome,
+    on_outcome: OnOutcome,
     /// What librdkafka reads from.
     payload: Bytes,
+}
+
+impl Outstanding {
+    /// Tells what became of the record. Its payload goes first: what is told gives its share of the memory back.
+    pub fn tell(self, outcome: Result<Receipt, PublishError>) {
+        drop(self.payload);
+        (self.on_outcome)(outcome);
+    }
 }
 
 /// Neither copied (`RD_KAFKA_MSG_F_COPY`) nor freed (`RD_KAFKA_MSG_F_FREE`) by librdkafka.

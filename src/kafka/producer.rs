@@ -446,7 +446,7 @@ impl ProducerContext for Context {
             self.failed(&error, message.topic());
             error
         });
-        (outstanding.on_outcome)(outcome);
+        outstanding.tell(outcome);
     }
 }
 

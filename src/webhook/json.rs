@@ -2,7 +2,7 @@
 //!
 //! The innermost part of [`super::Webhook::parse`], and the one that sees every byte. It checks the grammar of RFC 8259
 //! and converts nothing, which makes it more liberal than most in three places: an escape may name a lone surrogate, a
-//! number has no range, and nesting has no limit, since it costs a byte a level and no recursion. What a string or a
+//! number has no range, and nesting has no limit, since it costs a bit a level and no recursion. What a string or a
 //! number says is for whoever looks at the slice.
 //!
 //! Most bytes of a body stand in short strings, so what decides its speed is how soon the end of a string is found.
@@ -124,10 +124,9 @@ impl<'b> Scanner<'b> {
     fn value(&mut self) -> Result<&'b str, Malformed> {
         self.token();
         let begun = self.at;
-        // What closes the array or object that the next value stands in, and the same of those around it.
-        const NOTHING: u8 = 0;
+        // What closes the array or object that the next value stands in, and those around it.
         let mut inside = NOTHING;
-        let mut around = Vec::new();
+        let mut around = Around::default();
         loop {
             match self.token() {
                 b'"' => {
@@ -173,7 +172,7 @@ impl<'b> Scanner<'b> {
                     return Err(self.malformed());
                 }
                 self.at += 1;
-                inside = around.pop().unwrap_or(NOTHING);
+                inside = around.pop();
             }
             if inside == NOTHING {
                 return Ok(&self.text[begun..self.at]);
@@ -215,10 +214,8 @@ impl<'b> Scanner<'b> {
     #[inline(always)]
     fn look_at(&mut self, block: usize) {
         self.block = block;
-        self.stops = match self.bytes[(block * BLOCK).min(self.bytes.len())..].first_chunk() {
-            Some(bytes) => stops(bytes),
-            None => last_stops(self.bytes.get(block * BLOCK..).unwrap_or_default()),
-        };
+        let left = self.bytes.get(block * BLOCK..).unwrap_or_default();
+        self.stops = left.first_chunk().map_or_else(|| last_stops(left), stops);
     }
 
     #[inline(always)]
@@ -265,6 +262,51 @@ impl<'b> Scanner<'b> {
         }
         self.at += literal.len();
         Ok(())
+    }
+}
+
+/// What closes no array and no object.
+const NOTHING: u8 = 0;
+
+/// The arrays and objects around the one that is being read, innermost last: a bit for each, since a body can have as many
+/// as it has bytes.
+#[derive(Default)]
+struct Around {
+    /// A bit that is set is an object; those above the innermost's are clear.
+    words: Vec<u64>,
+    depth: usize,
+}
+
+impl Around {
+    /// `closer` is what closes the one around, [`NOTHING`] only where there is none.
+    #[inline(always)]
+    fn push(&mut self, closer: u8) {
+        if closer == NOTHING {
+            return;
+        }
+        let bit = self.depth % 64;
+        if bit == 0 {
+            self.words.push(0);
+        }
+        if let Some(word) = self.words.last_mut() {
+            *word |= u64::from(closer == b'}') << bit;
+        }
+        self.depth += 1;
+    }
+
+    /// What closes the innermost, which is taken away.
+    #[inline(always)]
+    fn pop(&mut self) -> u8 {
+        let Some(&word) = self.words.last() else { return NOTHING };
+        self.depth -= 1;
+        let bit = self.depth % 64;
+        let closer = if word >> bit & 1 == 1 { b'}' } else { b']' };
+        if bit == 0 {
+            self.words.pop();
+        } else if let Some(word) = self.words.last_mut() {
+            *word &= (1 << bit) - 1;
+        }
+        closer
     }
 }
 
@@ -393,10 +435,47 @@ mod tests {
         assert_eq!(members("[]", |_, _| Ok(())), Err(Malformed { at: 0 }));
     }
 
+    #[test]
+    fn nesting_is_closed_as_it_was_opened() {
+        for depth in [1, 2, 63, 64, 65, 127, 128, 129, 1000] {
+            let open = |n: usize| if n % 3 == 0 { "{\"a\":" } else { "[" };
+            let close = |n: usize| if n % 3 == 0 { "}" } else { "]" };
+            let text: String = (0..depth).map(open).chain(["1"]).chain((0..depth).rev().map(close)).collect();
+            assert_eq!(check(&text), Ok(()), "{text}");
+            let twice = format!("[{text},{text}]");
+            assert_eq!(check(&twice), Ok(()), "{twice}");
+            for wrong in 0..depth {
+                let close = |n: usize| if (n % 3 == 0) != (n == wrong) { "}" } else { "]" };
+                let text: String = (0..depth).map(open).chain(["1"]).chain((0..depth).rev().map(close)).collect();
+                assert!(check(&text).is_err(), "{text}");
+            }
+        }
+    }
+
     proptest! {
+        /// A list that is long enough to pass blocks, as it is and with one of its bytes replaced.
+        #[test]
+        fn agrees_with_serde_json_on_longer_texts(
+            values in prop::collection::vec(prop::sample::select(vec![
+                "{\"name\" : [true, {}], \"\\u00e9\\n\":\"\"}", "\"some words with a \\\" in them, \u{e9}\"", "false", "null",
+                "-12.5e+3", "0", "[[[]]]", "\r\n\t1 ",
+            ]), 0..40),
+            at: prop::sample::Index,
+            byte in prop::sample::select(b"\"\\{}[],:0-.e tn\x01\x7f".to_vec()),
+        ) {
+            let text = format!("[{}]", values.join(","));
+            prop_assert_eq!(check(&text), Ok(()));
+            let mut bytes = text.into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let Ok(text) = String::from_utf8(bytes) else { return Ok(()) };
+            let raw = serde_json::from_str::<&serde_json::value::RawValue>(&text);
+            prop_assert_eq!(check(&text).is_ok(), raw.is_ok(), "{:?}", raw);
+        }
+
         /// serde_json's own check of a value that it does not convert has the same three tolerances.
         #[test]
-        fn agrees_with_serde_json(text in r#"[\[\]{}:,"\\a0-9eE.+\- \nu\u{e9}]{0,80}"#) {
+        fn agrees_with_serde_json(text in r#"[\[\]{}:,"\\a0-9eE.+\- \n\t\r/bfnrtuls\u{e9}]{0,80}"#) {
             let raw = serde_json::from_str::<&serde_json::value::RawValue>(&text);
             prop_assert_eq!(check(&text).is_ok(), raw.is_ok(), "{:?}", raw);
         }

@@ -23,7 +23,7 @@ const KIB: usize = 1 << 10;
 /// Brokers that the sums reckon with: each takes a request of each lane at a time, and gives a consumer one answer.
 const BROKERS: usize = 3;
 /// What the process takes beside bodies and connections (README, "Memory").
-const PROCESS: usize = 20 * MIB;
+const PROCESS: usize = 24 * MIB;
 /// An open connection with TLS (README, "Memory"), and the headers of a request that it may be in (`max_connections`).
 const CONNECTION: usize = 20 * KIB + 16 * KIB;
 /// A request of the small lane: librdkafka's `batch.size`.
@@ -277,7 +277,7 @@ fn memory_of(role: &str, config: &Config) -> usize {
         |bytes_in_flight: usize| bytes_in_flight + body + FETCHED_AHEAD + BROKERS * body.max(FETCHED_AT_ONCE) + PROCESS;
     match role {
         "ingress" => {
-            // One large body stands in memory twice, and each broker is being sent a request of each lane.
+            // What lies between bodies of all sizes is at most a large one; each broker is being sent a request of each lane.
             let requests = BROKERS * (body + SMALL_REQUEST);
             let connections = config.ingress.max_connections * CONNECTION;
             config.ingress.bytes_in_flight + body + requests + connections + PROCESS

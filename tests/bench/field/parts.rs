@@ -30,9 +30,12 @@ pub fn cpu(bench: &Bench<'_>) {
         .collect();
     for round in 0..bench.rounds {
         for (bodies, requests, connections) in &sizes {
-            let (hash, json) = parsing::passes(&bodies.all[0], if bench.quick { 2e7 } else { 5e8 });
-            let run = Run::new("passes", "one SHA-256 pass, one serde_json pass", bodies.name, round);
-            bench.report.borrow_mut().add(run.with("SHA-256, us", hash).with("serde_json, us", json));
+            let passes = parsing::Passes::of(&bodies.all[0], if bench.quick { 2e7 } else { 5e8 });
+            let run = Run::new("passes", PASSES, bodies.name, round)
+                .with("SHA-256, us", passes.hash)
+                .with("serde_json, us", passes.json)
+                .with("own understanding, us", passes.own);
+            bench.report.borrow_mut().add(run);
             for system in in_turn(&bench.systems, round) {
                 let run = bench.measure(
                     system,
@@ -48,6 +51,9 @@ pub fn cpu(bench: &Bench<'_>) {
     }
     cpu_goals(bench);
 }
+
+/// What the promise costs a body, timed by itself.
+const PASSES: &str = "one pass over the body";
 
 fn cpu_goals(bench: &Bench<'_>) {
     let mut report = bench.report.borrow_mut();
@@ -66,9 +72,11 @@ fn cpu_goals(bench: &Bench<'_>) {
         ("450 kB", [("Connect", 0.86 / 0.95), ("Vector", 0.65 / 0.87)]),
         ("5 MB", [("Connect", 5.6 / 10.1), ("Vector", 5.8 / 9.5)]),
     ] {
-        let what = "one SHA-256 pass, one serde_json pass";
-        let pass = |report: &super::Report, name| report.median("passes", what, size, name);
+        let pass = |report: &super::Report, name| report.median("passes", PASSES, size, name);
         let passes = pass(&report, "SHA-256, us").zip(pass(&report, "serde_json, us"));
+        // The bridge's own understanding costs less than the pass that the goal grants it.
+        let understood = pass(&report, "serde_json, us").zip(pass(&report, "own understanding, us"));
+        let granted = understood.map_or(0.0, |(json, own)| json - own);
         let others = report.whats("cpu").into_iter().filter(|name| !name.starts_with("bridge"));
         let lowest =
             others.filter_map(|name| Some((cost(&report, &name, size)?, name))).min_by(|a, b| a.0.total_cmp(&b.0));
@@ -78,11 +86,12 @@ fn cpu_goals(bench: &Bench<'_>) {
             let plumbing = own.zip(passes).map(|(own, (hash, json))| own - 2.0 * hash - json);
             let figure = plumbing.zip(lowest.as_ref()).map(|(plumbing, (lowest, name))| {
                 let figure = format!(
-                    "{} us of {} us ({:.2} x the {} us of {name})",
+                    "{} us of {} us ({:.2} x the {} us of {name}; {:.2} x less its own understanding and not serde_json's)",
                     short(plumbing),
                     short(own.unwrap_or(0.0)),
                     plumbing / lowest,
-                    short(*lowest)
+                    short(*lowest),
+                    (plumbing + granted) / lowest
                 );
                 (figure, plumbing <= 0.8 * lowest)
             });
