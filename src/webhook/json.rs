@@ -268,13 +268,15 @@ impl<'b> Scanner<'b> {
 /// What closes no array and no object.
 const NOTHING: u8 = 0;
 
-/// The arrays and objects around the one that is being read, innermost last: a bit for each, since a body can have as many
-/// as it has bytes.
+/// The arrays and objects around the one that is being read: a bit for each, since a body can have as many as it has bytes.
+/// As many as bodies have in fact take no memory of the heap.
 #[derive(Default)]
 struct Around {
-    /// A bit that is set is an object; those above the innermost's are clear.
-    words: Vec<u64>,
     depth: usize,
+    /// The innermost 64 or fewer: a bit that is set is an object, those that are not in use are clear.
+    inner: u64,
+    /// Those around them, 64 in each.
+    outer: Vec<u64>,
 }
 
 impl Around {
@@ -285,26 +287,26 @@ impl Around {
             return;
         }
         let bit = self.depth % 64;
-        if bit == 0 {
-            self.words.push(0);
+        if bit == 0 && self.depth > 0 {
+            self.outer.push(self.inner);
+            self.inner = 0;
         }
-        if let Some(word) = self.words.last_mut() {
-            *word |= u64::from(closer == b'}') << bit;
-        }
+        self.inner |= u64::from(closer == b'}') << bit;
         self.depth += 1;
     }
 
     /// What closes the innermost, which is taken away.
     #[inline(always)]
     fn pop(&mut self) -> u8 {
-        let Some(&word) = self.words.last() else { return NOTHING };
+        if self.depth == 0 {
+            return NOTHING;
+        }
         self.depth -= 1;
         let bit = self.depth % 64;
-        let closer = if word >> bit & 1 == 1 { b'}' } else { b']' };
+        let closer = if self.inner >> bit & 1 == 1 { b'}' } else { b']' };
+        self.inner &= !(1 << bit);
         if bit == 0 {
-            self.words.pop();
-        } else if let Some(word) = self.words.last_mut() {
-            *word &= (1 << bit) - 1;
+            self.inner = self.outer.pop().unwrap_or_default();
         }
         closer
     }
