@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up all that the tests need on Debian 12 with Rust and a C compiler, then runs every one of them, those on a real
-# Apache Kafka included. Installs Java 17, Maven, Python's venv, Node, haproxy, libfaketime and valgrind where it may
+# Apache Kafka included. Installs Java 17, Maven, Python's venv, Node, haproxy and valgrind where it may
 # (as root or with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
 #
 # Arguments go to `cargo test`, and with any the fault matrix is left out; FLINKS_BRIDGE_LONG_FAULTS, set to anything,
@@ -45,8 +45,6 @@ missing() {
   unshare --map-root-user --mount true 2>/dev/null ||
     printf 'unshare: the fault matrix mounts a small disk in a namespace, which this system does not allow\t\n'
   command -v valgrind >/dev/null || printf 'valgrind: it counts the instructions of the hot functions\tvalgrind\n'
-  compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null ||
-    printf 'libfaketime: the fault matrix sets the clock of the ingress with it\tlibfaketime\n'
 }
 
 tools() {

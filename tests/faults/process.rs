@@ -330,21 +330,22 @@ fn clock_far_ahead(scene: &mut Scene<'_>) -> String {
     format!("clock off by {off} min: {refused} refused by Kafka, then not ready: {}", told.1.trim().replace('\n', "; "))
 }
 
-/// The clock of the ingress, by a file that libfaketime reads. Monotonic time goes on as it does when a clock is set.
+/// The clock of the ingress, by a file that `clock.c` reads. Monotonic time goes on as it does when a clock is set.
 struct Clock(PathBuf);
 
 impl Clock {
     /// Starts the ingress again with such a clock, still right, and then the load.
     fn installed(scene: &mut Scene<'_>) -> Clock {
-        let library = fs::read_dir("/usr/lib").expect("it is there").flatten();
-        let library = library.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists());
-        let library = library.expect("libfaketime is installed (Debian: libfaketime)");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/clock.c");
+        let library = scene.directory.join("clock.so");
+        let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+        assert!(made.is_ok_and(|status| status.success()), "cc does not compile {source}");
         let clock = Clock(scene.directory.join("clock"));
         clock.write(0);
         let preload = format!("LD_PRELOAD={}", library.display());
-        let file = format!("FAKETIME_TIMESTAMP_FILE={}", clock.0.display());
+        let file = format!("CLOCK_OFFSET_FILE={}", clock.0.display());
         assert_eq!(scene.ingress.end(Signal::TERM), Some(0));
-        let words = ["env", &preload, &file, "FAKETIME_CACHE_DURATION=1", "DONT_FAKE_MONOTONIC=1"];
+        let words = ["env", &preload, &file];
         scene.ingress.start_again_in(&words);
         scene.start_load(scene.ingress.address, LOAD);
         scene.acks(120);
