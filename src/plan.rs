@@ -25,7 +25,7 @@ use crate::webhook::EventTypes;
 /// time of the process by the kernel's count, signature and content hash included; plain HTTP/1.1, 64 connections that
 /// are kept, lz4. `tests/bench/run.sh --systems bridge cpu`, on 2 cores shared with the load and with Kafka.
 const CPU: [(f64, f64); 5] =
-    [(500.0, 43.0), (2_000.0, 56.0), (35_000.0, 219.0), (450_000.0, 3_243.0), (5_000_000.0, 32_000.0)];
+    [(500.0, 34.0), (2_000.0, 38.0), (35_000.0, 150.0), (450_000.0, 1_923.0), (5_000_000.0, 19_525.0)];
 /// Cores that [`CPU`] was measured on: whether one process can make use of more was not.
 const CORES_MEASURED: f64 = 2.0;
 /// How long a body is held at the worst: a second or two of reading, and 12 s in which a broker that was killed is still
@@ -808,15 +808,15 @@ mod tests {
     fn figures_are_those_worked_out_by_hand() {
         let figures = figures(&plan(&example(), &config("")));
         let expected = [
-            ("per_webhook.mean_cpu_microseconds", 219.0),
-            // 3243 + (2 - 0.45) / (5 - 0.45) x (32000 - 3243)
-            ("per_webhook.p99_cpu_microseconds", 13_039.34),
-            // 0.99 x 219 + 0.01 x 13039.34
-            ("per_webhook.cpu_microseconds", 347.203),
+            ("per_webhook.mean_cpu_microseconds", 150.0),
+            // 1923 + (2 - 0.45) / (5 - 0.45) x (19525 - 1923)
+            ("per_webhook.p99_cpu_microseconds", 7_919.286),
+            // 0.99 x 150 + 0.01 x 7919.29
+            ("per_webhook.cpu_microseconds", 227.692_86),
             // 35000 / 2 + 800
             ("per_webhook.record_bytes", 18_300.0),
-            // 200 x 347.203e-6 / 1 / 0.6 = 0.11573
-            ("per_pod.cpu_cores", 0.116),
+            // 200 x 227.693e-6 / 1 / 0.6 = 0.07590
+            ("per_pod.cpu_cores", 0.076),
             // 256 + 32 + 24 MiB, 10000 x 30 KiB, 3 x (32 MiB + 64 KiB + 1 MB)
             ("per_pod.memory_bytes", 738_215_616.0),
             // x 1.1 = 774.42 MiB, which is 12.10 x 64 MiB
@@ -829,7 +829,7 @@ mod tests {
             ("per_pod.inbound_bits_per_second", 56e6),
             ("per_topic.partitions", 12.0),
             ("per_topic.max_message_bytes", 33_619_968.0),
-            ("cluster.cpu_cores", 0.232),
+            ("cluster.cpu_cores", 0.152),
             ("cluster.memory_limit_bytes", 1_664.0 * MIB),
             // 200 x 18300 x 8 x 86400 x 3
             ("cluster.disk_bytes", 7.589_376e12),
@@ -851,15 +851,15 @@ mod tests {
     #[test]
     fn cpu_is_a_line_from_point_to_point() {
         let cases = [
-            (1.0, 43.0),
-            (500.0, 43.0),
-            // 43 + 13 / 2
-            (1_250.0, 49.5),
-            (2_000.0, 56.0),
-            (450_000.0, 3_243.0),
-            (5_000_000.0, 32_000.0),
-            // The last line goes on: 32000 + 28757 x 5 / 4.55
-            (10_000_000.0, 63_601.1),
+            (1.0, 34.0),
+            (500.0, 34.0),
+            // 34 + 4 / 2
+            (1_250.0, 36.0),
+            (2_000.0, 38.0),
+            (450_000.0, 1_923.0),
+            (5_000_000.0, 19_525.0),
+            // The last line goes on: 19525 + 17602 x 5 / 4.55
+            (10_000_000.0, 38_867.9),
         ];
         for (bytes, by_hand) in cases {
             assert!((cost(bytes) - by_hand).abs() < 0.1, "{bytes}: {}, by hand {by_hand}", cost(bytes));

@@ -37,7 +37,7 @@ fn figures_stand_beside_their_formulas() {
     assert_eq!((code, &*error), (Some(1), ""), "{out}");
     let expected = [
         "200 webhooks a second, of 35 kB on average and 2 MB at p99, kept for 7days in 3 copies; 2 pods",
-        "0.116 cores   200/s x 347 us / 1 left when one is away / 0.6 busy",
+        "0.076 cores   200/s x 228 us / 1 left when one is away / 0.6 busy",
         "7.59 TB   200/s x 18.3 kB x (7 + 1 days) x 86400 s x 3 copies",
         "\n[ingress]\nsmall_reserve = \"94MiB\"\n[topics.retention]\nkyc = \"7days\"\n",
         "warning  ingress.small_reserve: 32MiB is too small",
@@ -50,7 +50,7 @@ fn figures_stand_beside_their_formulas() {
     let (code, told) = json(directory.path(), EXAMPLE, &[]);
     assert_eq!(code, Some(1));
     assert_eq!(told["figures"]["cluster"]["disk_bytes"], 7_589_376_000_000_u64);
-    assert_eq!(told["figures"]["per_pod"]["cpu_cores"], 0.116);
+    assert_eq!(told["figures"]["per_pod"]["cpu_cores"], 0.076);
     assert_eq!((&told["errors"], &told["warnings"]), (&0.into(), &1.into()));
     assert_eq!(told["findings"][0]["setting"], "ingress.small_reserve");
     assert_eq!(told["settings"]["ingress.small_reserve"], "94MiB");
