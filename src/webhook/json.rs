@@ -215,7 +215,10 @@ impl<'b> Scanner<'b> {
     fn look_at(&mut self, block: usize) {
         self.block = block;
         let left = self.bytes.get(block * BLOCK..).unwrap_or_default();
-        self.stops = left.first_chunk().map_or_else(|| last_stops(left), stops);
+        self.stops = match left.first_chunk() {
+            Some(block) => stops(block),
+            None => last_stops(left),
+        };
     }
 
     #[inline(always)]
@@ -273,7 +276,7 @@ const NOTHING: u8 = 0;
 #[derive(Default)]
 struct Around {
     depth: usize,
-    /// The innermost 64 or fewer: a bit that is set is an object, those that are not in use are clear.
+    /// The innermost 64 or fewer, the last one lowest: a bit that is set is an object.
     inner: u64,
     /// Those around them, 64 in each.
     outer: Vec<u64>,
@@ -286,12 +289,10 @@ impl Around {
         if closer == NOTHING {
             return;
         }
-        let bit = self.depth % 64;
-        if bit == 0 && self.depth > 0 {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
             self.outer.push(self.inner);
-            self.inner = 0;
         }
-        self.inner |= u64::from(closer == b'}') << bit;
+        self.inner = self.inner << 1 | u64::from(closer == b'}');
         self.depth += 1;
     }
 
@@ -302,10 +303,9 @@ impl Around {
             return NOTHING;
         }
         self.depth -= 1;
-        let bit = self.depth % 64;
-        let closer = if self.inner >> bit & 1 == 1 { b'}' } else { b']' };
-        self.inner &= !(1 << bit);
-        if bit == 0 {
+        let closer = if self.inner & 1 == 1 { b'}' } else { b']' };
+        self.inner >>= 1;
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
             self.inner = self.outer.pop().unwrap_or_default();
         }
         closer
@@ -440,14 +440,14 @@ mod tests {
     #[test]
     fn nesting_is_closed_as_it_was_opened() {
         for depth in [1, 2, 63, 64, 65, 127, 128, 129, 1000] {
-            let open = |n: usize| if n % 3 == 0 { "{\"a\":" } else { "[" };
-            let close = |n: usize| if n % 3 == 0 { "}" } else { "]" };
+            let open = |n: usize| if n.is_multiple_of(3) { "{\"a\":" } else { "[" };
+            let close = |n: usize| if n.is_multiple_of(3) { "}" } else { "]" };
             let text: String = (0..depth).map(open).chain(["1"]).chain((0..depth).rev().map(close)).collect();
             assert_eq!(check(&text), Ok(()), "{text}");
             let twice = format!("[{text},{text}]");
             assert_eq!(check(&twice), Ok(()), "{twice}");
             for wrong in 0..depth {
-                let close = |n: usize| if (n % 3 == 0) != (n == wrong) { "}" } else { "]" };
+                let close = |n: usize| if n.is_multiple_of(3) != (n == wrong) { "}" } else { "]" };
                 let text: String = (0..depth).map(open).chain(["1"]).chain((0..depth).rev().map(close)).collect();
                 assert!(check(&text).is_err(), "{text}");
             }

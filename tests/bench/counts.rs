@@ -41,9 +41,9 @@ fn received(bytes: usize) -> (Body, EventTypes) {
 }
 
 #[library_benchmark]
-#[bench::of_500_bytes(args = (500), setup = received, config = at_most(15_700))]
-#[bench::of_2_kb(args = (2_000), setup = received, config = at_most(27_300))]
-#[bench::of_35_kb(args = (35_000), setup = received, config = at_most(310_000))]
+#[bench::of_500_bytes(args = (500), setup = received, config = at_most(15_500))]
+#[bench::of_2_kb(args = (2_000), setup = received, config = at_most(27_700))]
+#[bench::of_35_kb(args = (35_000), setup = received, config = at_most(328_000))]
 fn understanding((body, types): (Body, EventTypes)) -> (Body, EventTypes) {
     black_box(Webhook::parse(black_box(&body.text), &types).expect("it is JSON"));
     (body, types)
