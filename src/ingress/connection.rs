@@ -195,11 +195,12 @@ impl Connection {
     async fn discard(&self) {
         let stream = self.stream();
         let mut left = self.linger_bytes;
-        // Room for what is dropped: most senders have stopped, and need none.
-        let mut nowhere = Vec::new();
+        // Room only while it is asked for: hundreds may be refused at once, and wait here for seconds.
+        let discard = || {
+            let mut nowhere = Vec::with_capacity(DISCARDED_AT_ONCE);
+            SockRef::from(stream).recv_with_flags(nowhere.spare_capacity_mut(), MSG_TRUNC)
+        };
         while left > 0 && stream.readable().await.is_ok() {
-            nowhere.reserve_exact(DISCARDED_AT_ONCE);
-            let discard = || SockRef::from(stream).recv_with_flags(nowhere.spare_capacity_mut(), MSG_TRUNC);
             match stream.try_io(Interest::READABLE, discard) {
                 Ok(0) => break,
                 Ok(discarded) => left = left.saturating_sub(discarded),
