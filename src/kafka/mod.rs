@@ -9,11 +9,13 @@
 //! The seam to the layers above is [`Publish`]. It says nothing of HTTP, and nothing of rdkafka's types leaves here.
 
 pub mod consumer;
+mod cause;
 mod credentials;
 pub mod doctor;
 pub mod embedded;
 mod handover;
 mod operations;
+mod probe;
 mod producer;
 pub mod reader;
 mod readiness;

@@ -9,7 +9,6 @@
 //! does, at once, when `credentials` has put other properties into use.
 //! It never hands a record over a second time: whether to try again is the sender's decision, who has seen a 503.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -21,19 +20,19 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::metadata::Metadata;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 use rdkafka::statistics::{Statistics, Window};
 use rdkafka_sys::bindings;
 use tokio_util::sync::CancellationToken;
 
-use super::credentials::{self, Asking, Trouble};
+use super::cause::{Persistence, persistence, sort};
+use super::credentials;
 use super::handover::{Outstanding, hand_over};
-use super::operations::{Operation, permitted};
+use super::probe::Probe;
 use super::readiness::Readiness;
-use super::{OnOutcome, Publish, PublishError, Receipt, client_config, producer_config};
+use super::{OnOutcome, Publish, PublishError, Receipt, producer_config};
 use crate::config;
 use crate::metrics::{BrokerStatistics, Lane, Metrics, ProducerStatistics, PublishCause, Quantiles};
 use crate::record::Record;
@@ -474,72 +473,6 @@ impl ClientContext for Context {
     }
 }
 
-/// The readiness probe's client, of its own: a broker takes one request a connection at a time, and records are not to
-/// wait for it.
-pub(super) struct Probe {
-    kafka: config::Kafka,
-    client: BaseProducer<Asking>,
-    generation: u64,
-    trouble: Trouble,
-}
-
-impl Probe {
-    fn new(kafka: &config::Kafka) -> Result<Probe, KafkaError> {
-        let generation = kafka.properties.generation();
-        let trouble = Trouble::of(kafka);
-        let mut client = client_config(kafka, "flinks-bridge-probe");
-        client.set("allow.auto.create.topics", "false");
-        let client = client.create_with_context(Asking { trouble: trouble.clone() })?;
-        Ok(Probe { kafka: kafka.clone(), client, generation, trouble })
-    }
-
-    /// Metadata of a topic.
-    ///
-    /// # Errors
-    /// Why there is no answer, for a person to read.
-    pub(super) fn topic(&mut self, topic: &str, timeout: Duration) -> Result<Metadata, String> {
-        self.renew();
-        let answer = self.client.client().fetch_metadata(Some(topic), timeout);
-        self.drain();
-        match answer {
-            Ok(metadata) => {
-                self.trouble.over();
-                Ok(metadata)
-            }
-            Err(error) => Err(self.trouble.told().unwrap_or_else(|| error.to_string())),
-        }
-    }
-
-    /// Which of these topics may be written, as far as the cluster tells; one that it does not tell of is left out.
-    pub(super) fn writable(&mut self, topics: &[Arc<str>], timeout: Duration) -> BTreeMap<String, bool> {
-        let writable = permitted(self.client.client(), topics, Operation::Write, timeout);
-        self.drain();
-        writable
-    }
-
-    /// Takes new credentials into use. A client that cannot be made is tried again with the next question; the old one
-    /// still asks.
-    fn renew(&mut self) {
-        if self.generation == self.kafka.properties.generation() {
-            return;
-        }
-        match Probe::new(&self.kafka) {
-            Ok(probe) => *self = probe,
-            Err(error) => {
-                let error = KafkaSettingError::new("probe", &error);
-                tracing::warn!(%error, "the probe's client could not be renewed");
-            }
-        }
-    }
-
-    /// Whatever the client reports meanwhile would pile up; a poll takes one of it.
-    fn drain(&self) {
-        for _ in 0..100 {
-            self.client.poll(Duration::ZERO);
-        }
-    }
-}
-
 fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {
     let quantiles = |window: &Option<Window>| {
         let micros = |micros: i64| Duration::from_micros(micros.max(0).unsigned_abs());
@@ -559,75 +492,4 @@ fn producer_statistics(statistics: &Statistics) -> ProducerStatistics {
         outbuf_latency: quantiles(&broker.outbuf_latency),
     });
     ProducerStatistics { records: statistics.msg_cnt, bytes: statistics.msg_size, brokers: brokers.collect() }
-}
-
-#[derive(PartialEq, Eq)]
-pub(super) enum Persistence {
-    No,
-    Possibly,
-    Yes,
-}
-
-pub(super) fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
-    use rdkafka_sys::bindings::rd_kafka_msg_status_t as Status;
-    // SAFETY: the message is alive for as long as it is borrowed, and the function only reads a field of it.
-    // rust-rdkafka 0.39 does not wrap it, and no other call tells whether a failed record may be in the topic.
-    #[allow(unsafe_code)]
-    let status = unsafe { rdkafka_sys::bindings::rd_kafka_message_status(message.ptr()) };
-    match status {
-        Status::RD_KAFKA_MSG_STATUS_NOT_PERSISTED => Persistence::No,
-        Status::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Persistence::Possibly,
-        Status::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
-    }
-}
-
-/// Sorts librdkafka's errors, once, into what a caller decides on.
-pub(super) fn sort(code: Option<RDKafkaErrorCode>, possibly_persisted: bool) -> PublishError {
-    use RDKafkaErrorCode as Code;
-    let cause = match code {
-        // Ours: the queue's limits are above the byte budget, so this is a bug or a very large `queue` of hung-up senders.
-        Some(Code::QueueFull) => PublishCause::QueueFull,
-        // The lane's publish deadline, or the broker's own wait for replicas at its end.
-        Some(Code::MessageTimedOut | Code::TimedOutQueue | Code::RequestTimedOut | Code::OperationTimedOut) => {
-            PublishCause::Deadline
-        }
-        // The topic's or broker's limit is below ours: a person has to raise it.
-        Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize) => {
-            PublishCause::TooLarge
-        }
-        // The topic is not there, or not as it was: a person has to create it.
-        Some(
-            Code::UnknownTopic
-            | Code::UnknownTopicOrPartition
-            | Code::UnknownPartition
-            | Code::UnknownTopicId
-            | Code::InvalidTopic
-            | Code::PolicyViolation,
-        ) => PublishCause::Topic,
-        // The cluster refuses us: a person has to grant it.
-        Some(
-            Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::TransactionalIdAuthorizationFailed
-            | Code::SaslAuthenticationFailed
-            | Code::Authentication,
-        ) => PublishCause::Permission,
-        // The idempotent producer is lost; a new one is built.
-        Some(
-            Code::Fatal
-            | Code::OutOfOrderSequenceNumber
-            | Code::InvalidProducerEpoch
-            | Code::InvalidProducerIdMapping
-            | Code::UnknownProducerId
-            | Code::ProducerFenced
-            | Code::GaplessGuarantee
-            | Code::Inconsistent,
-        ) => PublishCause::Fatal,
-        // Dropped from queue or flight when the producer was given up; the message status tells which it was.
-        Some(Code::PurgeQueue | Code::PurgeInflight) => PublishCause::Purged,
-        // Whatever else a broker says after librdkafka has used up its retries.
-        Some(_) | None => PublishCause::Other,
-    };
-    let detail = code.map_or_else(|| "no error code".to_owned(), |code| format!("{code:?}"));
-    PublishError { cause, possibly_persisted, detail }
 }

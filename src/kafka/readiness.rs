@@ -16,7 +16,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::statistics::Statistics;
 
-use super::producer::Probe;
+use super::probe::Probe;
 use super::{PublishError, block_on, client_config};
 use crate::config;
 use crate::metrics::{Lane, Metrics, PublishCause};

@@ -13,7 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
-use super::producer::{Persistence, persistence, sort};
+use super::cause::{Persistence, persistence, sort};
 use super::{KafkaSettingError, PublishError, Receipt, producer_config};
 use crate::config::Config;
 use crate::metrics::{Lane, PublishCause};
