@@ -26,8 +26,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Says whether the process wants traffic, or every reason why not, each a short line.
-pub type Ready = Arc<dyn Fn() -> Result<(), Vec<String>> + Send + Sync>;
+/// Says whether the process wants traffic, with what a person should know all the same, or every reason why not: each a
+/// short line.
+pub type Ready = Arc<dyn Fn() -> Verdict + Send + Sync>;
+
+/// Ready, with lines of what is not as it should be; or not, with the reasons.
+pub type Verdict = Result<Vec<String>, Vec<String>>;
 
 /// Serves until `shutdown` is cancelled, then gives answers under way a second and returns.
 ///
@@ -158,14 +162,15 @@ fn answer<B>(request: &Request<B>, registry: &Registry, ready: &Ready) -> Respon
             }
         },
         "/readyz" => match ready() {
-            Ok(()) => text(StatusCode::OK, "ready\n".into()),
-            Err(reasons) => {
-                let lines = reasons.iter().map(|reason| format!("{reason}\n")).collect();
-                text(StatusCode::SERVICE_UNAVAILABLE, lines)
-            }
+            Ok(notes) => text(StatusCode::OK, lines(&[vec!["ready".to_owned()], notes].concat())),
+            Err(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, lines(&reasons)),
         },
         _ => text(StatusCode::OK, "live\n".into()),
     }
+}
+
+fn lines(texts: &[String]) -> String {
+    texts.iter().map(|text| format!("{text}\n")).collect()
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
@@ -191,7 +196,7 @@ mod tests {
         task: JoinHandle<()>,
     }
 
-    async fn port(ready: Result<(), Vec<String>>) -> Port {
+    async fn port(ready: Verdict) -> Port {
         let registry = Registry::new();
         registry.register(Box::new(IntCounter::new("bridge_test_total", "help").unwrap())).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -222,7 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn pages_are_served() {
-        let Port { address, .. } = port(Ok(())).await;
+        let Port { address, .. } = port(Ok(vec![])).await;
         let metrics = ask(address, &get("/metrics")).await;
         check(
             &metrics,
@@ -242,11 +247,13 @@ mod tests {
         let body = "topic flinks.kyc is missing\nno broker reachable for 15s\n";
         check(&ask(address, &get("/readyz")).await, "503", body);
         check(&ask(address, &get("/livez")).await, "200", "live\n");
+        let Port { address, .. } = port(Ok(vec!["topic flinks.kyc is missing".into()])).await;
+        check(&ask(address, &get("/readyz")).await, "200", "ready\ntopic flinks.kyc is missing\n");
     }
 
     #[tokio::test]
     async fn a_probe_tells_what_the_port_says() {
-        let ready = port(Ok(())).await;
+        let ready = port(Ok(vec![])).await;
         assert_eq!(probe(ready.address, "/readyz").await, Ok("ready\n".to_owned()));
         let any = SocketAddr::from(([0, 0, 0, 0], ready.address.port()));
         assert_eq!(probe(any, "/livez").await, Ok("live\n".to_owned()));
@@ -260,7 +267,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_paths_and_methods_are_refused() {
-        let Port { address, .. } = port(Ok(())).await;
+        let Port { address, .. } = port(Ok(vec![])).await;
         check(&ask(address, &get("/")).await, "404", "not found\n");
         check(&ask(address, &get("/metrics/")).await, "404", "not found\n");
         let refused = ask(address, "POST /metrics HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n").await;
@@ -273,7 +280,7 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connections_do_not_keep_a_probe_waiting() {
-        let Port { address, .. } = port(Ok(())).await;
+        let Port { address, .. } = port(Ok(vec![])).await;
         let mut idle = Vec::new();
         for _ in 0..CONNECTIONS + 10 {
             idle.push(TcpStream::connect(address).await.unwrap());
@@ -290,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_serves_until_cancelled_and_returns_although_a_client_dawdles() {
-        let Port { address, shutdown, task } = port(Ok(())).await;
+        let Port { address, shutdown, task } = port(Ok(vec![])).await;
         let _dawdler = TcpStream::connect(address).await.unwrap();
         check(&ask(address, &get("/livez")).await, "200", "live\n");
         shutdown.cancel();
@@ -300,7 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_headers_end_the_connection() {
-        let Port { address, .. } = port(Ok(())).await;
+        let Port { address, .. } = port(Ok(vec![])).await;
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET /livez HTTP/1.1\r\nx: ").await.unwrap();
         // From here on the clock jumps to the next deadline whenever there is nothing else to do.

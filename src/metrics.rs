@@ -240,9 +240,14 @@ impl Metrics {
         self.0.possibly_doubled[lane as usize].inc();
     }
 
-    /// A fatal error has led to a new producer.
+    /// A producer was replaced because it could not go on, or soon could not.
     pub fn producer_rebuilt(&self, lane: Lane) {
         self.0.producer_rebuilds[lane as usize].inc();
+    }
+
+    /// A producer's idempotent epoch; -1 while it has none.
+    pub fn producer_epoch(&self, lane: Lane, epoch: i64) {
+        self.0.producer_epoch[lane as usize].set(epoch);
     }
 
     /// Shows a producer's newest statistics, and takes away the series of brokers that it no longer knows.
@@ -364,7 +369,10 @@ families! {
     POSSIBLY_DOUBLED: "counter" "bridge_kafka_possibly_doubled_total" ["lane"]
         "Records that were under way when another publish of their producer failed: librdkafka may have written them twice.";
     PRODUCER_REBUILDS: "counter" "bridge_kafka_producer_rebuilds_total" ["lane"]
-        "Producers replaced after a fatal error.";
+        "Producers replaced after an error that only a new one heals, or because their epoch had risen above 16,000.";
+    PRODUCER_EPOCH: "gauge" "bridge_kafka_producer_epoch" ["lane"]
+        "The producer's idempotent epoch: each record that Kafka refuses for good and each round of timeouts raises it by \
+         one. -1 while it has none.";
     KAFKA_CERTIFICATE_EXPIRY: "gauge" "bridge_kafka_certificate_expiry_timestamp_seconds" []
         "When the client certificate shown to Kafka expires, since 1970. Absent without one.";
     KAFKA_CREDENTIAL_RELOADS: "counter" "bridge_kafka_credential_reloads_total" ["outcome"]
@@ -415,6 +423,7 @@ struct Families {
     possibly_persisted: Vec<IntCounter>,
     possibly_doubled: Vec<IntCounter>,
     producer_rebuilds: Vec<IntCounter>,
+    producer_epoch: Vec<IntGauge>,
     kafka_certificate_expiry: IntGaugeVec,
     kafka_credential_reloads: Vec<IntCounter>,
     queue_records: Vec<IntGauge>,
@@ -476,6 +485,7 @@ impl Families {
             possibly_persisted: POSSIBLY_PERSISTED.counters_of(registry, lanes)?,
             possibly_doubled: POSSIBLY_DOUBLED.counters_of(registry, lanes)?,
             producer_rebuilds: PRODUCER_REBUILDS.counters_of(registry, lanes)?,
+            producer_epoch: PRODUCER_EPOCH.gauges_of(registry, lanes)?,
             kafka_certificate_expiry: KAFKA_CERTIFICATE_EXPIRY.gauges(registry)?,
             kafka_credential_reloads: KAFKA_CREDENTIAL_RELOADS.counters_of(registry, reloads)?,
             queue_records: QUEUE_RECORDS.gauges_of(registry, lanes)?,

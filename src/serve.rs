@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
+use crate::admin::{self, Verdict};
 use crate::config::{Config, Loaded, OWN_FILES, TlsFiles};
 use crate::dead_letter::Cause;
 use crate::dev::{self, Company};
@@ -224,7 +224,7 @@ async fn consume<Run: Future<Output = Result<(), ServeError>>>(
     loaded: &Loaded,
     registry: Registry,
     topics: Vec<Arc<str>>,
-    check: impl Fn() -> Result<(), Vec<String>> + Send + Sync + 'static,
+    check: impl Fn() -> Verdict + Send + Sync + 'static,
     run: impl FnOnce(Arc<Producers>, CancellationToken) -> Run,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
@@ -277,7 +277,7 @@ impl Enriching {
     }
 
     /// Whether it consumes, and Flinks answers.
-    fn check(&self) -> impl Fn() -> Result<(), Vec<String>> + use<> {
+    fn check(&self) -> impl Fn() -> Verdict + use<> {
         let (config, membership, clients) =
             (self.config.clone(), self.telling.membership.clone(), self.clients.clone());
         move || {
@@ -286,7 +286,7 @@ impl Enriching {
                 client.map(|_| format!("the Flinks API of instance {} is away", instance.name))
             });
             let away: Vec<String> = away.collect();
-            both(membership.check(), if away.is_empty() { Ok(()) } else { Err(away) })
+            both(membership.check(), if away.is_empty() { Ok(away) } else { Err(away) })
         }
     }
 
@@ -318,7 +318,7 @@ impl Linking {
     }
 
     /// Whether it consumes.
-    fn check(&self) -> impl Fn() -> Result<(), Vec<String>> + use<> {
+    fn check(&self) -> impl Fn() -> Verdict + use<> {
         let membership = self.telling.membership.clone();
         move || membership.check()
     }
@@ -329,10 +329,11 @@ impl Linking {
 }
 
 /// Two verdicts in one.
-fn both(one: Result<(), Vec<String>>, other: Result<(), Vec<String>>) -> Result<(), Vec<String>> {
+fn both(one: Verdict, other: Verdict) -> Verdict {
     match (one, other) {
-        (Ok(()), Ok(())) => Ok(()),
-        (one, other) => Err([one, other].into_iter().filter_map(Result::err).flatten().collect()),
+        (Ok(one), Ok(other)) => Ok([one, other].concat()),
+        (Err(one), Err(other)) => Err([one, other].concat()),
+        (Err(reasons), Ok(notes)) | (Ok(notes), Err(reasons)) => Err([reasons, notes].concat()),
     }
 }
 
@@ -421,7 +422,7 @@ impl Admin {
         registry: Registry,
         metrics: Metrics,
         shutdown: &CancellationToken,
-        check: impl Fn() -> Result<(), Vec<String>> + Send + Sync + 'static,
+        check: impl Fn() -> Verdict + Send + Sync + 'static,
     ) -> Result<Admin, ServeError> {
         let refused =
             |error| ServeError::Failed(format!("cannot listen on admin.listen {}: {error}", config.admin.listen));
@@ -436,9 +437,9 @@ impl Admin {
             let now = Some(verdict.is_ok());
             let changed = std::mem::replace(&mut *told.lock().expect("no panic while held"), now) != now;
             match &verdict {
-                Ok(()) if changed => tracing::info!("ready"),
+                Ok(_) if changed => tracing::info!("ready"),
                 Err(reasons) if changed => tracing::warn!(reasons = reasons.join("; "), "not ready"),
-                Ok(()) | Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
             verdict
         };

@@ -172,7 +172,7 @@ pub async fn run<W: Work>(
 ) -> Result<(), ConsumerError> {
     topics.sort();
     topics.dedup();
-    membership.started(kafka.unready_after);
+    membership.started(kafka.unready_after, topics.len());
     loop {
         let (metrics, work, membership) = (metrics.clone(), work.clone(), membership.clone());
         match member(kafka, consumer, topics.clone(), metrics, work, &shutdown, membership).await? {
@@ -215,7 +215,7 @@ async fn member<W: Work>(
         closing: Mutex::default(),
     };
     let native: Native = group_config(kafka, consumer, &topics).create_with_context(context).map_err(refused)?;
-    let client = watch_config(kafka, consumer).create_with_context(WatchContext).map_err(refused)?;
+    let client = watch_config(kafka, consumer).create_with_context(WatchContext::default()).map_err(refused)?;
     let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
     native.subscribe(&names).map_err(refused)?;
 

@@ -41,22 +41,27 @@ impl Outstanding {
 /// Neither copied (`RD_KAFKA_MSG_F_COPY`) nor freed (`RD_KAFKA_MSG_F_FREE`) by librdkafka.
 const PAYLOAD_IS_OURS: std::ffi::c_int = 0;
 
+/// A record that is to be published, and what is done with its outcome.
+pub(super) type Publishing = (Record, OnOutcome);
+
 /// Hands a record over, once and without blocking; its report comes to the producer's context.
 ///
 /// # Errors
-/// librdkafka's code where it does not take the record, with what should be told of that.
+/// librdkafka's code where it does not take the record, which comes back.
 pub(super) fn hand_over<C>(
     producer: &BaseProducer<C>,
-    record: Record,
-    on_outcome: OnOutcome,
-) -> Result<(), (RDKafkaErrorCode, OnOutcome)>
+    (mut record, on_outcome): Publishing,
+) -> Result<(), (RDKafkaErrorCode, Box<Publishing>)>
 where
     C: ProducerContext<DeliveryOpaque = Box<Outstanding>>,
 {
-    let Ok(topic) = CString::new(&*record.topic) else { return Err((RDKafkaErrorCode::InvalidTopic, on_outcome)) };
+    let Ok(topic) = CString::new(&*record.topic) else {
+        return Err((RDKafkaErrorCode::InvalidTopic, Box::new((record, on_outcome))));
+    };
     let key = record.key.as_deref();
     let (key, key_bytes) = key.map_or((std::ptr::null(), 0), |key| (key.as_ptr(), key.len()));
-    let outstanding = Box::new(Outstanding { handed_over: Instant::now(), on_outcome, payload: record.payload });
+    let payload = std::mem::take(&mut record.payload);
+    let outstanding = Box::new(Outstanding { handed_over: Instant::now(), on_outcome, payload });
     let (payload, payload_bytes) = (outstanding.payload.as_ptr(), outstanding.payload.len());
     // SAFETY: The client lives as long as `producer` is borrowed. All pointers are good for the calls, in which librdkafka
     // copies the topic's name, the headers and the key. The payload's bytes do not move with the box; they live as long
@@ -92,8 +97,9 @@ where
         );
         if error.is_error() {
             rd_kafka_headers_destroy(headers);
-            let outstanding: Box<Outstanding> = IntoOpaque::from_ptr(opaque);
-            return Err((error.into(), outstanding.on_outcome));
+            let Outstanding { on_outcome, payload, .. }: Outstanding = *<Box<Outstanding>>::from_ptr(opaque);
+            record.payload = payload;
+            return Err((error.into(), Box::new((record, on_outcome))));
         }
     }
     Ok(())

@@ -8,8 +8,9 @@
 //!
 //! The seam to the layers above is [`Publish`]. It says nothing of HTTP, and nothing of rdkafka's types leaves here.
 
-pub mod consumer;
+mod brokers;
 mod cause;
+pub mod consumer;
 mod credentials;
 pub mod doctor;
 pub mod embedded;
@@ -92,7 +93,10 @@ pub async fn publish(publisher: &dyn Publish, lane: Lane, record: Record) -> Res
     })
 }
 
-/// librdkafka properties that both producers, the readiness probe and the reader share.
+/// How long a connection to a broker may be idle before we close it.
+const LONGEST_IDLE: Duration = Duration::from_secs(180);
+
+/// librdkafka properties that all clients share.
 fn client_config(kafka: &config::Kafka, client_id: &str) -> ClientConfig {
     let mut client = ClientConfig::new();
     set_client_properties(&mut client, kafka, client_id);
@@ -102,6 +106,11 @@ fn client_config(kafka: &config::Kafka, client_id: &str) -> ClientConfig {
 fn set_client_properties(client: &mut ClientConfig, kafka: &config::Kafka, client_id: &str) {
     client.set("bootstrap.servers", &kafka.bootstrap_servers);
     client.set("client.id", client_id);
+    // Balancers and address translators forget a connection without a word that was idle for 4 min (Azure) or 350 s
+    // (AWS), and what is sent on it then waits for a timeout.
+    client.set("connections.max.idle.ms", millis(LONGEST_IDLE));
+    // How soon partitions that were added are used.
+    client.set("topic.metadata.refresh.interval.ms", "60000");
     for (name, value) in &kafka.properties.current().values {
         client.set(name, value);
     }

@@ -1,7 +1,8 @@
 //! The readiness probe's questions to the cluster. What follows from the answers is said by `readiness`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use rdkafka::error::KafkaError;
@@ -11,8 +12,10 @@ use rdkafka::producer::{BaseProducer, Producer};
 use super::client_config;
 use super::credentials::{Asking, Trouble};
 use super::operations::{Operation, permitted};
-use super::producer::KafkaSettingError;
+use super::producer::{KafkaSettingError, LaneProducer};
+use super::readiness::Readiness;
 use crate::config;
+use crate::metrics::Lane;
 
 /// The readiness probe's client, of its own: a broker takes one request a connection at a time, and records are not to
 /// wait for it.
@@ -21,16 +24,17 @@ pub(super) struct Probe {
     client: BaseProducer<Asking>,
     generation: u64,
     trouble: Trouble,
+    lanes: [Arc<LaneProducer>; Lane::ALL.len()],
 }
 
 impl Probe {
-    pub(super) fn new(kafka: &config::Kafka) -> Result<Probe, KafkaError> {
+    pub(super) fn new(kafka: &config::Kafka, lanes: [Arc<LaneProducer>; Lane::ALL.len()]) -> Result<Probe, KafkaError> {
         let generation = kafka.properties.generation();
         let trouble = Trouble::of(kafka);
         let mut client = client_config(kafka, "flinks-bridge-probe");
         client.set("allow.auto.create.topics", "false");
         let client = client.create_with_context(Asking { trouble: trouble.clone() })?;
-        Ok(Probe { kafka: kafka.clone(), client, generation, trouble })
+        Ok(Probe { kafka: kafka.clone(), client, generation, trouble, lanes })
     }
 
     /// Metadata of a topic.
@@ -57,13 +61,41 @@ impl Probe {
         writable
     }
 
+    /// Has these lanes' producers ask these leaders, of each of which a partition is given, and tells readiness who has
+    /// answered. Waits until all have, or for `patience`: the others are told when they do.
+    pub(super) fn look(
+        &self,
+        readiness: &Arc<Readiness>,
+        due: Vec<(Lane, i32)>,
+        leaders: &BTreeMap<i32, (Arc<str>, i32)>,
+        patience: Duration,
+    ) {
+        let (tell, told) = mpsc::channel::<()>();
+        for (lane, node) in due {
+            let (topic, partition) = leaders[&node].clone();
+            let (producer, told_to, tell) = (self.lanes[lane as usize].clone(), readiness.clone(), tell.clone());
+            let look = move || {
+                told_to.asked(lane, node, producer.look(&topic, partition));
+                drop(tell);
+            };
+            // A thread each: a leader that hangs keeps nobody waiting but the one who asks it.
+            if let Err(error) = thread::Builder::new().name("kafka-look".to_owned()).spawn(look) {
+                tracing::warn!(%error, "no thread to ask a leader with");
+                readiness.asked(lane, node, false);
+            }
+        }
+        drop(tell);
+        // Nothing is ever sent: the channel ends with the last of them.
+        let _ = told.recv_timeout(patience);
+    }
+
     /// Takes new credentials into use. A client that cannot be made is tried again with the next question; the old one
     /// still asks.
     fn renew(&mut self) {
         if self.generation == self.kafka.properties.generation() {
             return;
         }
-        match Probe::new(&self.kafka) {
+        match Probe::new(&self.kafka, self.lanes.clone()) {
             Ok(probe) => *self = probe,
             Err(error) => {
                 let error = KafkaSettingError::new("probe", &error);

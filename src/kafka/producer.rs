@@ -4,23 +4,25 @@
 //! 30 MB record makes every 300-byte record behind it wait. A thread of its own serves each lane's events, so
 //! librdkafka never calls back on a thread that serves requests.
 //!
-//! A fatal error (idempotence lost, or the cluster refuses idempotent producers) ends a librdkafka client for good. The
-//! lane's thread then builds a new one, with backoff, and keeps serving the old one until its last report has come. So it
-//! does, at once, when `credentials` has put other properties into use.
-//! It never hands a record over a second time: whether to try again is the sender's decision, who has seen a 503.
+//! Some errors end a librdkafka client for good (idempotence lost, the cluster refuses idempotent producers, an epoch that
+//! no broker takes), and its epoch, which each refusal and each round of timeouts raises, must not come to its end. The
+//! lane's thread then builds a new one, at once and from the second time on with backoff, and keeps serving the old one
+//! until its last report has come. What arrives meanwhile waits for it, unless that takes long. So it does when
+//! `credentials` has put other properties into use.
+//! It never hands a record over a second time that librdkafka has taken: whether to try again is the sender's decision,
+//! who has seen a 503.
 
 use std::ffi::CString;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{self, AtomicBool, Ordering};
+use std::sync::atomic::{self, AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 use rdkafka::statistics::{Statistics, Window};
@@ -29,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cause::{Persistence, persistence, sort};
 use super::credentials;
-use super::handover::{Outstanding, hand_over};
+use super::handover::{Outstanding, Publishing, hand_over};
 use super::probe::Probe;
 use super::readiness::Readiness;
 use super::{OnOutcome, Publish, PublishError, Receipt, producer_config};
@@ -39,10 +41,16 @@ use crate::record::Record;
 
 /// How long one turn of a lane's thread waits for events; also how soon a fatal error is noticed.
 const TURN: Duration = Duration::from_millis(100);
-/// Bounds of the wait before a new producer is built, doubled from one fatal error to the next.
+/// Bounds of the wait before a new producer is built, from the second time on, doubled from one to the next.
 const REBUILD_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// A producer that lived this long was a good one: the next fatal error is waited for from the lower bound again.
+/// A producer that lived this long was a good one: the next is built at once again.
 const REBUILD_BACKOFF_RESET: Duration = Duration::from_secs(60);
+/// How long a record waits for a new producer. Its publish deadline begins only there, so this is what it may be late.
+const WAIT_FOR_PRODUCER: Duration = Duration::from_secs(1);
+/// The idempotent epoch above which a producer is replaced. librdkafka raises it by one at each permanent refusal and
+/// each round of timeouts, and lets 32,767 be followed by 0 without a word, which no broker takes that has seen a higher
+/// one: every record is refused from then on (confluentinc/librdkafka#3720).
+const HIGHEST_EPOCH: i64 = 16_000;
 
 /// The producers of both lanes.
 pub struct Producers {
@@ -70,7 +78,8 @@ impl Producers {
         let small = Arc::new(LaneProducer::new(config, Lane::Small, metrics, &readiness)?);
         let large = Arc::new(LaneProducer::new(config, Lane::Large, metrics, &readiness)?);
         credentials::tell_expiry(&config.kafka, metrics);
-        let probe = Probe::new(&config.kafka).map_err(|error| KafkaSettingError::new("probe", &error))?;
+        let lanes = [small.clone(), large.clone()];
+        let probe = Probe::new(&config.kafka, lanes).map_err(|error| KafkaSettingError::new("probe", &error))?;
         let broken = CancellationToken::new();
         let (closing, mut threads) = (CancellationToken::new(), Vec::new());
         threads.push(small.clone().start(broken.clone()));
@@ -124,6 +133,13 @@ impl Producers {
         true
     }
 
+    pub(super) fn lane(&self, lane: Lane) -> &Arc<LaneProducer> {
+        match lane {
+            Lane::Small => &self.small,
+            Lane::Large => &self.large,
+        }
+    }
+
     /// Makes librdkafka raise a fatal error in a lane's producer, as the loss of idempotence does: its own test hook,
     /// for tests and rehearsals of what follows.
     pub fn provoke_fatal_error(&self, lane: Lane) {
@@ -139,18 +155,11 @@ impl Producers {
             );
         }
     }
-
-    fn lane(&self, lane: Lane) -> &Arc<LaneProducer> {
-        match lane {
-            Lane::Small => &self.small,
-            Lane::Large => &self.large,
-        }
-    }
 }
 
 impl Publish for Producers {
     fn publish(&self, lane: Lane, record: Record, on_outcome: OnOutcome) {
-        self.lane(lane).publish(record, on_outcome);
+        self.lane(lane).publish((record, on_outcome));
     }
 }
 
@@ -182,15 +191,25 @@ impl KafkaSettingError {
 /// A librdkafka client and its generation's events.
 type Native = BaseProducer<Context>;
 
-struct LaneProducer {
+/// One lane's producer, and what is needed to put another in its place.
+pub(super) struct LaneProducer {
     lane: Lane,
     kafka: config::Kafka,
     ingress: config::Ingress,
-    /// The producer that takes new records. Replaced after a fatal error, and when its credentials change.
+    /// The producer that takes new records.
     current: ArcSwap<Native>,
-    /// Producers that met a fatal error and still owe reports.
+    /// Producers that were replaced and still owe reports.
     retired: Mutex<Vec<Arc<Native>>>,
+    line: Mutex<Line>,
     stop: AtomicBool,
+}
+
+/// Records that wait for a new producer.
+#[derive(Default)]
+struct Line {
+    waiting: Vec<Publishing>,
+    /// It will be a while until there is one: whoever comes is refused.
+    closed: bool,
 }
 
 impl LaneProducer {
@@ -206,7 +225,9 @@ impl LaneProducer {
             generation: config.kafka.properties.generation(),
             metrics: metrics.clone(),
             readiness: readiness.clone(),
-            given_up: Arc::default(),
+            lost: Arc::default(),
+            epoch: Arc::default(),
+            retired: Arc::default(),
             newest_failure: Arc::default(),
         };
         let refused = |error| KafkaSettingError::new(lane.as_str(), &error);
@@ -217,6 +238,7 @@ impl LaneProducer {
             ingress: config.ingress.clone(),
             current: ArcSwap::from_pointee(native),
             retired: Mutex::default(),
+            line: Mutex::default(),
             stop: AtomicBool::new(false),
         })
     }
@@ -232,60 +254,113 @@ impl LaneProducer {
         thread::Builder::new().name(name).spawn(serve).expect("a thread can be started while the process starts")
     }
 
-    fn publish(&self, record: Record, on_outcome: OnOutcome) {
-        let topic = record.topic.clone();
-        let current = self.current.load();
-        if let Err((code, on_outcome)) = hand_over(&current, record, on_outcome) {
-            let error = sort(Some(code), false);
-            current.context().failed(&error, &topic);
-            on_outcome(Err(error));
+    fn publish(&self, publishing: Publishing) {
+        let mut publishing = publishing;
+        loop {
+            let current = self.current.load();
+            if !current.context().is_lost() {
+                let Err((code, back)) = hand_over(&current, publishing) else {
+                    return;
+                };
+                if code != RDKafkaErrorCode::Fatal {
+                    return fail(&current, *back, &sort(Some(code), false));
+                }
+                publishing = *back;
+            }
+            let mut line = self.line.lock().expect("no panic while held");
+            // The lane's thread may have put a new one in its place meanwhile, and serves the line no more.
+            if !Arc::ptr_eq(&current, &self.current.load()) {
+                continue;
+            }
+            if !line.closed {
+                return line.waiting.push(publishing);
+            }
+            drop(line);
+            return fail(&current, publishing, &sort(Some(RDKafkaErrorCode::Fatal), false));
         }
     }
 
-    fn unreported(&self) -> i32 {
-        let retired = self.retired.lock().expect("no panic while held");
-        retired.iter().map(|old| old.in_flight_count()).sum::<i32>() + self.current.load().in_flight_count()
+    /// A small question to the leader of a partition, over the connection that records take: it connects where nothing
+    /// has yet, keeps it from being idle, and ends one that is dead. True if the leader has answered. Blocks, for as long
+    /// as a produce request may: a question that gives up sooner would end a connection that is only busy.
+    pub(super) fn look(&self, topic: &str, partition: i32) -> bool {
+        let patience = match self.lane {
+            Lane::Small => self.kafka.small.socket_timeout,
+            Lane::Large => self.kafka.large.socket_timeout,
+        };
+        self.current.load_full().client().fetch_watermarks(topic, partition, patience).is_ok()
     }
 
-    /// The lane's thread: serves reports, statistics and errors, and replaces a producer that met a fatal error.
+    fn unreported(&self) -> usize {
+        let retired = self.retired.lock().expect("no panic while held");
+        let owed = |native: &Native| usize::try_from(native.in_flight_count()).unwrap_or(0);
+        let waiting = self.line.lock().expect("no panic while held").waiting.len();
+        retired.iter().map(|old| owed(old)).sum::<usize>() + owed(&self.current.load()) + waiting
+    }
+
+    /// The lane's thread: serves reports, statistics and errors, and replaces a producer that cannot go on.
     fn serve_events(&self) {
-        let mut backoff = REBUILD_BACKOFF.0;
+        let mut backoff = Duration::ZERO;
         let mut born = Instant::now();
-        let mut rebuild_at = None;
+        let mut rebuild_at: Option<Instant> = None;
         let mut renew_from = born;
         while !self.stop.load(Ordering::Relaxed) {
             let current = self.current.load_full();
             current.poll(TURN);
             self.serve_retired();
-            match rebuild_at {
-                None => {
-                    let Some((code, reason)) = current.client().fatal_error() else {
-                        let outdated = current.context().generation != self.kafka.properties.generation();
-                        if outdated && Instant::now() >= renew_from && self.replace(current, Why::Credentials).is_err()
-                        {
-                            renew_from = Instant::now() + REBUILD_BACKOFF.0;
-                        }
-                        continue;
-                    };
-                    if born.elapsed() > REBUILD_BACKOFF_RESET {
-                        backoff = REBUILD_BACKOFF.0;
-                    }
-                    tracing::error!(
-                        lane = self.lane.as_str(), code = ?code, reason, backoff_seconds = backoff.as_secs(),
-                        "fatal producer error, building a new producer"
-                    );
-                    current.context().given_up.store(true, Ordering::Relaxed);
-                    current.context().readiness.producer_fatal(self.lane, format!("{code:?}: {reason}"));
-                    rebuild_at = Some(Instant::now() + backoff);
+            let now = Instant::now();
+            let Some(reason) = why_lost(&current) else {
+                if let Some(why) = self.why_renew(&current)
+                    && now >= renew_from
+                    && self.replace(current, why).is_err()
+                {
+                    renew_from = now + REBUILD_BACKOFF.0;
                 }
-                Some(at) if Instant::now() >= at => {
-                    backoff = (backoff * 2).min(REBUILD_BACKOFF.1);
-                    rebuild_at = self.replace(current, Why::FatalError).is_err().then(|| Instant::now() + backoff);
-                    born = Instant::now();
+                continue;
+            };
+            let at = *rebuild_at.get_or_insert_with(|| {
+                if born.elapsed() > REBUILD_BACKOFF_RESET {
+                    backoff = Duration::ZERO;
                 }
-                Some(_) => {}
+                tracing::error!(
+                    lane = self.lane.as_str(),
+                    reason,
+                    backoff_seconds = backoff.as_secs(),
+                    "the producer cannot go on, building a new one"
+                );
+                current.context().lose(&reason);
+                current.context().readiness.producer_lost(self.lane, reason);
+                now + backoff
+            });
+            if now < at {
+                self.close_line(&current, at - now > WAIT_FOR_PRODUCER);
+                continue;
             }
+            backoff = (backoff * 2).clamp(REBUILD_BACKOFF.0, REBUILD_BACKOFF.1);
+            rebuild_at = self.replace(current, Why::Lost).is_err().then(|| now + backoff);
+            born = now;
         }
+    }
+
+    /// Opens or closes the line for a producer to come. Who stands in one that is closed is refused.
+    fn close_line(&self, current: &Native, closed: bool) {
+        let mut line = self.line.lock().expect("no panic while held");
+        line.closed = closed;
+        let refused = if closed { std::mem::take(&mut line.waiting) } else { Vec::new() };
+        drop(line);
+        for publishing in refused {
+            fail(current, publishing, &sort(Some(RDKafkaErrorCode::Fatal), false));
+        }
+    }
+
+    /// Why a producer that works should be replaced all the same.
+    fn why_renew(&self, current: &Native) -> Option<Why> {
+        let context = current.context();
+        if context.generation != self.kafka.properties.generation() {
+            return Some(Why::Credentials);
+        }
+        let epoch = context.epoch.load(Ordering::Relaxed);
+        (epoch > HIGHEST_EPOCH).then_some(Why::Epoch(epoch))
     }
 
     fn replace(&self, old: Arc<Native>, why: Why) -> Result<(), KafkaError> {
@@ -294,39 +369,48 @@ impl LaneProducer {
         let generation = self.kafka.properties.generation();
         let context = Context {
             generation,
-            given_up: Arc::default(),
+            lost: Arc::default(),
+            epoch: Arc::default(),
+            retired: Arc::default(),
             newest_failure: Arc::default(),
             ..Context::clone(&old_context)
         };
         let client_config = producer_config(&self.kafka, &self.ingress, self.lane);
-        match Native::from_config_and_context(&client_config, context) {
-            Ok(new) => {
-                old_context.given_up.store(true, Ordering::Relaxed);
-                // Listed as retired first, so that a flush at this moment misses neither.
-                let mut retired = self.retired.lock().expect("no panic while held");
-                retired.push(old);
-                // What they have under way is to arrive also where brokers have ended their sessions meanwhile; those of
-                // an earlier change too, if another one follows on its heels.
-                retired.iter().for_each(|old| self.give_login(old));
-                drop(retired);
-                self.current.store(Arc::new(new));
-                match why {
-                    Why::FatalError => {
-                        old_context.metrics.producer_rebuilt(self.lane);
-                        tracing::warn!(lane = self.lane.as_str(), "producer rebuilt after a fatal error");
-                    }
-                    Why::Credentials => {
-                        tracing::info!(lane = self.lane.as_str(), "producer rebuilt with new credentials");
-                    }
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let told = KafkaSettingError::new(self.lane.as_str(), &error);
-                tracing::error!(lane = self.lane.as_str(), error = %told, "a new producer could not be built");
-                Err(error)
+        let new = Native::from_config_and_context(&client_config, context).inspect_err(|error| {
+            let told = KafkaSettingError::new(self.lane.as_str(), error);
+            tracing::error!(lane = self.lane.as_str(), error = %told, "a new producer could not be built");
+        })?;
+        old_context.retired.store(true, Ordering::Relaxed);
+        // Listed as retired first, so that a flush at this moment misses neither.
+        let mut retired = self.retired.lock().expect("no panic while held");
+        retired.push(old);
+        // What they have under way is to arrive also where brokers have ended their sessions meanwhile; those of an
+        // earlier change too, if another one follows on its heels.
+        retired.iter().for_each(|old| self.give_login(old));
+        drop(retired);
+        // Who has waited goes before who comes now.
+        let mut line = self.line.lock().expect("no panic while held");
+        line.closed = false;
+        for publishing in line.waiting.drain(..) {
+            if let Err((code, back)) = hand_over(&new, publishing) {
+                fail(&new, *back, &sort(Some(code), false));
             }
         }
+        self.current.store(Arc::new(new));
+        drop(line);
+        let (lane, metrics) = (self.lane.as_str(), &old_context.metrics);
+        match why {
+            Why::Lost => {
+                metrics.producer_rebuilt(self.lane);
+                tracing::warn!(lane, "producer rebuilt");
+            }
+            Why::Epoch(epoch) => {
+                metrics.producer_rebuilt(self.lane);
+                tracing::info!(lane, epoch, "producer rebuilt, since so many refusals have raised its epoch");
+            }
+            Why::Credentials => tracing::info!(lane, "producer rebuilt with new credentials"),
+        }
+        Ok(())
     }
 
     /// Has a producer log in with the name and password that are in use now, wherever it connects from now on. There is
@@ -380,8 +464,24 @@ impl LaneProducer {
 /// Why a producer is replaced.
 #[derive(Clone, Copy)]
 enum Why {
-    FatalError,
+    /// It cannot go on.
+    Lost,
+    /// Its epoch is this high.
+    Epoch(i64),
     Credentials,
+}
+
+/// Why a producer cannot go on, by librdkafka's account or by what brokers say of its records.
+fn why_lost(producer: &Native) -> Option<String> {
+    let fatal = producer.client().fatal_error().map(|(code, reason)| format!("{code:?}: {reason}"));
+    fatal.or_else(|| producer.context().lost.get().cloned())
+}
+
+/// Tells that a record was not handed over.
+fn fail(producer: &Native, (record, on_outcome): Publishing, error: &PublishError) {
+    producer.context().failed(error, &record.topic);
+    drop(record);
+    on_outcome(Err(error.clone()));
 }
 
 /// Receives a client's events on its lane's thread.
@@ -392,8 +492,12 @@ struct Context {
     generation: u64,
     metrics: Metrics,
     readiness: Arc<Readiness>,
-    /// Whether a fatal error has ended this producer: what it sees of the cluster from then on is not told.
-    given_up: Arc<AtomicBool>,
+    /// Why this producer cannot go on, once it is known.
+    lost: Arc<OnceLock<String>>,
+    /// Its idempotent epoch, by the newest statistics.
+    epoch: Arc<AtomicI64>,
+    /// Whether another has taken its place: what it sees of the cluster from then on is not told.
+    retired: Arc<AtomicBool>,
     /// When this producer last reported a failure.
     newest_failure: Arc<Mutex<Option<Instant>>>,
 }
@@ -409,6 +513,15 @@ impl Context {
         if failed {
             *newest_failure = Some(Instant::now());
         }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
+    fn lose(&self, reason: &str) {
+        // The first reason is the one.
+        let _ = self.lost.set(reason.to_owned());
     }
 
     fn failed(&self, error: &PublishError, topic: &str) {
@@ -442,6 +555,9 @@ impl ProducerContext for Context {
             }
         };
         let outcome = outcome.map_err(|(error, message)| {
+            if error.cause == PublishCause::Fatal {
+                self.lose(&format!("{} on {}", error.detail, message.topic()));
+            }
             self.failed(&error, message.topic());
             error
         });
@@ -455,19 +571,22 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
-        if self.given_up.load(Ordering::Relaxed) {
+        if self.retired.load(Ordering::Relaxed) || self.is_lost() {
             return;
         }
-        if let Some(eos) = &statistics.eos
-            && eos.idemp_state == "Assigned"
-        {
-            self.readiness.producer_ready(self.lane);
+        if let Some(eos) = &statistics.eos {
+            self.epoch.store(eos.producer_epoch, Ordering::Relaxed);
+            self.metrics.producer_epoch(self.lane, eos.producer_epoch);
+            if eos.idemp_state == "Assigned" {
+                self.readiness.producer_ready(self.lane);
+            }
         }
         self.readiness.brokers_seen(self.lane, &statistics);
         self.metrics.producer_statistics(self.lane, &producer_statistics(&statistics));
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.readiness.connection_failed(reason);
         // Transient by librdkafka's own account (it goes on trying); fatal errors are told by the lane's thread.
         tracing::warn!(lane = self.lane.as_str(), error = %error, reason, "librdkafka reports an error");
     }

@@ -1,8 +1,13 @@
 //! Whether the bridge should be sent traffic, as far as Kafka decides it.
 //!
-//! Two sources are held together: a probe that asks the cluster for each topic every two seconds, and what becomes of
-//! the records. The probe alone can make it ready again, so that a bridge without traffic does not stay out of service
-//! for ever. Liveness never asks here: a restart mends no broker.
+//! Three sources are held together: a probe that asks the cluster for each topic every two seconds, the connections of
+//! both producers to the topics' leaders, and what becomes of the records. Metadata names leaders and reaches none: a
+//! broker may advertise an address at which nobody is. So a leader counts as reached once it has answered a producer.
+//!
+//! The first time, every topic must be there, writable, and its leaders reached: the gate of a rollout. From then on one
+//! topic that is missing or denied is named and takes nobody out, since the others flow; the bridge is unready only when
+//! nothing can be served. The probe alone can make it ready again, so that a bridge without traffic does not stay out of
+//! service for ever. Liveness never asks here: a restart mends no broker.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +18,10 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::metadata::MetadataTopic;
-use rdkafka::statistics::Statistics;
+use rdkafka::metadata::{Metadata, MetadataPartition, MetadataTopic};
+use rdkafka::statistics::{Broker, Statistics};
 
+use super::brokers::Brokers;
 use super::probe::Probe;
 use super::{PublishError, block_on, client_config};
 use crate::config;
@@ -29,6 +35,11 @@ const MIN_INSYNC_EVERY: u64 = 30;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the question what may be done may take, without which a probe is good as well.
 const WRITABLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a leader that was reached is asked again, where the connection to it is idle: below the limits of balancers
+/// and address translators, so that records find a connection that works.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long a probe waits for the answers of leaders. One that comes later counts with the next.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is known of brokers, topics and records, and whether that is enough to serve.
 pub struct Readiness {
@@ -47,16 +58,34 @@ struct Known {
     topics: BTreeMap<Arc<str>, TopicState>,
     /// Topics that the newest probe, and none before it, found unable to take records.
     suspected: BTreeSet<Arc<str>>,
-    /// When a probe last found a leader for any topic.
-    leader_seen: Option<Instant>,
+    /// Whether every topic could take records at least once.
+    passed: bool,
+    /// When a probe last found a topic that can be served.
+    served: Option<Instant>,
     probe_failure: Option<String>,
     /// That publishes fail, without an ack in between.
     failing: Option<Failing>,
-    /// Producers, by lane, that met a fatal error and have no producer id again yet.
-    fatal: BTreeMap<&'static str, String>,
-    /// Brokers that a lane has tried to reach in vain, by node id.
-    unreachable: HashMap<&'static str, BTreeSet<i32>>,
+    /// Producers that cannot go on and whose successors have no producer id yet.
+    lost: [Option<(Instant, String)>; Lane::ALL.len()],
+    /// What each lane sees of the brokers.
+    lanes: [Sight; Lane::ALL.len()],
+    brokers: Brokers,
     min_insync: HashMap<Arc<str>, usize>,
+}
+
+/// What a lane sees of the brokers, by node id.
+#[derive(Default)]
+struct Sight {
+    /// Have answered at least once.
+    reached: BTreeSet<i32>,
+    /// Were tried in vain, or lost, and are not connected now.
+    unreachable: BTreeSet<i32>,
+    /// Have something to do for it, so that nothing needs to be asked.
+    busy: BTreeSet<i32>,
+    /// When each was last asked.
+    asked: HashMap<i32, Instant>,
+    /// Are being asked.
+    asking: BTreeSet<i32>,
 }
 
 struct Failing {
@@ -71,7 +100,12 @@ enum TopicState {
     Missing,
     Unauthorized,
     NotWritable,
-    NoLeader { partitions: usize, of: usize },
+    NoLeader {
+        partitions: usize,
+        of: usize,
+        /// The leaders that are not reached, for a person to read.
+        brokers: String,
+    },
     BelowMinInsync,
     Failed(String),
 }
@@ -85,8 +119,9 @@ impl TopicState {
                 Some(format!("topic {topic} may not be written: permission is missing (ACL Write)"))
             }
             TopicState::Unauthorized => Some(format!("topic {topic} may not be described or written")),
-            TopicState::NoLeader { partitions, of } => {
-                Some(format!("topic {topic} has no reachable leader for {partitions} of its {of} partitions"))
+            TopicState::NoLeader { partitions, of, brokers } => {
+                let what = format!("topic {topic} has no reachable leader for {partitions} of its {of} partitions");
+                Some(if brokers.is_empty() { what } else { format!("{what}: {brokers}") })
             }
             TopicState::BelowMinInsync => {
                 Some(format!("topic {topic} has fewer in-sync replicas than its min.insync.replicas"))
@@ -95,17 +130,23 @@ impl TopicState {
         }
     }
 
-    /// Not to be waited out: a person has to act, and each webhook of its type is refused until then.
-    fn needs_a_person(&self) -> bool {
-        matches!(self, TopicState::Missing | TopicState::Unauthorized | TopicState::NotWritable)
+    /// Whether it can take some records at least.
+    fn is_served(&self) -> bool {
+        match self {
+            TopicState::Ready => true,
+            TopicState::NoLeader { partitions, of, .. } => partitions < of,
+            TopicState::Missing
+            | TopicState::Unauthorized
+            | TopicState::NotWritable
+            | TopicState::BelowMinInsync
+            | TopicState::Failed(_) => false,
+        }
     }
 
-    fn some_leader_reachable(&self) -> bool {
-        match self {
-            TopicState::Ready | TopicState::NotWritable | TopicState::BelowMinInsync => true,
-            TopicState::NoLeader { partitions, of } => partitions < of,
-            TopicState::Missing | TopicState::Unauthorized | TopicState::Failed(_) => false,
-        }
+    /// Whether it keeps a bridge from being ready for the first time. Too few replicas in sync do not: they are of the
+    /// cluster's moment, and the pods of before are no better off.
+    fn shuts_the_gate(&self) -> bool {
+        !matches!(self, TopicState::Ready | TopicState::BelowMinInsync)
     }
 
     fn can_take_records(&self) -> bool {
@@ -126,52 +167,66 @@ impl Readiness {
         }
     }
 
-    /// Whether webhooks can be published, or every reason why not.
+    /// Whether webhooks can be published, with what a person should know all the same; or every reason why not.
     ///
     /// # Errors
     /// The reasons, for a person to read.
-    pub fn check(&self) -> Result<(), Vec<String>> {
+    pub fn check(&self) -> Result<Vec<String>, Vec<String>> {
         let known = self.lock();
-        let mut reasons: Vec<String> = known.fatal.values().cloned().collect();
-        let needing_a_person = known.topics.iter().filter(|(_, state)| state.needs_a_person());
-        reasons.extend(needing_a_person.filter_map(|(topic, state)| state.complaint(topic)));
-        match known.leader_seen {
-            None => reasons.push("no topic's leader has been reached since the start".to_owned()),
-            Some(seen) if seen.elapsed() >= self.unready_after => {
-                reasons.push(format!("no topic's leader has been reachable for {} s", seen.elapsed().as_secs()));
+        let mut reasons = Vec::new();
+        let unready_after = self.unready_after;
+        let lost = known.lost.iter().flatten();
+        if !known.passed {
+            reasons.extend(lost.clone().map(|(_, text)| text.clone()));
+            if known.served.is_none() {
+                reasons.push("no topic's leader has been reached since the start".to_owned());
             }
-            Some(_) => {}
+            let shutting = known.topics.iter().filter(|(_, state)| state.shuts_the_gate());
+            reasons.extend(shutting.filter_map(|(topic, state)| state.complaint(topic)));
+        } else {
+            match known.served {
+                Some(seen) if seen.elapsed() < unready_after => {}
+                seen => {
+                    let seconds = seen.map_or(0, |seen| seen.elapsed().as_secs());
+                    reasons.push(format!(
+                        "no topic's leader has been reachable, or none could be written, for {seconds} s"
+                    ));
+                }
+            }
+            if let Some(failing) = &known.failing
+                && failing.newest - failing.since >= unready_after
+            {
+                let seconds = failing.since.elapsed().as_secs();
+                reasons.push(format!("every publish has failed for {seconds} s, the newest with {}", failing.cause));
+            }
+            if known.lost.iter().all(|lane| lane.as_ref().is_some_and(|(since, _)| since.elapsed() >= unready_after)) {
+                reasons.extend(lost.clone().map(|(_, text)| text.clone()));
+            }
         }
-        if let Some(failing) = &known.failing
-            && failing.newest - failing.since >= self.unready_after
-        {
-            let seconds = failing.since.elapsed().as_secs();
-            reasons.push(format!("every publish has failed for {seconds} s, the newest with {}", failing.cause));
+        let ready = reasons.is_empty();
+        let complaints = known.topics.iter().filter_map(|(topic, state)| state.complaint(topic));
+        let more = known.probe_failure.iter().cloned().chain(lost.map(|(_, text)| text.clone())).chain(complaints);
+        for text in more {
+            if !reasons.contains(&text) {
+                reasons.push(text);
+            }
         }
-        if reasons.is_empty() {
-            return Ok(());
-        }
-        reasons.extend(known.probe_failure.clone());
-        let waiting = known.topics.iter().filter(|(_, state)| !state.needs_a_person());
-        reasons.extend(waiting.filter_map(|(topic, state)| state.complaint(topic)));
-        Err(reasons)
+        if ready { Ok(reasons) } else { Err(reasons) }
     }
 
     pub(super) fn acked(&self) {
         if self.troubled.swap(false, Ordering::Relaxed) {
             let mut known = self.lock();
             known.failing = None;
-            known.leader_seen = Some(Instant::now());
+            known.served = Some(Instant::now());
         }
     }
 
     pub(super) fn publish_failed(&self, topic: &str, error: &PublishError) {
         // What is wrong with one record or one topic says nothing about the others.
         match error.cause {
-            PublishCause::TooLarge | PublishCause::QueueFull => return,
-            PublishCause::Topic
-            | PublishCause::Permission
-            | PublishCause::Deadline
+            PublishCause::TooLarge | PublishCause::QueueFull | PublishCause::Topic | PublishCause::Permission => return,
+            PublishCause::Deadline
             | PublishCause::Fatal
             | PublishCause::Purged
             | PublishCause::Unproven
@@ -179,6 +234,10 @@ impl Readiness {
         }
         let now = Instant::now();
         let mut known = self.lock();
+        let bad = |state: &TopicState| !state.can_take_records();
+        if known.topics.get(topic).is_some_and(bad) && !known.topics.values().all(bad) {
+            return;
+        }
         let cause = format!("{error} on {topic}");
         match &mut known.failing {
             Some(failing) => (failing.newest, failing.cause) = (now, cause),
@@ -188,24 +247,64 @@ impl Readiness {
         self.troubled.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn producer_fatal(&self, lane: Lane, reason: String) {
-        let text = format!("the {} producer met a fatal error and is being rebuilt: {reason}", lane.as_str());
-        self.lock().fatal.insert(lane.as_str(), text);
+    pub(super) fn producer_lost(&self, lane: Lane, reason: String) {
+        let text = format!("the {lane} producer cannot go on and is being rebuilt: {reason}");
+        let mut known = self.lock();
+        let lost = &mut known.lost[lane as usize];
+        let since = lost.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        *lost = Some((since, text));
     }
 
     /// The lane's producer has its producer id from the cluster: it can publish.
     pub(super) fn producer_ready(&self, lane: Lane) {
-        self.lock().fatal.remove(lane.as_str());
+        self.lock().lost[lane as usize] = None;
     }
 
-    /// A broker counts as unreachable once librdkafka has connected to it or failed to and is not connected now; one
-    /// that was never needed is not known to be either.
+    /// A broker counts as unreachable once librdkafka has connected to it or failed to and is not connected now. One to
+    /// which nothing had to be sent for a while is none.
     pub(super) fn brokers_seen(&self, lane: Lane, statistics: &Statistics) {
-        let tried = |broker: &&rdkafka::statistics::Broker| {
-            broker.nodeid >= 0 && broker.connects.unwrap_or(0) > 0 && !matches!(broker.state.as_str(), "UP" | "INIT")
-        };
-        let down = statistics.brokers.values().filter(tried).map(|broker| broker.nodeid).collect();
-        self.lock().unreachable.insert(lane.as_str(), down);
+        let brokers = || statistics.brokers.values().filter(|broker| broker.nodeid >= 0);
+        let up = |broker: &&Broker| broker.state == "UP";
+        let lost = |broker: &&Broker| !up(broker) && broker.state != "INIT" && broker.connects.unwrap_or(0) > 0;
+        let busy = |broker: &&Broker| up(broker) && (broker.waitresp_cnt > 0 || broker.outbuf_cnt > 0);
+        let ids = |which: &dyn Fn(&&Broker) -> bool| brokers().filter(which).map(|broker| broker.nodeid).collect();
+        let (up, lost, busy): (BTreeSet<i32>, _, _) = (ids(&up), ids(&lost), ids(&busy));
+        let mut known = self.lock();
+        up.iter().for_each(|node| known.brokers.connected(*node));
+        let sight = &mut known.lanes[lane as usize];
+        sight.reached.extend(up);
+        (sight.unreachable, sight.busy) = (lost, busy);
+    }
+
+    pub(super) fn connection_failed(&self, reason: &str) {
+        self.lock().brokers.failed(reason);
+    }
+
+    /// Which leaders should be asked now: those that a lane has never reached, and those to which it has been idle.
+    fn to_ask(&self, leaders: &BTreeMap<i32, (Arc<str>, i32)>) -> Vec<(Lane, i32)> {
+        let mut known = self.lock();
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (lane, sight) in Lane::ALL.iter().zip(&mut known.lanes) {
+            for node in leaders.keys() {
+                let rested = sight.asked.get(node).is_none_or(|asked| now - *asked >= LOOK_EVERY);
+                let wanted = !sight.reached.contains(node) || rested && !sight.busy.contains(node);
+                if wanted && sight.asking.insert(*node) {
+                    sight.asked.insert(*node, now);
+                    due.push((*lane, *node));
+                }
+            }
+        }
+        due
+    }
+
+    /// A leader that was asked has answered, or not.
+    pub(super) fn asked(&self, lane: Lane, node: i32, answered: bool) {
+        let sight = &mut self.lock().lanes[lane as usize];
+        sight.asking.remove(&node);
+        if answered {
+            sight.reached.insert(node);
+        }
     }
 
     /// Starts the probe on a thread of its own: librdkafka's calls block.
@@ -236,28 +335,15 @@ impl Readiness {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Asks for each topic once; true if the cluster answered at all.
-    fn ask(&self, probe: &mut Probe) -> bool {
-        let mut states = BTreeMap::new();
+    /// Asks for each topic once, and its leaders where it is time; true if the cluster answered at all.
+    fn ask(self: &Arc<Self>, probe: &mut Probe) -> bool {
+        let mut answers = Vec::new();
         for topic in &self.topics {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
             match probe.topic(topic, PROBE_TIMEOUT) {
-                Ok(metadata) => {
-                    let described = metadata.topics().iter().find(|described| described.name() == &**topic);
-                    let known = self.lock();
-                    let state = described.map_or(TopicState::Missing, |described| known.judge(topic, described));
-                    let copies =
-                        described.and_then(|topic| topic.partitions().iter().map(|p| p.replicas().len()).min());
-                    if copies == Some(1) && !known.topics.contains_key(topic) {
-                        tracing::warn!(
-                            topic = &**topic,
-                            "one lost broker loses acknowledged records: give the topic more replicas than one"
-                        );
-                    }
-                    states.insert(topic.clone(), state);
-                }
+                Ok(metadata) => answers.push((topic, metadata)),
                 // The cluster does not answer: no use in asking for the other topics, each with its own timeout.
                 Err(error) => {
                     let mut known = self.lock();
@@ -271,6 +357,32 @@ impl Readiness {
                     return false;
                 }
             }
+        }
+        let described = |(topic, metadata): &(&Arc<str>, Metadata)| {
+            metadata.topics().iter().position(|described| described.name() == &***topic)
+        };
+        let mut leaders = BTreeMap::new();
+        for answer @ (topic, metadata) in &answers {
+            let partitions = described(answer).map_or(&[][..], |at| metadata.topics()[at].partitions());
+            for partition in partitions.iter().filter(|partition| partition.leader() >= 0) {
+                leaders.entry(partition.leader()).or_insert_with(|| (Arc::clone(topic), partition.id()));
+            }
+            self.lock().brokers.learn(metadata);
+        }
+        probe.look(self, self.to_ask(&leaders), &leaders, LOOK_TIMEOUT);
+        let mut states = BTreeMap::new();
+        for answer @ (topic, metadata) in &answers {
+            let described = described(answer).map(|at| &metadata.topics()[at]);
+            let known = self.lock();
+            let state = described.map_or(TopicState::Missing, |described| known.judge(topic, described));
+            let copies = described.and_then(|topic| topic.partitions().iter().map(|p| p.replicas().len()).min());
+            if copies == Some(1) && !known.topics.contains_key(*topic) {
+                tracing::warn!(
+                    topic = &***topic,
+                    "one lost broker loses acknowledged records: give the topic more replicas than one"
+                );
+            }
+            states.insert(Arc::clone(topic), state);
         }
         // Describing a topic is not writing it. A cluster that does not tell what may be done is believed.
         let writable = probe.writable(&self.topics, WRITABLE_TIMEOUT);
@@ -298,8 +410,14 @@ impl Readiness {
         known.suspected = suspected;
         let all_good = states.values().all(TopicState::can_take_records);
         let all_were_good = known.probe_failure.is_none() && known.topics.values().all(TopicState::can_take_records);
-        if states.values().any(TopicState::some_leader_reachable) {
-            known.leader_seen = Some(now);
+        if states.values().any(TopicState::is_served) {
+            known.served = Some(now);
+        } else {
+            // An ack is better news: the next one is to be noticed.
+            self.troubled.store(true, Ordering::Relaxed);
+        }
+        if !known.passed && !states.values().any(TopicState::shuts_the_gate) && known.lost.iter().all(Option::is_none) {
+            known.passed = true;
         }
         // Records failed, and nobody may come to show that they would not fail now. What the cluster says decides:
         // at once when it has just come back, and else, where it saw nothing wrong all the while, only after a rest.
@@ -380,15 +498,21 @@ impl Known {
                 | RDKafkaErrorCode::InvalidTopic,
             ) => return TopicState::Missing,
             Some(RDKafkaErrorCode::TopicAuthorizationFailed) => return TopicState::Unauthorized,
-            Some(RDKafkaErrorCode::LeaderNotAvailable) => return TopicState::NoLeader { partitions: 1, of: 1 },
+            Some(RDKafkaErrorCode::LeaderNotAvailable) => {
+                return TopicState::NoLeader { partitions: 1, of: 1, brokers: String::new() };
+            }
             Some(other) => return TopicState::Failed(format!("{other:?}")),
         }
-        let unreachable =
-            |leader: i32| leader < 0 || self.unreachable.values().any(|brokers| brokers.contains(&leader));
+        let unreachable = |leader: i32| {
+            leader < 0 || self.lanes.iter().any(|s| !s.reached.contains(&leader) || s.unreachable.contains(&leader))
+        };
         let partitions = described.partitions();
-        let leaderless = partitions.iter().filter(|partition| unreachable(partition.leader())).count();
-        if leaderless > 0 {
-            return TopicState::NoLeader { partitions: leaderless, of: partitions.len() };
+        let leaderless = partitions.iter().map(MetadataPartition::leader).filter(|leader| unreachable(*leader));
+        let count = leaderless.clone().count();
+        if count > 0 {
+            let brokers: BTreeSet<i32> = leaderless.filter(|leader| *leader >= 0).collect();
+            let brokers = brokers.iter().map(|node| self.brokers.name(*node)).collect::<Vec<_>>().join(", ");
+            return TopicState::NoLeader { partitions: count, of: partitions.len(), brokers };
         }
         let required = self.min_insync.get(topic).copied().unwrap_or(1);
         if partitions.iter().any(|partition| partition.isr().len() < required) {

@@ -686,19 +686,13 @@ fn a_fatal_error_under_traffic_builds_a_new_producer() {
         let traffic: Vec<_> = traffic.collect();
         eventually("traffic flows", Duration::from_secs(10), || sent.load(Ordering::Relaxed) > 20).await;
         producers.provoke_fatal_error(lane);
-        eventually("not ready, with the reason", Duration::from_secs(5), || {
-            bridge.readiness().check().is_err_and(|reasons| {
-                reasons.iter().any(|r| r.contains("fatal") && r.contains(lane.as_str()) && r.contains("provoked"))
-            })
-        })
-        .await;
         eventually("a new producer", Duration::from_secs(10), || {
             bridge.metric("bridge_kafka_producer_rebuilds_total", &[("lane", lane.as_str())]) == 1.0
         })
         .await;
         let acked = bridge.ended("acked");
         eventually("acks again", Duration::from_secs(20), || bridge.ended("acked") > acked + 20.0).await;
-        eventually("ready again", Duration::from_secs(20), || bridge.readiness().check().is_ok()).await;
+        assert!(bridge.readiness().check().is_ok(), "it serves all the while");
         end.cancel();
 
         let (mut stored_bodies, mut refused) = (Vec::new(), 0);
@@ -711,7 +705,8 @@ fn a_fatal_error_under_traffic_builds_a_new_producer() {
                 }
             }
         }
-        assert!(refused > 0, "while the producer was lost, some were refused");
+        // Each sender waits for its answer: so many were under way at most. Who came meanwhile has waited.
+        assert!(refused <= 4, "{refused} refused");
         let stored = all_stored(&cluster.bootstrap_servers(), stored_bodies.len());
         for body in &stored_bodies {
             assert_eq!(times(&stored, body), 1, "answered 200, so it is there, once");
@@ -748,8 +743,14 @@ fn an_error_of_the_idempotent_producer_heals_without_a_restart() {
         if answer.status == 200 && error != Error::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER {
             assert_eq!(times(&stored, &met), 1, "{error:?}");
         }
-        // What librdkafka cannot mend by itself, with records before it acknowledged and in order, is fatal.
-        let fatal = error == Error::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        // What librdkafka cannot mend by itself, with records before it acknowledged and in order, is fatal; of the other
+        // two it makes nothing.
+        let fatal = matches!(
+            error,
+            Error::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER
+                | Error::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH
+                | Error::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING
+        );
         let rebuilds = bridge.metric("bridge_kafka_producer_rebuilds_total", &[]);
         assert_eq!(rebuilds, f64::from(u8::from(fatal)), "{error:?}");
         assert!(!fatal || errors_of(&bridge, PublishCause::Fatal) > 0.0, "{error:?}\n{}", bridge.scrape());

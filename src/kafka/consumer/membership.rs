@@ -4,7 +4,7 @@
 //! partition's end stands still while it is paused, which is just when the lag matters, and the thread that polls is
 //! not to wait for answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, Place};
+use crate::kafka::brokers::Brokers;
 use crate::kafka::operations::{Operation, permitted};
 use crate::metrics::ConsumerMetrics;
 
@@ -35,6 +36,12 @@ pub struct Membership(Arc<Mutex<Known>>);
 struct Known {
     joined: bool,
     ended: bool,
+    /// Whether nothing kept the process from consuming at least once.
+    passed: bool,
+    /// How many topics there are to consume.
+    topics: usize,
+    /// Whether each topic and its leaders were looked at.
+    looked: bool,
     /// What a person has to mend, each told once in the log.
     complaints: BTreeMap<Subject, String>,
     /// Since when the cluster has not answered, and for how long that is no reason yet.
@@ -47,17 +54,20 @@ struct Known {
 pub(super) enum Subject {
     Group,
     Topic(Arc<str>),
+    /// By node id.
+    Broker(i32),
     Partitions,
 }
 
 impl Membership {
-    /// Whether the group has been joined and nothing is known that keeps this process from consuming, or every reason
-    /// why not.
+    /// Whether the group has been joined and this process can consume, with what a person should know all the same; or
+    /// every reason why not. Until it can for the first time, each topic must be readable and its leaders reached; from
+    /// then on one topic is named and the others are consumed.
     ///
     /// # Errors
     /// The reasons, for a person to read.
-    pub fn check(&self) -> Result<(), Vec<String>> {
-        let known = self.lock();
+    pub fn check(&self) -> Result<Vec<String>, Vec<String>> {
+        let mut known = self.lock();
         let mut reasons = Vec::new();
         if known.ended {
             reasons.push("the consumer has ended".to_owned());
@@ -69,14 +79,29 @@ impl Membership {
         {
             reasons.push(format!("kafka has not answered the consumer for {} s", since.elapsed().as_secs()));
         }
-        // Different numbers of partitions are a warning: each topic is consumed all the same.
-        let hindering = known.complaints.iter().filter(|(subject, _)| **subject != Subject::Partitions);
-        reasons.extend(hindering.map(|(_, complaint)| complaint.clone()));
-        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+        let of_topics = known.complaints.keys().filter(|subject| matches!(subject, Subject::Topic(_))).count();
+        let hinders = |subject: &Subject| match subject {
+            Subject::Group => true,
+            Subject::Topic(_) => !known.passed || of_topics >= known.topics,
+            Subject::Broker(_) => !known.passed,
+            // Different numbers of partitions are a warning: each topic is consumed all the same.
+            Subject::Partitions => false,
+        };
+        let (hindering, notes): (Vec<_>, Vec<_>) = known.complaints.iter().partition(|(subject, _)| hinders(subject));
+        let texts = |complaints: Vec<(&Subject, &String)>| -> Vec<String> {
+            complaints.into_iter().map(|(_, complaint)| complaint.clone()).collect()
+        };
+        let notes = texts(notes);
+        reasons.extend(texts(hindering));
+        if !reasons.is_empty() {
+            return Err([reasons, notes].concat());
+        }
+        known.passed |= known.looked;
+        if known.passed { Ok(notes) } else { Err(vec!["the consumer's topics have not been looked at yet".to_owned()]) }
     }
 
-    pub(super) fn started(&self, patience: Duration) {
-        *self.lock() = Known { patience, ..Known::default() };
+    pub(super) fn started(&self, patience: Duration, topics: usize) {
+        *self.lock() = Known { patience, topics, ..Known::default() };
     }
 
     pub(super) fn joined(&self) {
@@ -104,12 +129,19 @@ impl Membership {
         }
     }
 
+    fn settled_where(&self, settled: impl Fn(&Subject) -> bool) {
+        let subjects: Vec<Subject> =
+            self.lock().complaints.keys().filter(|subject| settled(subject)).cloned().collect();
+        subjects.iter().for_each(|subject| self.settled(subject));
+    }
+
     /// Whether the cluster did not answer when it was asked last.
     pub(super) fn is_silent(&self) -> bool {
         self.lock().silent_since.is_some()
     }
 
     fn answered(&self) {
+        self.lock().looked = true;
         if self.lock().silent_since.take().is_some() {
             tracing::info!("kafka answers the consumer again");
         }
@@ -141,13 +173,10 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn start(self) -> JoinHandle<()> {
         let watch = move || {
-            let mut committed = HashMap::new();
+            let (mut committed, mut reached) = (HashMap::new(), BTreeSet::new());
             while !self.stop.is_cancelled() {
-                // Log lines and errors that have come meanwhile; a poll takes one.
-                for _ in 0..100 {
-                    self.client.poll(Duration::ZERO);
-                }
-                match self.look(&mut committed) {
+                self.drain();
+                match self.look(&mut committed, &mut reached) {
                     Ok(()) => self.membership.answered(),
                     Err(error) => self.membership.unanswered(&error),
                 }
@@ -162,8 +191,9 @@ impl Watch {
     }
 
     /// One round; it ends at the first question without an answer, since the others would have none either.
-    fn look(&self, committed: &mut HashMap<(Place, u64), i64>) -> Result<(), KafkaError> {
+    fn look(&self, committed: &mut HashMap<(Place, u64), i64>, reached: &mut BTreeSet<i32>) -> Result<(), KafkaError> {
         let mut partitions = BTreeMap::new();
+        let mut leaders = BTreeMap::new();
         // Describing a topic is not reading it. A cluster that does not tell what may be done is believed.
         let readable = permitted(self.client.client(), &self.topics, Operation::Read, MAY_PATIENCE);
         for topic in &self.topics {
@@ -171,7 +201,12 @@ impl Watch {
                 return Ok(());
             }
             let metadata = self.client.fetch_metadata(Some(topic), PATIENCE)?;
+            self.client.context().brokers().learn(&metadata);
             let described = metadata.topics().iter().find(|described| described.name() == &**topic);
+            let led = described.into_iter().flat_map(|topic| topic.partitions());
+            for partition in led.filter(|partition| partition.leader() >= 0) {
+                leaders.entry(partition.leader()).or_insert_with(|| (topic.clone(), partition.id()));
+            }
             let subject = Subject::Topic(topic.clone());
             let complaint = match described.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from) {
                 None if readable.get(&**topic) == Some(&false) => {
@@ -197,7 +232,35 @@ impl Watch {
             }
         }
         self.compare(&partitions);
+        self.reach(&leaders, reached);
         self.measure(committed)
+    }
+
+    /// Asks each leader that has never answered a small question: metadata names it, and reaches nobody.
+    fn reach(&self, leaders: &BTreeMap<i32, (Arc<str>, i32)>, reached: &mut BTreeSet<i32>) {
+        for (node, (topic, partition)) in leaders {
+            if self.stop.is_cancelled() || reached.contains(node) {
+                continue;
+            }
+            if self.client.fetch_watermarks(topic, *partition, PATIENCE).is_ok() {
+                reached.insert(*node);
+                self.membership.settled(&Subject::Broker(*node));
+                continue;
+            }
+            // What the client has met stands among its events.
+            self.drain();
+            let broker = self.client.context().brokers().name(*node);
+            self.membership.complain(Subject::Broker(*node), format!("a leader is not reached: {broker}"));
+        }
+        let gone = |subject: &Subject| matches!(subject, Subject::Broker(node) if !leaders.contains_key(node));
+        self.membership.settled_where(gone);
+    }
+
+    /// Takes log lines and errors that have come meanwhile; a poll takes one.
+    fn drain(&self) {
+        for _ in 0..100 {
+            self.client.poll(Duration::ZERO);
+        }
     }
 
     /// Topics with the same number of partitions are shared out alike, so that a key's records of all of them come to
@@ -248,7 +311,14 @@ impl Watch {
 }
 
 /// The watcher's client: it only asks, and what fails is told by what it is asked for.
-pub(super) struct WatchContext;
+#[derive(Default)]
+pub(super) struct WatchContext(Mutex<Brokers>);
+
+impl WatchContext {
+    fn brokers(&self) -> MutexGuard<'_, Brokers> {
+        self.0.lock().expect("no panic while held")
+    }
+}
 
 impl ClientContext for WatchContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -256,6 +326,7 @@ impl ClientContext for WatchContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.brokers().failed(reason);
         tracing::debug!(error = %error, reason, "the watcher's client reports an error");
     }
 }
