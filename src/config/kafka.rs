@@ -39,8 +39,8 @@ settings! {
         pub small: Lane = table(|lane| Lane::read(lane, "20s", "6s", "5s")),
         /// The producer for larger bodies.
         pub large: Lane = table(|lane| Lane::read(lane, "30s", "15s", "12s")),
-        /// How long no topic's leader may be reachable, or every publish fail, before the bridge says that it is not
-        /// ready.
+        /// How long no topic may be able to take records, or every publish fail, before a bridge that was ready says that it
+        /// is not.
         pub unready_after: Duration = value("15s", deadline),
     }
 }

@@ -311,6 +311,10 @@ mod tests {
                 (get("acks"), get("max.in.flight"), get("bootstrap.servers")),
                 ("-1".into(), "1".into(), "127.0.0.1:1".into())
             );
+            assert_eq!(
+                (get("connections.max.idle.ms"), get("topic.metadata.refresh.interval.ms")),
+                ("180000".into(), "60000".into())
+            );
         }
     }
 }

@@ -4,10 +4,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::frame::{
-    DEADLINES, DEFAULTS, FAST, Fault, LOAD, Load, OVER_LINKS, PARTITIONS, PATIENCE, Place, REFUSED, SLACK, Scene,
-    Settings, UNNOTICED, incompressible, linked, now_ms,
+    DEADLINES, DEFAULTS, Expect, FAST, Fault, Ingress, LOAD, Load, OVER_LINKS, PARTITIONS, PATIENCE, Place, REFUSED,
+    SLACK, Scene, Settings, UNNOTICED, incompressible, linked,
 };
+use crate::haproxy::Haproxy;
 use crate::kafka::{ClusterOptions, Operation, Permission, Resource, Rule};
 use crate::support::TOPICS;
 
@@ -96,12 +99,13 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "topic-deleted",
-        title: "topic deleted under load, made again",
+        title: "topic deleted under load behind haproxy, made again",
         long_only: false,
         place: &PLACE,
-        ingress: DEFAULTS,
-        load: Some(LOAD),
-        expect: REFUSED,
+        ingress: Settings { root: IMPATIENT, ..DEFAULTS },
+        load: None,
+        // It ends its load itself, before haproxy goes.
+        expect: Expect { recovers: false, ..REFUSED },
         make: topic_deleted,
     },
     Fault {
@@ -116,12 +120,12 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "write-denied",
-        title: "write to a topic not authorised",
+        title: "write to a topic not authorised, behind haproxy",
         long_only: false,
         place: &PLACE,
-        ingress: OVER_LINKS,
-        load: Some(LOAD),
-        expect: REFUSED,
+        ingress: Settings { root: IMPATIENT, ..OVER_LINKS },
+        load: None,
+        expect: Expect { recovers: false, ..REFUSED },
         make: write_denied,
     },
     Fault {
@@ -275,24 +279,79 @@ fn outage(scene: &mut Scene<'_>, nodes: &[i32]) -> String {
 
 /// What was answered 200 before the topic went, went with it: that is not asked of the topic made anew. All else is.
 fn topic_deleted(scene: &mut Scene<'_>) -> String {
-    const TOPIC: &str = "flinks.kyc";
-    scene.mark("topic deleted");
-    scene.cluster.delete_topic(TOPIC);
-    let gone = now_ms();
-    scene.wait("not ready, by the topic's name", || {
-        let (status, reasons) = scene.ingress.get("/readyz");
-        status == 503 && reasons.contains(&format!("topic {TOPIC} does not exist"))
-    });
-    scene.ends("503", 20);
-    let refused = scene.errors("topic");
-    assert!(refused > 0.0, "no publish failed for want of a topic");
-    assert!(!scene.cluster.topics().contains(&TOPIC.to_owned()), "the topic was made up");
-    // An acknowledgement from before may have been under way for a moment.
-    let with_it = scene.exclude(0, "kyc", gone + 1000);
-    scene.cluster.create_topic(TOPIC, PARTITIONS, 3, &[]);
+    one_topic_away(scene, "does not exist", "topic", |scene, away| {
+        if away {
+            scene.cluster.delete_topic(AWAY);
+            return 0;
+        }
+        assert!(!scene.cluster.topics().contains(&AWAY.to_owned()), "the topic was made up");
+        // An acknowledgement from before may have been under way for a moment.
+        let gone = scene.mended_at() + 1000;
+        scene.cluster.create_topic(AWAY, PARTITIONS, 3, &[]);
+        scene.exclude(0, "kyc", gone)
+    })
+}
+
+fn write_denied(scene: &mut Scene<'_>) -> String {
+    one_topic_away(scene, "may not be written", "permission", |scene, away| {
+        let rule = |permission, operation| Rule { permission, operation, resource: Resource::Topic, name: AWAY };
+        if away {
+            // What has a rule is no longer everybody's: the topic can still be asked for.
+            scene.cluster.rule(&rule(Permission::Allow, Operation::All));
+            scene.cluster.rule(&rule(Permission::Deny, Operation::Write));
+        } else {
+            scene.cluster.no_rules();
+        }
+        0
+    })
+}
+
+const AWAY: &str = "flinks.kyc";
+const IMPATIENT: &str = "kafka.unready_after = \"3s\"";
+
+/// One topic goes while two ingresses serve behind haproxy: both stay in it, name the topic, and answer all other types 200.
+/// `set` takes the topic away or gives it back, and says how many acknowledged records went with it.
+fn one_topic_away(
+    scene: &mut Scene<'_>,
+    complaint: &str,
+    cause: &str,
+    set: fn(&mut Scene<'_>, bool) -> usize,
+) -> String {
+    let mut second = scene.another_ingress("second");
+    let haproxy = Haproxy::start(&scene.directory, &[&*scene.ingress, &second]);
+    scene.start_load(haproxy.address, LOAD);
+    scene.acks(180);
+    scene.mark("topic away");
+    set(scene, true);
     scene.mended();
-    scene.ingress.wait_ready();
-    format!("{TOPIC} gone with {with_it} acked records, {refused} publishes found no topic, it was not made up")
+    let named = |ingress: &Ingress| {
+        let (status, text) = ingress.get("/readyz");
+        assert_eq!(status, 200, "{text}");
+        text.contains(&format!("topic {AWAY} {complaint}"))
+    };
+    scene.wait("both name the topic, and are ready", || named(scene.ingress) && named(&second));
+    scene.ends("503", 20);
+    // Longer than readiness waits for anything, as these rows have it.
+    scene.go_on(Duration::from_secs(5));
+    assert!(named(scene.ingress) && named(&second));
+    let refused = scene.errors(cause);
+    assert!(refused > 0.0, "no publish failed so");
+    let with_it = set(scene, false);
+    scene.mended();
+    scene.wait("both take it again", || {
+        [&*scene.ingress, &second].iter().all(|ingress| ingress.get("/readyz") == (200, "ready\n".to_owned()))
+    });
+    scene.settle();
+    scene.loads[0].stop();
+    let served = scene.loads[0].served_but("kyc");
+    let told = haproxy.log();
+    assert!(!told.contains("is DOWN"), "haproxy took one out:\n{told}");
+    drop(haproxy);
+    second.end(Signal::TERM);
+    format!(
+        "{refused} publishes of the one pod refused ({cause}), {served} webhooks of other types all 200, {with_it} acked records \
+         gone with the topic; haproxy took none out"
+    )
 }
 
 fn record_too_large(scene: &mut Scene<'_>) -> String {
@@ -307,22 +366,6 @@ fn record_too_large(scene: &mut Scene<'_>) -> String {
     scene.cluster.alter_topic(TOPIC, "max.message.bytes", "41943040");
     scene.mended();
     format!("{refused} publishes refused as too large, ready all the while")
-}
-
-fn write_denied(scene: &mut Scene<'_>) -> String {
-    const TOPIC: &str = "flinks.kyc";
-    let rule = |permission, operation| Rule { permission, operation, resource: Resource::Topic, name: TOPIC };
-    // What has a rule is no longer everybody's: the topic can still be asked for.
-    scene.cluster.rule(&rule(Permission::Allow, Operation::All));
-    scene.cluster.rule(&rule(Permission::Deny, Operation::Write));
-    scene.ends("503", 20);
-    let refused = scene.errors("permission");
-    assert!(refused > 0.0, "no publish was refused for want of permission");
-    let readiness = scene.ingress.get("/readyz");
-    scene.cluster.no_rules();
-    scene.mended();
-    scene.ingress.wait_ready();
-    format!("{refused} publishes refused for want of permission; readiness {readiness:?}")
 }
 
 fn topic_missing(scene: &mut Scene<'_>) -> String {

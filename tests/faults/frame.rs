@@ -449,6 +449,16 @@ impl Scene<'_> {
         wait("time passes", || begun.elapsed() >= time);
     }
 
+    /// Another ingress on the same Kafka, with the same settings.
+    pub fn another_ingress(&self, name: &str) -> Ingress {
+        Ingress::start(&self.directory.join(name), &self.ingress.servers, &self.ingress.settings)
+    }
+
+    /// When [`Scene::mended`] was last called, in UNIX milliseconds.
+    pub fn mended_at(&self) -> u64 {
+        self.mended.expect("it was")
+    }
+
     /// From here on recovery is counted: the fault is mended or, where Kafka has to mend it by itself, made.
     pub fn mended(&mut self) {
         self.mended = Some(now_ms());
@@ -825,6 +835,16 @@ impl Running {
         &self.attempts
     }
 
+    /// How many webhooks of other types than this one were answered: each of them 200.
+    pub fn served_but(&mut self, event_type: &str) -> usize {
+        let others = |attempt: &&Attempt| attempt.event_type != event_type && attempt.fate == Fate::Stored;
+        let ended = self.attempts().iter().filter(others).filter(|attempt| attempt.end.is_some());
+        let stored = |attempt: &&Attempt| matches!(attempt.end, Some((_, End::Answered { status: 200 })));
+        let (served, not): (Vec<_>, Vec<_>) = ended.partition(stored);
+        assert!(not.is_empty(), "{} were not answered 200, such as {:?}", not.len(), not[0]);
+        served.len()
+    }
+
     /// Those read by the last call of [`Running::attempts`].
     pub fn seen(&self) -> &[Attempt] {
         &self.attempts
@@ -932,6 +952,8 @@ pub struct Ingress {
     /// Where its files are; relative names in its settings are relative to it.
     pub directory: PathBuf,
     tls: bool,
+    servers: String,
+    settings: Settings,
 }
 
 impl Ingress {
@@ -992,6 +1014,8 @@ value = "{SECRET}"
             possibly: [0.0; 2],
             directory: directory.to_owned(),
             tls: *tls,
+            servers: servers.to_owned(),
+            settings: *settings,
         };
         ingress.wait_for(if settings.unready { "/livez" } else { "/readyz" });
         ingress
@@ -1070,10 +1094,7 @@ value = "{SECRET}"
 
     /// What the admin port answers.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let asked = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-        let answer = http(self.admin, asked.as_bytes(), PATIENCE);
-        let (status, text) = answer.unwrap_or_else(|error| panic!("the admin port: {error}\n{}", tail(&self.log)));
-        (status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        get(self.admin, path).unwrap_or_else(|error| panic!("the admin port: {error}\n{}", tail(&self.log)))
     }
 
     /// All metrics.
@@ -1135,7 +1156,10 @@ impl Drop for Ingress {
         let _ = self.child.kill();
         let _ = self.child.wait();
         watcher().forget(&self.child);
-        let _ = fs::remove_dir_all(&self.directory);
+        // A row that breaks off leaves what it needs to be understood.
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
     }
 }
 
@@ -1147,6 +1171,13 @@ pub fn watcher() -> MutexGuard<'static, Watcher> {
         Mutex::new(Watcher::start(&nothing))
     });
     watcher.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What an admin port answers: status and body.
+pub fn get(admin: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let asked = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+    let (status, text) = http(admin, asked.as_bytes(), PATIENCE)?;
+    Ok((status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
 }
 
 /// One request over a connection of its own; status, and the whole answer in lower case up to its body.

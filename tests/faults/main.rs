@@ -25,6 +25,8 @@ mod broken;
 mod brokers;
 #[allow(dead_code, reason = "each group uses its own part of it")]
 mod frame;
+mod haproxy;
+mod heal;
 mod input;
 mod journal;
 #[path = "../kafka/mod.rs"]
@@ -47,6 +49,7 @@ use frame::{Fault, HEADINGS, Row, Stage};
 /// The groups in the order in which they run.
 const GROUPS: &[(&str, &[Fault])] = &[
     ("kafka", brokers::FAULTS),
+    ("heal", heal::FAULTS),
     ("producer", producer::FAULTS),
     ("process", process::FAULTS),
     ("network", network::FAULTS),

@@ -1,20 +1,18 @@
 //! The group `process`: the ingress ends, is killed, is replaced, runs out of files or memory, or finds its clock set.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flinks_bridge::ledger::{End, Expect as Fate};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
-use crate::frame::{
-    DEFAULTS, Expect, Fault, Ingress, LOAD, Place, REFUSED, Scene, Settings, UNNOTICED, now_ms, tail, watcher,
-};
-use crate::kafka::{ClusterOptions, free_ports};
+use crate::frame::{DEFAULTS, Expect, Fault, Ingress, LOAD, Place, REFUSED, Scene, Settings, UNNOTICED, now_ms, tail};
+use crate::haproxy::Haproxy;
+use crate::kafka::ClusterOptions;
 use crate::network::{Crowd, PLACE, Peer};
 use crate::support::http::request;
 use crate::support::{PATH, TOPICS, kyc_of, signed, sum};
@@ -117,9 +115,8 @@ fn sigkill(scene: &mut Scene<'_>) -> String {
 }
 
 fn rolling(scene: &mut Scene<'_>) -> String {
-    let servers = scene.cluster.bootstrap_servers();
-    let mut second = Ingress::start(&scene.directory.join("second"), &servers, &BRISK);
-    let proxy = Proxy::start(&scene.directory, [&*scene.ingress, &second]);
+    let mut second = scene.another_ingress("second");
+    let proxy = Haproxy::start(&scene.directory, &[&*scene.ingress, &second]);
     scene.start_load(proxy.address, LOAD);
     scene.acks(180);
     let in_doubt = |ingress: &Ingress| sum(&ingress.metrics(), "bridge_kafka_possibly_persisted_total", &[]);
@@ -141,7 +138,7 @@ fn rolling(scene: &mut Scene<'_>) -> String {
     scene.mended();
     scene.acks(60);
     assert_eq!(in_doubt(&second), 0.0);
-    let told = fs::read_to_string(&proxy.log).unwrap_or_default();
+    let told = proxy.log();
     for server in ["ingress/ingress-0 is DOWN", "ingress/ingress-1 is DOWN"] {
         assert!(told.contains(server), "haproxy has not seen it go:\n{told}");
     }
@@ -149,58 +146,6 @@ fn rolling(scene: &mut Scene<'_>) -> String {
     scene.loads[0].stop();
     drop(proxy);
     "both replaced with exit code 0; haproxy took each out, and the other served meanwhile".to_owned()
-}
-
-/// haproxy in front of two ingresses, asking their `/readyz`.
-struct Proxy {
-    address: SocketAddr,
-    log: PathBuf,
-    child: Child,
-}
-
-impl Proxy {
-    fn start(directory: &Path, backends: [&Ingress; 2]) -> Proxy {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports(1)[0]));
-        let server = |(n, ingress): (usize, &Ingress)| {
-            let (to, check) = (ingress.address, ingress.admin);
-            format!(
-                "  server ingress-{n} {to} check addr {} port {} inter 200ms fall 2 rise 2\n",
-                check.ip(),
-                check.port()
-            )
-        };
-        let servers: String = backends.into_iter().enumerate().map(server).collect();
-        // A request is given to another server only where no connection could be made: nothing of it was sent.
-        let text = format!(
-            "global\n  maxconn 4000\n  log stderr local0 notice\n\
-             defaults\n  mode http\n  log global\n  timeout connect 2s\n  timeout client 150s\n  timeout server 100s\n\
-             \x20 timeout check 2s\n\
-             \x20 retries 3\n  retry-on conn-failure\n  option redispatch 1\n\
-             frontend webhooks\n  bind {address}\n  default_backend ingress\n\
-             backend ingress\n  balance roundrobin\n  option httpchk\n  http-check send meth GET uri /readyz\n{servers}"
-        );
-        let (config, log) = (directory.join("haproxy.cfg"), directory.join("haproxy.log"));
-        fs::write(&config, text).expect("written");
-        let out = File::create(&log).expect("a file for what it says");
-        let mut command = Command::new("haproxy");
-        command.args(["-db", "-f"]).arg(&config).stdin(Stdio::null());
-        command.stdout(out.try_clone().expect("a second handle")).stderr(out);
-        // Where Debian puts it, which is not on everybody's PATH.
-        command.env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin");
-        let child = command.spawn().unwrap_or_else(|error| panic!("haproxy (Debian: haproxy): {error}"));
-        watcher().watch(&child);
-        let proxy = Proxy { address, log, child };
-        crate::frame::wait("haproxy listens", || TcpStream::connect(address).is_ok());
-        proxy
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        watcher().forget(&self.child);
-    }
 }
 
 fn out_of_files(scene: &mut Scene<'_>) -> String {

@@ -29,6 +29,8 @@ struct Shared {
     rate: AtomicU64,
     /// Whether what nodes answer is held back.
     deaf: AtomicBool,
+    /// After how many idle milliseconds a connection is forgotten; zero for never.
+    forgets: AtomicU64,
     closed: AtomicBool,
     to_node: Line,
     to_client: Line,
@@ -40,6 +42,12 @@ struct Connection {
     client: TcpStream,
     node: TcpStream,
     cut: Arc<AtomicBool>,
+}
+
+/// What address translators keep of a connection: when something last passed, and whether they still know it.
+struct Entry {
+    passed: Mutex<Instant>,
+    forgotten: AtomicBool,
 }
 
 /// One direction: when it is free for the next chunk, and what has passed.
@@ -65,6 +73,7 @@ impl LinkProxy {
             upstream: SocketAddr::from((Ipv4Addr::LOCALHOST, upstream_port)),
             rate: AtomicU64::new(bytes_per_second),
             deaf: AtomicBool::new(false),
+            forgets: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             to_node: Line::default(),
             to_client: Line { answers: true, ..Line::default() },
@@ -90,6 +99,12 @@ impl LinkProxy {
     /// From now on requests reach the node and its answers do not come back, or they do again.
     pub fn hold_answers(&self, hold: bool) {
         self.shared.deaf.store(hold, Ordering::SeqCst);
+    }
+
+    /// From now on a connection on which nothing has passed for so long is forgotten without a word: neither end is told,
+    /// and what it sends from then on gets lost, as with an address translator. Zero remembers for ever.
+    pub fn forget_idle(&self, after: Duration) {
+        self.shared.forgets.store(after.as_millis() as u64, Ordering::SeqCst);
     }
 
     /// Cuts every connection there is, and says how many they were. New ones are taken as before.
@@ -151,22 +166,33 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         connections.retain(|connection| !connection.cut.load(Ordering::SeqCst));
         connections.push(Connection { client, node, cut: Arc::clone(&cut) });
         drop(connections);
+        let entry = Arc::new(Entry { passed: Mutex::new(Instant::now()), forgotten: AtomicBool::new(false) });
         thread::spawn({
-            let (shared, cut) = (Arc::clone(shared), Arc::clone(&cut));
-            move || pass(client_in, node_out, &shared, |shared| &shared.to_node, &cut)
+            let (shared, entry, cut) = (Arc::clone(shared), Arc::clone(&entry), Arc::clone(&cut));
+            move || pass(client_in, node_out, &shared, |shared| &shared.to_node, &entry, &cut)
         });
         thread::spawn({
             let shared = Arc::clone(shared);
-            move || pass(node_in, client_out, &shared, |shared| &shared.to_client, &cut)
+            move || pass(node_in, client_out, &shared, |shared| &shared.to_client, &entry, &cut)
         });
     }
 }
 
 /// Copies one direction of a connection at the line's pace. However it ends, the connection is cut as a whole.
-fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared, line: fn(&Shared) -> &Line, cut: &AtomicBool) {
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    shared: &Shared,
+    line: fn(&Shared) -> &Line,
+    entry: &Entry,
+    cut: &AtomicBool,
+) {
     let line = line(shared);
     let mut chunk = [0; CHUNK];
     while let Ok(length @ 1..) = from.read(&mut chunk) {
+        if entry.is_forgotten(Duration::from_millis(shared.forgets.load(Ordering::SeqCst))) {
+            continue;
+        }
         if !line.wait(length, shared, cut) || to.write_all(&chunk[..length]).is_err() {
             break;
         }
@@ -175,6 +201,18 @@ fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared, line: fn(&Share
     cut.store(true, Ordering::SeqCst);
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
+}
+
+impl Entry {
+    /// Whether this connection is forgotten now, after so long; else something passes.
+    fn is_forgotten(&self, after: Duration) -> bool {
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !after.is_zero() && passed.elapsed() > after {
+            self.forgotten.store(true, Ordering::SeqCst);
+        }
+        *passed = Instant::now();
+        self.forgotten.load(Ordering::SeqCst)
+    }
 }
 
 impl Line {

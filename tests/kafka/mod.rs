@@ -238,9 +238,9 @@ impl Cluster {
         let jars = jars();
         let directory =
             tempfile::Builder::new().prefix("flinks-bridge-kafka-").tempdir().expect("a temporary directory");
-        let ports = free_ports(options.nodes as usize * 5);
+        let ports = free_ports(options.nodes as usize * 6);
         let nodes: Vec<Node> = (1..=options.nodes)
-            .zip(ports.chunks(5))
+            .zip(ports.chunks(6))
             .map(|(id, ports)| Node {
                 id,
                 directory: directory.path().join(format!("node-{id}")),
@@ -249,6 +249,7 @@ impl Cluster {
                 link: options.link_rate.map(|rate| LinkProxy::start(ports[2], rate)),
                 link_port: ports[2],
                 secure_ports: [ports[3], ports[4]],
+                lost_port: ports[5],
                 disk: options.small_disk.filter(|(node, _)| *node == id).map(|(_, mib)| mib),
                 process: Mutex::new(Process::Down),
                 mounted: OnceLock::new(),
@@ -279,6 +280,12 @@ impl Cluster {
     /// for all that follows.
     pub fn link_servers(&self) -> String {
         servers(self.nodes.iter().map(|node| self.link(node.id).port()))
+    }
+
+    /// Where every node answers whoever asks for the cluster, and says that it is where nobody is: node 1 at a name that
+    /// does not exist, the others at a port that is closed. In a cluster that was started with a `link_rate`.
+    pub fn lost_servers(&self) -> String {
+        servers(self.nodes.iter().map(|node| node.lost_port))
     }
 
     /// Where clients log in with SCRAM-SHA-512 over TLS, in a cluster that is [`ClusterOptions::secure`].
@@ -780,8 +787,9 @@ impl Cluster {
         let mut listeners = format!("CLIENT://127.0.0.1:{},CONTROLLER://127.0.0.1:{}", node.port, node.controller_port);
         let mut advertised = format!("CLIENT://127.0.0.1:{}", node.port);
         if let Some(link) = &node.link {
-            let _ = write!(listeners, ",LINK://127.0.0.1:{}", node.link_port);
-            let _ = write!(advertised, ",LINK://127.0.0.1:{}", link.port());
+            let lost = if node.id == 1 { "kafka.invalid:9092".to_owned() } else { format!("127.0.0.1:{}", node.id) };
+            let _ = write!(listeners, ",LINK://127.0.0.1:{},LOST://127.0.0.1:{}", node.link_port, node.lost_port);
+            let _ = write!(advertised, ",LINK://127.0.0.1:{},LOST://{lost}", link.port());
         }
         let replication = count.min(3).to_string();
         let in_sync = if count >= 3 { "2" } else { "1" };
@@ -794,7 +802,7 @@ impl Cluster {
             ("controller.quorum.voters", &voters.join(",")),
             ("listeners", &listeners),
             ("advertised.listeners", &advertised),
-            ("listener.security.protocol.map", "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT"),
+            ("listener.security.protocol.map", "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:PLAINTEXT,LOST:PLAINTEXT"),
             ("inter.broker.listener.name", "CLIENT"),
             ("controller.listener.names", "CONTROLLER"),
             ("log.dirs", &node.data().to_string_lossy()),
@@ -823,7 +831,10 @@ impl Cluster {
         if let Some((user, password)) = self.link_login {
             let module = "org.apache.kafka.common.security.plain.PlainLoginModule required";
             for (key, value) in [
-                ("listener.security.protocol.map", "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:SASL_PLAINTEXT"),
+                (
+                    "listener.security.protocol.map",
+                    "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINK:SASL_PLAINTEXT,LOST:PLAINTEXT",
+                ),
                 ("listener.name.link.sasl.enabled.mechanisms", "PLAIN"),
                 ("listener.name.link.plain.sasl.jaas.config", &format!("{module} user_{user}=\"{password}\";")),
                 ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
@@ -950,6 +961,7 @@ struct Node {
     controller_port: u16,
     link_port: u16,
     secure_ports: [u16; 2],
+    lost_port: u16,
     link: Option<LinkProxy>,
     /// Size of a disk of its own, in MiB.
     disk: Option<u64>,

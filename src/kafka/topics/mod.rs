@@ -388,7 +388,7 @@ pub fn differences(wanted: &Wanted, found: &Found) -> Vec<Difference> {
         Found::Missing => vec![difference(
             wanted,
             ("topic", "missing".to_owned(), "there".to_owned()),
-            (Severity::Error, "its webhooks are refused, and whoever reads it is not ready"),
+            (Severity::Error, "its webhooks are refused, and no process that needs it becomes ready"),
             ("flinks-bridge topics create".to_owned(), Mend::Create),
         )],
         Found::Forbidden => vec![difference(
