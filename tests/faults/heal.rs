@@ -46,7 +46,8 @@ pub const FAULTS: &[Fault] = &[
         long_only: true,
         place: &PLACE,
         ingress: OVER_LINKS,
-        load: Some(LOAD),
+        // Its own refusals would be steps too.
+        load: None,
         expect: REFUSED,
         make: epoch_by_timeouts,
     },
@@ -137,6 +138,9 @@ fn epoch_by_timeouts(scene: &mut Scene<'_>) -> String {
         before = epoch(scene);
     }
     assert!(before <= 16_000.0, "epoch {before}");
+    scene.cluster.alter_topic(REFUSING, "max.message.bytes", "41943040");
+    scene.start_load(scene.ingress.address, LOAD);
+    scene.acks(60);
     let links = || scene.cluster.node_ids().into_iter().map(|node| scene.cluster.link(node));
     let rebuilds = |scene: &Scene<'_>| scene.rise("bridge_kafka_producer_rebuilds_total", &[("lane", "small")]);
     links().for_each(|link| link.set_rate(0));
@@ -147,7 +151,6 @@ fn epoch_by_timeouts(scene: &mut Scene<'_>) -> String {
         link.cut();
         link.set_rate(FAST);
     });
-    scene.cluster.alter_topic(REFUSING, "max.message.bytes", "41943040");
     scene.mended();
     scene.acks(60);
     format!("epoch {before} when the outage began, replaced {:.0} s later, then 200", replaced.as_secs_f64())
