@@ -449,6 +449,8 @@ impl Families {
             }
         }
         let publish_errors = PUBLISH_ERRORS.counters(registry)?;
+        let producer_epoch = PRODUCER_EPOCH.gauges_of(registry, lanes)?;
+        producer_epoch.iter().for_each(|epoch| epoch.set(-1));
         let topic_ready = TOPIC_READY.gauges(registry)?;
         for topic in &names.topics {
             topic_ready.with_label_values(&[topic]);
@@ -485,7 +487,7 @@ impl Families {
             possibly_persisted: POSSIBLY_PERSISTED.counters_of(registry, lanes)?,
             possibly_doubled: POSSIBLY_DOUBLED.counters_of(registry, lanes)?,
             producer_rebuilds: PRODUCER_REBUILDS.counters_of(registry, lanes)?,
-            producer_epoch: PRODUCER_EPOCH.gauges_of(registry, lanes)?,
+            producer_epoch,
             kafka_certificate_expiry: KAFKA_CERTIFICATE_EXPIRY.gauges(registry)?,
             kafka_credential_reloads: KAFKA_CREDENTIAL_RELOADS.counters_of(registry, reloads)?,
             queue_records: QUEUE_RECORDS.gauges_of(registry, lanes)?,

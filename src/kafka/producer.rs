@@ -47,6 +47,8 @@ const REBUILD_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration:
 const REBUILD_BACKOFF_RESET: Duration = Duration::from_secs(60);
 /// How long a record waits for a new producer. Its publish deadline begins only there, so this is what it may be late.
 const WAIT_FOR_PRODUCER: Duration = Duration::from_secs(1);
+/// How long the end waits for looks at leaders: as long as a produce request may take by default.
+const WAIT_FOR_LOOKS: Duration = Duration::from_secs(15);
 /// The idempotent epoch above which a producer is replaced. librdkafka raises it by one at each permanent refusal and
 /// each round of timeouts, and lets 32,767 be followed by 0 without a word, which no broker takes that has seen a higher
 /// one: every record is refused from then on (confluentinc/librdkafka#3720).
@@ -104,6 +106,11 @@ impl Producers {
             thread.thread().unpark();
             // A panic in it has been told already.
             let _ = thread.join();
+        }
+        // A look at a leader that hangs has its own thread, and holds the client.
+        let until = Instant::now() + WAIT_FOR_LOOKS;
+        while [&self.small, &self.large].iter().any(|lane| Arc::strong_count(lane) > 1) && Instant::now() < until {
+            thread::park_timeout(Duration::from_millis(20));
         }
     }
 
@@ -276,7 +283,15 @@ impl LaneProducer {
                 return line.waiting.push(publishing);
             }
             drop(line);
-            return fail(&current, publishing, &sort(Some(RDKafkaErrorCode::Fatal), false));
+            return self.publish_lost(&current, publishing);
+        }
+    }
+
+    /// By a producer that will not be replaced soon. What only some brokers refuse may pass at others; one that librdkafka
+    /// has ended takes nothing.
+    fn publish_lost(&self, current: &Native, publishing: Publishing) {
+        if let Err((code, back)) = hand_over(current, publishing) {
+            fail(current, *back, &sort(Some(code), false));
         }
     }
 
@@ -288,7 +303,8 @@ impl LaneProducer {
             Lane::Small => self.kafka.small.socket_timeout,
             Lane::Large => self.kafka.large.socket_timeout,
         };
-        self.current.load_full().client().fetch_watermarks(topic, partition, patience).is_ok()
+        let stopped = self.stop.load(Ordering::Relaxed);
+        !stopped && self.current.load_full().client().fetch_watermarks(topic, partition, patience).is_ok()
     }
 
     fn unreported(&self) -> usize {
@@ -342,15 +358,13 @@ impl LaneProducer {
         }
     }
 
-    /// Opens or closes the line for a producer to come. Who stands in one that is closed is refused.
+    /// Opens or closes the line for a producer to come. Who stands in one that is closed waits no longer.
     fn close_line(&self, current: &Native, closed: bool) {
         let mut line = self.line.lock().expect("no panic while held");
         line.closed = closed;
-        let refused = if closed { std::mem::take(&mut line.waiting) } else { Vec::new() };
+        let waited = if closed { std::mem::take(&mut line.waiting) } else { Vec::new() };
         drop(line);
-        for publishing in refused {
-            fail(current, publishing, &sort(Some(RDKafkaErrorCode::Fatal), false));
-        }
+        waited.into_iter().for_each(|publishing| self.publish_lost(current, publishing));
     }
 
     /// Why a producer that works should be replaced all the same.
@@ -391,13 +405,13 @@ impl LaneProducer {
         // Who has waited goes before who comes now.
         let mut line = self.line.lock().expect("no panic while held");
         line.closed = false;
-        for publishing in line.waiting.drain(..) {
-            if let Err((code, back)) = hand_over(&new, publishing) {
-                fail(&new, *back, &sort(Some(code), false));
-            }
-        }
+        let refused: Vec<_> =
+            line.waiting.drain(..).filter_map(|publishing| hand_over(&new, publishing).err()).collect();
         self.current.store(Arc::new(new));
         drop(line);
+        for (code, back) in refused {
+            fail(&self.current.load(), *back, &sort(Some(code), false));
+        }
         let (lane, metrics) = (self.lane.as_str(), &old_context.metrics);
         match why {
             Why::Lost => {

@@ -65,6 +65,8 @@ struct Known {
     probe_failure: Option<String>,
     /// That publishes fail, without an ack in between.
     failing: Option<Failing>,
+    /// Topics that have refused a record since the newest ack.
+    refusing: BTreeSet<String>,
     /// Producers that cannot go on and whose successors have no producer id yet.
     lost: [Option<(Instant, String)>; Lane::ALL.len()],
     /// What each lane sees of the brokers.
@@ -88,6 +90,12 @@ struct Sight {
     asking: BTreeSet<i32>,
 }
 
+impl Sight {
+    fn reaches(&self, node: i32) -> bool {
+        self.reached.contains(&node) && !self.unreachable.contains(&node)
+    }
+}
+
 struct Failing {
     since: Instant,
     newest: Instant,
@@ -106,7 +114,10 @@ enum TopicState {
         /// The leaders that are not reached, for a person to read.
         brokers: String,
     },
-    BelowMinInsync,
+    BelowMinInsync {
+        partitions: usize,
+        of: usize,
+    },
     Failed(String),
 }
 
@@ -123,10 +134,20 @@ impl TopicState {
                 let what = format!("topic {topic} has no reachable leader for {partitions} of its {of} partitions");
                 Some(if brokers.is_empty() { what } else { format!("{what}: {brokers}") })
             }
-            TopicState::BelowMinInsync => {
-                Some(format!("topic {topic} has fewer in-sync replicas than its min.insync.replicas"))
-            }
+            TopicState::BelowMinInsync { partitions, of } => Some(format!(
+                "topic {topic} has fewer in-sync replicas than its min.insync.replicas in {partitions} of its {of} partitions"
+            )),
             TopicState::Failed(detail) => Some(format!("topic {topic}: {detail}")),
+        }
+    }
+
+    /// Whether it is the same, whatever is said of the brokers.
+    fn is_like(&self, other: &TopicState) -> bool {
+        match (self, other) {
+            (TopicState::NoLeader { partitions, of, .. }, TopicState::NoLeader { partitions: p, of: o, .. }) => {
+                (partitions, of) == (p, o)
+            }
+            (one, other) => one == other,
         }
     }
 
@@ -134,19 +155,17 @@ impl TopicState {
     fn is_served(&self) -> bool {
         match self {
             TopicState::Ready => true,
-            TopicState::NoLeader { partitions, of, .. } => partitions < of,
-            TopicState::Missing
-            | TopicState::Unauthorized
-            | TopicState::NotWritable
-            | TopicState::BelowMinInsync
-            | TopicState::Failed(_) => false,
+            TopicState::NoLeader { partitions, of, .. } | TopicState::BelowMinInsync { partitions, of } => {
+                partitions < of
+            }
+            TopicState::Missing | TopicState::Unauthorized | TopicState::NotWritable | TopicState::Failed(_) => false,
         }
     }
 
     /// Whether it keeps a bridge from being ready for the first time. Too few replicas in sync do not: they are of the
     /// cluster's moment, and the pods of before are no better off.
     fn shuts_the_gate(&self) -> bool {
-        !matches!(self, TopicState::Ready | TopicState::BelowMinInsync)
+        !matches!(self, TopicState::Ready | TopicState::BelowMinInsync { .. })
     }
 
     fn can_take_records(&self) -> bool {
@@ -183,6 +202,9 @@ impl Readiness {
             }
             let shutting = known.topics.iter().filter(|(_, state)| state.shuts_the_gate());
             reasons.extend(shutting.filter_map(|(topic, state)| state.complaint(topic)));
+            if reasons.is_empty() {
+                reasons.push("the topics have not been looked at yet".to_owned());
+            }
         } else {
             match known.served {
                 Some(seen) if seen.elapsed() < unready_after => {}
@@ -218,6 +240,7 @@ impl Readiness {
         if self.troubled.swap(false, Ordering::Relaxed) {
             let mut known = self.lock();
             known.failing = None;
+            known.refusing.clear();
             known.served = Some(Instant::now());
         }
     }
@@ -225,8 +248,10 @@ impl Readiness {
     pub(super) fn publish_failed(&self, topic: &str, error: &PublishError) {
         // What is wrong with one record or one topic says nothing about the others.
         match error.cause {
-            PublishCause::TooLarge | PublishCause::QueueFull | PublishCause::Topic | PublishCause::Permission => return,
-            PublishCause::Deadline
+            PublishCause::TooLarge | PublishCause::QueueFull => return,
+            PublishCause::Topic
+            | PublishCause::Permission
+            | PublishCause::Deadline
             | PublishCause::Fatal
             | PublishCause::Purged
             | PublishCause::Unproven
@@ -237,6 +262,14 @@ impl Readiness {
         let bad = |state: &TopicState| !state.can_take_records();
         if known.topics.get(topic).is_some_and(bad) && !known.topics.values().all(bad) {
             return;
+        }
+        // Nor does what one topic refuses, until all do: not every cluster tells the probe of permissions.
+        if matches!(error.cause, PublishCause::Topic | PublishCause::Permission) {
+            self.troubled.store(true, Ordering::Relaxed);
+            known.refusing.insert(topic.to_owned());
+            if known.refusing.len() < self.topics.len() {
+                return;
+            }
         }
         let cause = format!("{error} on {topic}");
         match &mut known.failing {
@@ -260,27 +293,30 @@ impl Readiness {
         self.lock().lost[lane as usize] = None;
     }
 
-    /// A broker counts as unreachable once librdkafka has connected to it or failed to and is not connected now. One to
-    /// which nothing had to be sent for a while is none.
+    /// A broker counts as unreachable once librdkafka has connected to it or failed to and is not connected any more, until
+    /// it is again.
     pub(super) fn brokers_seen(&self, lane: Lane, statistics: &Statistics) {
         let brokers = || statistics.brokers.values().filter(|broker| broker.nodeid >= 0);
         let up = |broker: &&Broker| broker.state == "UP";
         let lost = |broker: &&Broker| !up(broker) && broker.state != "INIT" && broker.connects.unwrap_or(0) > 0;
         let busy = |broker: &&Broker| up(broker) && (broker.waitresp_cnt > 0 || broker.outbuf_cnt > 0);
         let ids = |which: &dyn Fn(&&Broker) -> bool| brokers().filter(which).map(|broker| broker.nodeid).collect();
-        let (up, lost, busy): (BTreeSet<i32>, _, _) = (ids(&up), ids(&lost), ids(&busy));
+        let (up, lost, busy): (BTreeSet<i32>, BTreeSet<i32>, _) = (ids(&up), ids(&lost), ids(&busy));
         let mut known = self.lock();
         up.iter().for_each(|node| known.brokers.connected(*node));
         let sight = &mut known.lanes[lane as usize];
+        // What gives up for a while has not come back by that.
+        sight.unreachable.extend(lost);
+        sight.unreachable.retain(|node| !up.contains(node));
         sight.reached.extend(up);
-        (sight.unreachable, sight.busy) = (lost, busy);
+        sight.busy = busy;
     }
 
     pub(super) fn connection_failed(&self, reason: &str) {
         self.lock().brokers.failed(reason);
     }
 
-    /// Which leaders should be asked now: those that a lane has never reached, and those to which it has been idle.
+    /// Which leaders should be asked now: those that a lane does not reach, and those to which it has been idle.
     fn to_ask(&self, leaders: &BTreeMap<i32, (Arc<str>, i32)>) -> Vec<(Lane, i32)> {
         let mut known = self.lock();
         let now = Instant::now();
@@ -288,7 +324,7 @@ impl Readiness {
         for (lane, sight) in Lane::ALL.iter().zip(&mut known.lanes) {
             for node in leaders.keys() {
                 let rested = sight.asked.get(node).is_none_or(|asked| now - *asked >= LOOK_EVERY);
-                let wanted = !sight.reached.contains(node) || rested && !sight.busy.contains(node);
+                let wanted = !sight.reaches(*node) || rested && !sight.busy.contains(node);
                 if wanted && sight.asking.insert(*node) {
                     sight.asked.insert(*node, now);
                     due.push((*lane, *node));
@@ -304,6 +340,7 @@ impl Readiness {
         sight.asking.remove(&node);
         if answered {
             sight.reached.insert(node);
+            sight.unreachable.remove(&node);
         }
     }
 
@@ -408,9 +445,9 @@ impl Readiness {
             }
         }
         known.suspected = suspected;
-        let all_good = states.values().all(TopicState::can_take_records);
-        let all_were_good = known.probe_failure.is_none() && known.topics.values().all(TopicState::can_take_records);
-        if states.values().any(TopicState::is_served) {
+        let good = states.values().any(TopicState::is_served);
+        let was_good = known.probe_failure.is_none() && known.topics.values().any(TopicState::is_served);
+        if good {
             known.served = Some(now);
         } else {
             // An ack is better news: the next one is to be noticed.
@@ -418,12 +455,13 @@ impl Readiness {
         }
         if !known.passed && !states.values().any(TopicState::shuts_the_gate) && known.lost.iter().all(Option::is_none) {
             known.passed = true;
+            known.served.get_or_insert(now);
         }
         // Records failed, and nobody may come to show that they would not fail now. What the cluster says decides:
         // at once when it has just come back, and else, where it saw nothing wrong all the while, only after a rest.
-        if all_good
+        if good
             && let Some(failing) = &known.failing
-            && (!all_were_good || failing.newest.elapsed() >= self.unready_after)
+            && (!was_good || failing.newest.elapsed() >= self.unready_after)
         {
             known.failing = None;
         }
@@ -431,7 +469,7 @@ impl Readiness {
             let before = known.topics.get(topic);
             self.metrics.topic_ready(topic, state.can_take_records());
             match (before, state.complaint(topic)) {
-                (Some(before), _) if before == state => {}
+                (Some(before), _) if before.is_like(state) => {}
                 (_, Some(complaint)) => tracing::warn!(topic = &**topic, "{complaint}"),
                 (Some(_), None) => tracing::info!(topic = &**topic, "topic can take records again"),
                 (None, None) => tracing::info!(topic = &**topic, "topic can take records"),
@@ -503,9 +541,7 @@ impl Known {
             }
             Some(other) => return TopicState::Failed(format!("{other:?}")),
         }
-        let unreachable = |leader: i32| {
-            leader < 0 || self.lanes.iter().any(|s| !s.reached.contains(&leader) || s.unreachable.contains(&leader))
-        };
+        let unreachable = |leader: i32| leader < 0 || !self.lanes.iter().all(|sight| sight.reaches(leader));
         let partitions = described.partitions();
         let leaderless = partitions.iter().map(MetadataPartition::leader).filter(|leader| unreachable(*leader));
         let count = leaderless.clone().count();
@@ -515,8 +551,9 @@ impl Known {
             return TopicState::NoLeader { partitions: count, of: partitions.len(), brokers };
         }
         let required = self.min_insync.get(topic).copied().unwrap_or(1);
-        if partitions.iter().any(|partition| partition.isr().len() < required) {
-            return TopicState::BelowMinInsync;
+        let below = partitions.iter().filter(|partition| partition.isr().len() < required).count();
+        if below > 0 {
+            return TopicState::BelowMinInsync { partitions: below, of: partitions.len() };
         }
         if partitions.is_empty() { TopicState::Missing } else { TopicState::Ready }
     }

@@ -93,8 +93,8 @@ impl Default for ClusterOptions {
 
 /// A running cluster. Dropping it kills its nodes and removes their data.
 ///
-/// One cluster runs at a time in a test process: a second [`Cluster::start`] waits until the first is dropped, so that
-/// tests may run in parallel without starving each other of memory and cores.
+/// Six nodes run at a time in a test process: a [`Cluster::start`] above that waits until another is dropped, so that tests
+/// may run in parallel without starving each other of memory and cores. Who holds one must not start another.
 pub struct Cluster {
     nodes: Vec<Node>,
     /// Ends before `directory` is removed, and takes care of both should this process die first.
@@ -234,7 +234,7 @@ impl OwnedRecord {
 impl Cluster {
     /// Starts the nodes and returns when each of them knows all of them.
     pub fn start(options: ClusterOptions) -> Cluster {
-        let turn = Turn::take();
+        let turn = Turn::take(options.nodes as usize);
         let jars = jars();
         let directory =
             tempfile::Builder::new().prefix("flinks-bridge-kafka-").tempdir().expect("a temporary directory");
@@ -1060,25 +1060,30 @@ impl Watcher {
     }
 }
 
-/// The right to run a cluster in this process; whoever holds one may be sent to another thread, unlike a lock's guard.
-struct Turn;
+/// How many nodes run at a time in a test process: two clusters of three, each node of some 400 MiB. They and the tests
+/// wait for most of their time.
+const NODES_AT_ONCE: usize = 6;
 
-static BUSY: Mutex<bool> = Mutex::new(false);
-static FREE: Condvar = Condvar::new();
+/// The right to run so many nodes in this process; whoever holds one may be sent to another thread, unlike a lock's guard.
+struct Turn(usize);
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
 
 impl Turn {
-    fn take() -> Turn {
-        let busy = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut busy = FREE.wait_while(busy, |busy| *busy).unwrap_or_else(PoisonError::into_inner);
-        *busy = true;
-        Turn
+    fn take(nodes: usize) -> Turn {
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |running: &mut usize| *running > 0 && *running + nodes > NODES_AT_ONCE;
+        let mut running = ENDED.wait_while(running, full).unwrap_or_else(PoisonError::into_inner);
+        *running += nodes;
+        Turn(nodes)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *BUSY.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        FREE.notify_one();
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        ENDED.notify_all();
     }
 }
 

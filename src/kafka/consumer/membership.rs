@@ -25,6 +25,8 @@ use crate::metrics::ConsumerMetrics;
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long one question may take; also how long the end of the thread may be waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How many partitions may be without an answer before a round asks no more.
+const UNTOLD_AT_MOST: usize = 3;
 /// The question what may be done, without which the others are as good.
 const MAY_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -117,10 +119,12 @@ impl Membership {
     /// Something is wrong that a person has to mend: told once, until it changes.
     pub(super) fn complain(&self, subject: Subject, complaint: String) {
         let mut known = self.lock();
-        if known.complaints.get(&subject) != Some(&complaint) {
+        let before = known.complaints.get(&subject);
+        // Of a broker that is not reached, librdkafka's reasons take turns.
+        if before != Some(&complaint) && !(before.is_some() && matches!(subject, Subject::Broker(_))) {
             tracing::warn!("{complaint}");
-            known.complaints.insert(subject, complaint);
         }
+        known.complaints.insert(subject, complaint);
     }
 
     pub(super) fn settled(&self, subject: &Subject) {
@@ -140,8 +144,9 @@ impl Membership {
         self.lock().silent_since.is_some()
     }
 
-    fn answered(&self) {
-        self.lock().looked = true;
+    /// The cluster has answered; `whole` is whether it said enough of each topic to judge it.
+    fn answered(&self, whole: bool) {
+        self.lock().looked |= whole;
         if self.lock().silent_since.take().is_some() {
             tracing::info!("kafka answers the consumer again");
         }
@@ -177,7 +182,7 @@ impl Watch {
             while !self.stop.is_cancelled() {
                 self.drain();
                 match self.look(&mut committed, &mut reached) {
-                    Ok(()) => self.membership.answered(),
+                    Ok(whole) => self.membership.answered(whole),
                     Err(error) => self.membership.unanswered(&error),
                 }
                 self.metrics.ready(self.membership.check().is_ok());
@@ -190,21 +195,31 @@ impl Watch {
             .expect("a thread can be started while the process starts")
     }
 
-    /// One round; it ends at the first question without an answer, since the others would have none either.
-    fn look(&self, committed: &mut HashMap<(Place, u64), i64>, reached: &mut BTreeSet<i32>) -> Result<(), KafkaError> {
+    /// One round: whether enough is known of each topic. It ends where the cluster does not answer, since other questions
+    /// would have no answer either.
+    fn look(
+        &self,
+        committed: &mut HashMap<(Place, u64), i64>,
+        reached: &mut BTreeSet<i32>,
+    ) -> Result<bool, KafkaError> {
         let mut partitions = BTreeMap::new();
         let mut leaders = BTreeMap::new();
+        let mut whole = true;
         // Describing a topic is not reading it. A cluster that does not tell what may be done is believed.
         let readable = permitted(self.client.client(), &self.topics, Operation::Read, MAY_PATIENCE);
         for topic in &self.topics {
             if self.stop.is_cancelled() {
-                return Ok(());
+                return Ok(false);
             }
             let metadata = self.client.fetch_metadata(Some(topic), PATIENCE)?;
             self.client.context().brokers().learn(&metadata);
             let described = metadata.topics().iter().find(|described| described.name() == &**topic);
             let led = described.into_iter().flat_map(|topic| topic.partitions());
-            for partition in led.filter(|partition| partition.leader() >= 0) {
+            for partition in led {
+                if partition.leader() < 0 {
+                    whole = false;
+                    continue;
+                }
                 leaders.entry(partition.leader()).or_insert_with(|| (topic.clone(), partition.id()));
             }
             let subject = Subject::Topic(topic.clone());
@@ -220,7 +235,10 @@ impl Watch {
                     Some(format!("topic {topic} may not be described or read"))
                 }
                 // Of the moment, such as a leader that is being chosen.
-                Some(_) => continue,
+                Some(_) => {
+                    whole = false;
+                    continue;
+                }
             };
             self.metrics.topic_ready(topic, complaint.is_none());
             match complaint {
@@ -233,7 +251,8 @@ impl Watch {
         }
         self.compare(&partitions);
         self.reach(&leaders, reached);
-        self.measure(committed)
+        self.measure(committed)?;
+        Ok(whole)
     }
 
     /// Asks each leader that has never answered a small question: metadata names it, and reaches nobody.
@@ -281,15 +300,29 @@ impl Watch {
         }
     }
 
+    /// How far each partition is behind. One that does not say, as for want of a leader, is left out; none says where
+    /// the cluster does not answer.
     fn measure(&self, committed: &mut HashMap<(Place, u64), i64>) -> Result<(), KafkaError> {
         let watched = self.assignment.watched();
         committed.retain(|known, _| watched.iter().any(|now| now.place == known.0 && now.generation == known.1));
+        let (mut told, mut untold) = (false, Vec::new());
         for partition in watched {
             if self.stop.is_cancelled() {
                 return Ok(());
             }
             let (topic, number) = &partition.place;
-            let (low, high) = self.client.fetch_watermarks(topic, *number, PATIENCE)?;
+            let (low, high) = match self.client.fetch_watermarks(topic, *number, PATIENCE) {
+                Ok(watermarks) => watermarks,
+                Err(error) => {
+                    untold.push(error);
+                    // Each has taken its time, and the round is to end.
+                    if untold.len() == UNTOLD_AT_MOST {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            told = true;
             let known = (partition.place.clone(), partition.generation);
             let reached = match partition.reached.or_else(|| committed.get(&known).copied()) {
                 Some(reached) => reached,
@@ -306,7 +339,7 @@ impl Watch {
             };
             self.assignment.tell_lag(&partition, (high - reached.max(low)).max(0));
         }
-        Ok(())
+        untold.pop().filter(|_| !told).map_or(Ok(()), Err)
     }
 }
 
