@@ -198,3 +198,49 @@ async fn topics_that_are_all_denied_take_it_out() {
     ready(&bridge, "permitted again").await;
     bridge.stop().await;
 }
+
+/// What one topic lacks must not keep the others out once Kafka is back, and nobody comes to show that they would pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_over_although_one_topic_is_still_denied() {
+    let cluster = mock_cluster(1);
+    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    ready(&bridge, "at first").await;
+    let denied = Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    cluster.topic_error("flinks.pay-events", denied).expect("the topic is there");
+    ready_but(&bridge, &["flinks.pay-events", "may not"]).await;
+    cluster.broker_down(1).expect("there is a broker 1");
+    for name in ["one", "two"] {
+        assert_eq!(post(&bridge, &webhook(name, 0)).await.status, 503);
+    }
+    not_ready(&bridge, &["every publish has failed"]).await;
+    cluster.broker_up(1).expect("there is a broker 1");
+    ready_but(&bridge, &["flinks.pay-events", "may not"]).await;
+    assert_eq!(post(&bridge, &webhook("after", 0)).await.status, 200);
+    bridge.stop().await;
+}
+
+/// Without traffic librdkafka rests between its attempts to connect, which is no sign that a leader has come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_that_stay_away_are_not_forgotten() {
+    let cluster = mock_cluster(3);
+    for topic in TOPICS {
+        for partition in 0..3 {
+            cluster.partition_leader(topic, partition, Some(2)).expect("there is such a partition");
+        }
+    }
+    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    ready(&bridge, "at first").await;
+    // The others go on saying that it leads.
+    cluster.broker_down(2).expect("there is a broker 2");
+    not_ready(&bridge, &["no topic's leader has been reachable"]).await;
+    not_ready(&bridge, &["flinks.kyc", "broker 2 at 127.0.0.1:", "3 of its 3 partitions"]).await;
+    let begun = std::time::Instant::now();
+    eventually("some rounds have passed", AMPLE, || {
+        assert!(bridge.readiness().check().is_err(), "ready after {:?}", begun.elapsed());
+        begun.elapsed() > Duration::from_secs(12)
+    })
+    .await;
+    cluster.broker_up(2).expect("there is a broker 2");
+    ready(&bridge, "the leader is back").await;
+    bridge.stop().await;
+}
