@@ -245,9 +245,10 @@ impl Metrics {
         self.0.producer_rebuilds[lane as usize].inc();
     }
 
-    /// A producer's idempotent epoch; -1 while it has none.
+    /// A producer's idempotent epoch.
     pub fn producer_epoch(&self, lane: Lane, epoch: i64) {
-        self.0.producer_epoch[lane as usize].set(epoch);
+        // It has none, until it has an id.
+        self.0.producer_epoch[lane as usize].set(epoch.max(0));
     }
 
     /// Shows a producer's newest statistics, and takes away the series of brokers that it no longer knows.
@@ -372,7 +373,7 @@ families! {
         "Producers replaced after an error that only a new one heals, or because their epoch had risen above 16,000.";
     PRODUCER_EPOCH: "gauge" "bridge_kafka_producer_epoch" ["lane"]
         "The producer's idempotent epoch: each record that Kafka refuses for good and each round of timeouts raises it by \
-         one. -1 while it has none.";
+         one.";
     KAFKA_CERTIFICATE_EXPIRY: "gauge" "bridge_kafka_certificate_expiry_timestamp_seconds" []
         "When the client certificate shown to Kafka expires, since 1970. Absent without one.";
     KAFKA_CREDENTIAL_RELOADS: "counter" "bridge_kafka_credential_reloads_total" ["outcome"]
@@ -449,8 +450,6 @@ impl Families {
             }
         }
         let publish_errors = PUBLISH_ERRORS.counters(registry)?;
-        let producer_epoch = PRODUCER_EPOCH.gauges_of(registry, lanes)?;
-        producer_epoch.iter().for_each(|epoch| epoch.set(-1));
         let topic_ready = TOPIC_READY.gauges(registry)?;
         for topic in &names.topics {
             topic_ready.with_label_values(&[topic]);
@@ -487,7 +486,7 @@ impl Families {
             possibly_persisted: POSSIBLY_PERSISTED.counters_of(registry, lanes)?,
             possibly_doubled: POSSIBLY_DOUBLED.counters_of(registry, lanes)?,
             producer_rebuilds: PRODUCER_REBUILDS.counters_of(registry, lanes)?,
-            producer_epoch,
+            producer_epoch: PRODUCER_EPOCH.gauges_of(registry, lanes)?,
             kafka_certificate_expiry: KAFKA_CERTIFICATE_EXPIRY.gauges(registry)?,
             kafka_credential_reloads: KAFKA_CREDENTIAL_RELOADS.counters_of(registry, reloads)?,
             queue_records: QUEUE_RECORDS.gauges_of(registry, lanes)?,

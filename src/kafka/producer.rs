@@ -39,8 +39,8 @@ use crate::config;
 use crate::metrics::{BrokerStatistics, Lane, Metrics, ProducerStatistics, PublishCause, Quantiles};
 use crate::record::Record;
 
-/// How long one turn of a lane's thread waits for events; also how soon a fatal error is noticed.
-const TURN: Duration = Duration::from_millis(100);
+/// How long one turn of a lane's thread waits for events, such as reports and fatal errors; also how soon a stop is noticed.
+const TURN: Duration = Duration::from_millis(200);
 /// Bounds of the wait before a new producer is built, from the second time on, doubled from one to the next.
 const REBUILD_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// A producer that lived this long was a good one: the next is built at once again.

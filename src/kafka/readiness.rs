@@ -60,8 +60,10 @@ struct Known {
     suspected: BTreeSet<Arc<str>>,
     /// Whether every topic could take records at least once.
     passed: bool,
-    /// When a probe last found a topic that can be served.
+    /// When a topic was last found that can be served.
     served: Option<Instant>,
+    /// Whether the newest probe found none, or had no answer.
+    away: bool,
     probe_failure: Option<String>,
     /// That publishes fail, without an ack in between.
     failing: Option<Failing>,
@@ -206,14 +208,13 @@ impl Readiness {
                 reasons.push("the topics have not been looked at yet".to_owned());
             }
         } else {
-            match known.served {
-                Some(seen) if seen.elapsed() < unready_after => {}
-                seen => {
-                    let seconds = seen.map_or(0, |seen| seen.elapsed().as_secs());
-                    reasons.push(format!(
-                        "no topic's leader has been reachable, or none could be written, for {seconds} s"
-                    ));
-                }
+            if known.away
+                && let Some(since) = known.served
+                && since.elapsed() >= unready_after
+            {
+                let seconds = since.elapsed().as_secs();
+                reasons
+                    .push(format!("no topic's leader has been reachable, or none could be written, for {seconds} s"));
             }
             if let Some(failing) = &known.failing
                 && failing.newest - failing.since >= unready_after
@@ -241,7 +242,7 @@ impl Readiness {
             let mut known = self.lock();
             known.failing = None;
             known.refusing.clear();
-            known.served = Some(Instant::now());
+            (known.served, known.away) = (Some(Instant::now()), false);
         }
     }
 
@@ -388,6 +389,7 @@ impl Readiness {
                         tracing::warn!(error, "kafka does not answer the readiness probe");
                     }
                     known.probe_failure = Some(format!("kafka does not answer: {error}"));
+                    known.away = true;
                     drop(known);
                     // An ack is better news than a probe: the next one is to be noticed.
                     self.troubled.store(true, Ordering::Relaxed);
@@ -447,6 +449,7 @@ impl Readiness {
         known.suspected = suspected;
         let good = states.values().any(TopicState::is_served);
         let was_good = known.probe_failure.is_none() && known.topics.values().any(TopicState::is_served);
+        known.away = !good;
         if good {
             known.served = Some(now);
         } else {

@@ -245,15 +245,20 @@ impl Process {
 
     fn wait_ready(&self) {
         let said = || format!("{:?}\n{}", self.get("/readyz"), self.tail());
-        wait_or(&format!("{} is ready", self.role), said, || self.get("/readyz").0 == 200);
+        wait_or(&format!("{} is ready", self.role), said, || self.get("/readyz") == (200, "ready\n".to_owned()));
     }
 
     /// Waits until `/readyz` refuses with all of these words.
     fn wait_unready(&self, words: &[&str]) {
+        self.wait_says(503, words);
+    }
+
+    /// Waits until `/readyz` has this status and says all of these words.
+    fn wait_says(&self, wanted: u16, words: &[&str]) {
         let said = || format!("{:?}\n{}", self.get("/readyz"), self.tail());
-        wait_or(&format!("{} says {words:?}", self.role), said, || {
+        wait_or(&format!("{} says {words:?} with {wanted}", self.role), said, || {
             let (status, now) = self.get("/readyz");
-            status == 503 && words.iter().all(|words| now.contains(words))
+            status == wanted && words.iter().all(|words| now.contains(words))
         });
     }
 
@@ -466,7 +471,8 @@ fn credentials_that_are_no_good(cluster: &Cluster, place: &Place) {
     }
 }
 
-/// A topic that may be described and nothing else is as bad as one that is not there.
+/// A topic that may be described and nothing else is as bad as one that is not there: it takes out whom it is all of, and
+/// nobody else.
 fn described_alone(cluster: &Cluster, [ingress, enrich, _]: &[Process; 3]) {
     let cases = [
         ("ingress", Operation::Write, "flinks.kyc", ingress, "may not be written: permission is missing (ACL Write)"),
@@ -482,8 +488,8 @@ fn described_alone(cluster: &Cluster, [ingress, enrich, _]: &[Process; 3]) {
         cluster.allow(user, Operation::Describe, Resource::Topic, topic, false);
         cluster.disallow(user, operation, Resource::Topic, topic, false);
     }
-    for (_, _, topic, process, words) in cases {
-        process.wait_unready(&[&format!("topic {topic} {words}")]);
+    for ((_, _, topic, process, words), status) in cases.into_iter().zip([200, 503]) {
+        process.wait_says(status, &[&format!("topic {topic} {words}")]);
     }
     let before = cluster.count("flinks.kyc");
     assert_eq!(ingress.post(&kyc_of(200, 3)), 503);
