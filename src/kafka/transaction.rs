@@ -5,6 +5,8 @@
 //! same transactional id left open, and shuts that process out, should it still live. So of two that work on the same
 //! positions only one can go on.
 //!
+//! The epoch of such a producer is the coordinator's, which gives it a new id before that ends: none is replaced for it.
+//!
 //! What goes wrong is sorted as librdkafka's documentation of transactions asks (rdkafka.h, "Transactional producer
 //! API"): what may be tried again is tried again here, what needs an abort is told as [`TransactionError::Abort`], and
 //! after anything else this producer is done for.
