@@ -228,7 +228,10 @@ async fn leaders_that_stay_away_are_not_forgotten() {
             cluster.partition_leader(topic, partition, Some(2)).expect("there is such a partition");
         }
     }
-    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    // A leader is asked for as long as a request may take, in which statistics show several times that it is away.
+    let mut config = settings(&cluster.bootstrap_servers(), "");
+    config.kafka.unready_after = Duration::from_secs(1);
+    let bridge = Bridge::start(config);
     ready(&bridge, "at first").await;
     // The others go on saying that it leads.
     cluster.broker_down(2).expect("there is a broker 2");
