@@ -140,7 +140,7 @@ impl Producers {
         true
     }
 
-    pub(super) fn lane(&self, lane: Lane) -> &Arc<LaneProducer> {
+    fn lane(&self, lane: Lane) -> &Arc<LaneProducer> {
         match lane {
             Lane::Small => &self.small,
             Lane::Large => &self.large,
@@ -215,7 +215,7 @@ pub(super) struct LaneProducer {
 #[derive(Default)]
 struct Line {
     waiting: Vec<Publishing>,
-    /// It will be a while until there is one: whoever comes is refused.
+    /// It will be a while until there is one: nobody waits, and what comes goes to the old one as long as it takes any.
     closed: bool,
 }
 
