@@ -27,6 +27,17 @@ pub(super) struct Probe {
     lanes: [Arc<LaneProducer>; Lane::ALL.len()],
 }
 
+/// What came of a question to a leader.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Look {
+    /// It has answered.
+    Answered,
+    /// It was not reached, or said nothing in time.
+    InVain,
+    /// Neither: the question was not asked, or what was answered is not about the leader.
+    Undecided,
+}
+
 impl Probe {
     pub(super) fn new(kafka: &config::Kafka, lanes: [Arc<LaneProducer>; Lane::ALL.len()]) -> Result<Probe, KafkaError> {
         let generation = kafka.properties.generation();
@@ -81,7 +92,7 @@ impl Probe {
             // A thread each: a leader that hangs keeps nobody waiting but the one who asks it.
             if let Err(error) = thread::Builder::new().name("kafka-look".to_owned()).spawn(look) {
                 tracing::warn!(%error, "no thread to ask a leader with");
-                readiness.asked(lane, node, false);
+                readiness.asked(lane, node, Look::Undecided);
             }
         }
         drop(tell);

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::cause::{Persistence, persistence, sort};
 use super::credentials;
 use super::handover::{Outstanding, Publishing, hand_over};
-use super::probe::Probe;
+use super::probe::{Look, Probe};
 use super::readiness::Readiness;
 use super::{OnOutcome, Publish, PublishError, Receipt, producer_config};
 use crate::config;
@@ -296,15 +296,33 @@ impl LaneProducer {
     }
 
     /// A small question to the leader of a partition, over the connection that records take: it connects where nothing
-    /// has yet, keeps it from being idle, and ends one that is dead. True if the leader has answered. Blocks, for as long
-    /// as a produce request may: a question that gives up sooner would end a connection that is only busy.
-    pub(super) fn look(&self, topic: &str, partition: i32) -> bool {
+    /// has yet, keeps it from being idle, and ends one that is dead. Blocks, for as long as a produce request may: a
+    /// question that gives up sooner would end a connection that is only busy.
+    pub(super) fn look(&self, topic: &str, partition: i32) -> Look {
         let patience = match self.lane {
             Lane::Small => self.kafka.small.socket_timeout,
             Lane::Large => self.kafka.large.socket_timeout,
         };
-        let stopped = self.stop.load(Ordering::Relaxed);
-        !stopped && self.current.load_full().client().fetch_watermarks(topic, partition, patience).is_ok()
+        if self.stop.load(Ordering::Relaxed) {
+            return Look::Undecided;
+        }
+        let current = self.current.load_full();
+        let client = current.client();
+        let ask = || client.fetch_watermarks(topic, partition, patience).map_err(|error| error.rdkafka_error_code());
+        let mut answer = ask();
+        // What the lane knows of its leaders may be of an outage, and is not asked for again until a record comes.
+        if let Err(Some(RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::LeaderNotAvailable)) = answer
+            && client.fetch_metadata(Some(topic), patience).is_ok()
+        {
+            answer = ask();
+        }
+        match answer {
+            Ok(_) => Look::Answered,
+            Err(None | Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::BrokerDestroy)) => Look::Undecided,
+            // librdkafka's own codes are negative: nobody was reached, or the lane knows of no such leader.
+            Err(Some(code)) if (code as i32) < 0 => Look::InVain,
+            Err(Some(_)) => Look::Undecided,
+        }
     }
 
     fn unreported(&self) -> usize {

@@ -22,7 +22,7 @@ use rdkafka::metadata::{Metadata, MetadataPartition, MetadataTopic};
 use rdkafka::statistics::{Broker, Statistics};
 
 use super::brokers::Brokers;
-use super::probe::Probe;
+use super::probe::{Look, Probe};
 use super::{PublishError, block_on, client_config};
 use crate::config;
 use crate::metrics::{Lane, Metrics, PublishCause};
@@ -84,6 +84,8 @@ struct Sight {
     reached: BTreeSet<i32>,
     /// Were tried in vain, or lost, and are not connected now.
     unreachable: BTreeSet<i32>,
+    /// Are connected.
+    up: BTreeSet<i32>,
     /// Have something to do for it, so that nothing needs to be asked.
     busy: BTreeSet<i32>,
     /// When each was last asked.
@@ -306,11 +308,13 @@ impl Readiness {
         let mut known = self.lock();
         up.iter().for_each(|node| known.brokers.connected(*node));
         let sight = &mut known.lanes[lane as usize];
+        // A connection that has ended is asked for at once.
+        sight.asked.retain(|node, _| up.contains(node) || !sight.up.contains(node));
         // What gives up for a while has not come back by that.
         sight.unreachable.extend(lost);
         sight.unreachable.retain(|node| !up.contains(node));
-        sight.reached.extend(up);
-        sight.busy = busy;
+        sight.reached.extend(&up);
+        (sight.up, sight.busy) = (up, busy);
     }
 
     pub(super) fn connection_failed(&self, reason: &str) {
@@ -335,13 +339,20 @@ impl Readiness {
         due
     }
 
-    /// A leader that was asked has answered, or not.
-    pub(super) fn asked(&self, lane: Lane, node: i32, answered: bool) {
+    /// What a leader that was asked has answered. Where nobody did, statistics need not show it: they may be taken while
+    /// librdkafka rests between its attempts to connect.
+    pub(super) fn asked(&self, lane: Lane, node: i32, look: Look) {
         let sight = &mut self.lock().lanes[lane as usize];
         sight.asking.remove(&node);
-        if answered {
-            sight.reached.insert(node);
-            sight.unreachable.remove(&node);
+        match look {
+            Look::Answered => {
+                sight.reached.insert(node);
+                sight.unreachable.remove(&node);
+            }
+            Look::InVain => {
+                sight.unreachable.insert(node);
+            }
+            Look::Undecided => {}
         }
     }
 
