@@ -413,6 +413,7 @@ async fn a_full_queue_is_503_at_once() {
     cluster.broker_down(1).expect("there is a broker 1");
     let waits = post_in_background(&bridge, bodies[1].clone());
     eventually("the first is in the queue", Duration::from_secs(60), || {
+        assert!(!waits.is_finished(), "the first is answered while its broker is down");
         bridge.metric("bridge_ingress_admitted_bytes", &[]) > 0.0
     })
     .await;
