@@ -26,6 +26,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -99,7 +101,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// Ends before `directory` is removed, and takes care of both should this process die first.
     watcher: Mutex<Watcher>,
-    jars: &'static Path,
+    kafka: &'static Kafka,
     heap_mib: u32,
     link_login: Option<(&'static str, &'static str)>,
     authority: Option<Authority>,
@@ -235,7 +237,7 @@ impl Cluster {
     /// Starts the nodes and returns when each of them knows all of them.
     pub fn start(options: ClusterOptions) -> Cluster {
         let turn = Turn::take(options.nodes as usize);
-        let jars = jars();
+        let kafka = kafka();
         let directory =
             tempfile::Builder::new().prefix("flinks-bridge-kafka-").tempdir().expect("a temporary directory");
         let ports = free_ports(options.nodes as usize * 6);
@@ -258,7 +260,7 @@ impl Cluster {
         let watcher = Mutex::new(Watcher::start(directory.path()));
         let ClusterOptions { heap_mib, link_login, .. } = options;
         let authority = options.secure.then(Authority::new);
-        let cluster = Cluster { nodes, watcher, jars, heap_mib, link_login, authority, directory, _turn: turn };
+        let cluster = Cluster { nodes, watcher, kafka, heap_mib, link_login, authority, directory, _turn: turn };
 
         for node in &cluster.nodes {
             cluster.mount(node);
@@ -760,23 +762,25 @@ impl Cluster {
         node.mounted.set(Holder(child)).unwrap_or_else(|_| panic!("mounted once"));
     }
 
-    /// Writes every node's properties and formats its storage, all nodes at once.
+    /// Writes every node's properties and formats its storage: what Kafka's own tool writes, without a JVM for each.
     fn format(&self, overrides: &[(String, String)]) {
-        let formatting: Vec<(i32, Child)> = self
-            .nodes
-            .iter()
-            .map(|node| {
-                let properties = node.directory.join("server.properties");
-                fs::create_dir_all(&node.directory).expect("a directory for the node");
-                fs::write(&properties, self.properties(node, overrides)).expect("the node's properties");
-                let mut command = self.java(node, "64m");
-                command.args(["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config"]);
-                (node.id, command.arg(&properties).spawn().expect("java is on the PATH"))
-            })
-            .collect();
-        for (id, mut child) in formatting {
-            let status = child.wait().expect("the child is ours");
-            assert!(status.success(), "the storage of node {id} was not formatted{}", self.log_tails());
+        for node in &self.nodes {
+            fs::create_dir_all(node.data()).expect("a directory for the node's data");
+            let properties = self.properties(node, overrides);
+            fs::write(node.directory.join("server.properties"), properties).expect("the node's properties");
+            let meta = node.directory.join("meta.properties");
+            let directory_id = URL_SAFE_NO_PAD.encode(fastrand::u128(1 << 64..).to_be_bytes());
+            let id = node.id;
+            fs::write(
+                &meta,
+                format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={id}\ndirectory.id={directory_id}\n"),
+            )
+            .expect("what the storage is said to be");
+            let mut copy = node.command("cp");
+            copy.arg(meta).arg(self.kafka.prepared.join("bootstrap.checkpoint")).arg(node.data());
+            let output = copy.output().expect("cp is on the PATH");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "the storage of node {} was not formatted: {error}", node.id);
         }
     }
 
@@ -866,34 +870,30 @@ impl Cluster {
         })
     }
 
-    /// Java with all jars, ready for a class name; what it prints goes to the node's log.
-    fn java(&self, node: &Node, heap: &str) -> Command {
+    /// Starts a node; what it prints goes to its log.
+    fn launch(&self, node: &Node) {
+        let mut process = node.lock();
+        assert!(matches!(*process, Process::Down), "node {} is up already", node.id);
         let log = File::options().create(true).append(true).open(node.directory.join("server.log"));
         let log = log.expect("the node's log");
-        // Where a node has a disk of its own, only those in its namespace see it.
-        let mut command = node.mounted.get().map_or_else(|| Command::new("java"), |holder| holder.enter("java"));
+        let mut command = node.command("java");
         command
-            .args([&format!("-Xmx{heap}"), "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true"])
+            .args([&format!("-Xmx{}m", self.heap_mib), "-XX:+UseSerialGC", "-XX:-UsePerfData"])
             // Else a crash, as of one whose disk is full, leaves its report in the checkout.
             .arg(format!("-XX:ErrorFile={}", node.directory.join("crash.log").display()))
             // Nodes live for a minute: the second compiler would cost more at their start than it gives back.
             .arg("-XX:TieredStopAtLevel=1")
+            .arg(format!("-XX:SharedArchiveFile={}", self.kafka.prepared.join("classes.jsa").display()))
             .arg(format!("-Dlog4j2.configurationFile={}/tests/kafka/log4j2.properties", env!("CARGO_MANIFEST_DIR")))
             .arg("-cp")
-            .arg(self.jars.join("lib/*"))
+            .arg(self.kafka.jars.join("lib/*"))
+            .arg("kafka.Kafka")
+            .arg(node.directory.join("server.properties"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))
             .stderr(log)
             // A Ctrl-C is for the test process; the watcher ends the nodes after it.
             .process_group(0);
-        command
-    }
-
-    fn launch(&self, node: &Node) {
-        let mut process = node.lock();
-        assert!(matches!(*process, Process::Down), "node {} is up already", node.id);
-        let mut command = self.java(node, &format!("{}m", self.heap_mib));
-        command.arg("kafka.Kafka").arg(node.directory.join("server.properties"));
         let child = command.spawn().expect("java is on the PATH");
         self.watcher().watch(&child);
         *process = Process::Up(child);
@@ -993,6 +993,11 @@ impl Node {
         self.directory.join("data")
     }
 
+    /// A command that sees the node's data: where those have a disk of their own, only who is in its namespace does.
+    fn command(&self, program: &str) -> Command {
+        self.mounted.get().map_or_else(|| Command::new(program), |holder| holder.enter(program))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Process> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -1090,14 +1095,24 @@ impl Drop for Turn {
 /// Any valid id: a UUID in the base64 form that Kafka uses.
 const CLUSTER_ID: &str = "Zmxpbmtz-GJyaWRnZQAAAA";
 
-/// The directory of the jars, fetched if need be; asked once a process.
-fn jars() -> &'static Path {
-    static JARS: OnceLock<PathBuf> = OnceLock::new();
-    JARS.get_or_init(|| {
+/// What every node is started with.
+struct Kafka {
+    /// The directory of the jars.
+    jars: PathBuf,
+    /// The directory of what spares each node a part of its start.
+    prepared: PathBuf,
+}
+
+/// Kafka, fetched if need be; asked once a process.
+fn kafka() -> &'static Kafka {
+    static KAFKA: OnceLock<Kafka> = OnceLock::new();
+    KAFKA.get_or_init(|| {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/fetch.sh");
         let output = Command::new(script).stderr(Stdio::inherit()).output().expect("bash is installed");
         assert!(output.status.success(), "tests/kafka/fetch.sh failed; its message stands above");
-        PathBuf::from(String::from_utf8(output.stdout).expect("a path in UTF-8").trim_end())
+        let text = String::from_utf8(output.stdout).expect("paths in UTF-8");
+        let (jars, prepared) = text.trim_end().split_once('\n').expect("two lines");
+        Kafka { jars: jars.into(), prepared: prepared.into() }
     })
 }
 
