@@ -34,7 +34,7 @@ mod membership;
 mod offsets;
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -226,6 +226,7 @@ async fn member<W: Work>(
     let watch = Watch { client, topics, assignment, membership: known, metrics: shown, stop: stop.clone() };
     let watcher = watch.start();
     let (tell, told) = oneshot::channel();
+    let session = consumer.session_timeout;
     let poll = move || {
         let outdated = || properties.generation() != generation;
         let served = panic::catch_unwind(AssertUnwindSafe(|| serve(&native, &stop, outdated)));
@@ -237,8 +238,7 @@ async fn member<W: Work>(
             assignment.remove(&assignment.places());
             Err(ConsumerError::Broken)
         });
-        // Leaves the group; for which it polls, so it is done here.
-        drop(native);
+        leave(native, session);
         // A panic in it has been told already.
         let _ = watcher.join();
         // Who comes again at once is told as being there.
@@ -254,6 +254,24 @@ async fn member<W: Work>(
         .spawn(poll)
         .expect("a thread can be started while the process starts");
     told.await.unwrap_or(Err(ConsumerError::Broken))
+}
+
+/// Leaves the group, for as long as a session lasts at most: whoever is silent for that long is no member any more. Where
+/// Kafka is away librdkafka may wait for it without an end.
+fn leave(native: Native, session: Duration) {
+    let (left, has_left) = mpsc::channel::<()>();
+    let leaving = move || {
+        // Polls until librdkafka has closed it.
+        drop(native);
+        drop(left);
+    };
+    thread::Builder::new()
+        .name("kafka-leave".to_owned())
+        .spawn(leaving)
+        .expect("a thread can be started while another ends");
+    if has_left.recv_timeout(session) == Err(mpsc::RecvTimeoutError::Timeout) {
+        tracing::warn!("kafka does not answer: the group is not left, the member's session times out");
+    }
 }
 
 /// How the work on a record is begun: as a task of its own, whose end is told however it comes.
