@@ -3,25 +3,39 @@
 # Apache Kafka included. Installs Java 17, Maven, Python's venv, Node, haproxy and valgrind where it may
 # (as root or with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
 #
-# Arguments go to `cargo test`, and with any the fault matrix is left out; FLINKS_BRIDGE_LONG_FAULTS, set to anything,
-# makes its loads longer and runs the rows that cost too much otherwise. The jars of Kafka are kept outside the checkout:
-# see tests/kafka/fetch.sh.
+#   tests/run.sh                    everything, with the slowest tests and rows at the end
+#   tests/run.sh --quick            what needs no real Kafka, for those who change something: about a minute
+#   tests/run.sh ARGUMENTS          goes to `cargo test`, without the fault matrix and the counts
+#
+# FLINKS_BRIDGE_LONG_FAULTS, set to anything, makes the fault matrix' loads longer, runs the rows that cost too much
+# otherwise, and then all that needs a real Kafka again on the version after the one that is tested always. The jars of
+# Kafka are kept outside the checkout: see tests/kafka/fetch.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source tests/steps.sh
 
-# Runs a step and says how long it took, also when it fails.
-step() {
-  local name=$1 began=$SECONDS result=0
-  shift
-  printf '\n== %s\n' "$name"
-  # Not in an `if`: that would switch off `set -e` inside the functions that are steps.
-  set +e
-  (set -e; "$@")
-  result=$?
-  set -e
-  printf '== %s: %s after %d s\n' "$name" "$([[ $result == 0 ]] && echo ok || echo "FAILED ($result)")" $((SECONDS - began))
-  return "$result"
-}
+# Tests on a real Kafka, which `--quick` leaves out.
+real=(
+  audit::a_leader_that_falls_meanwhile_changes_nothing
+  audit::real_partitions_with_gaps
+  audit::real_topics_are_read_from_the_time_of_the_ledger
+  check::what_is_wrong_in_a_real_cluster_is_named
+  consumer::on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work
+  durability::large_webhooks_do_not_hurt_small_ones
+  durability::with_one_broker_lost_each_webhook_is_answered_200_and_stored
+  enrich::killed_over_and_over_each_record_has_its_results
+  examples::the_examples_work_on_each_webhook_once
+  kafka_harness::a_link_has_a_rate_and_can_be_cut
+  kafka_harness::a_missing_topic_is_made_up_only_by_a_broker_that_was_told_to
+  kafka_harness::nothing_is_left_behind
+  kafka_harness::records_outlive_every_fault_of_one_node
+  link::a_compacted_topic_is_read_and_one_made_anew_is_noticed
+  redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
+  redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled
+  redrive::what_went_back_stays_back
+  security::roles_with_the_least_permissions_and_credentials_that_change
+  topics::topics_are_made_mended_and_left_alone
+)
 
 # A line per missing thing: what it is needed for, and the Debian packages that bring it after the tab.
 missing() {
@@ -65,21 +79,72 @@ tools() {
   return 1
 }
 
+# Compiles everything that is tested, the fault matrix too.
+compile() {
+  cargo test --locked --no-run
+  cargo test --locked --no-run --test faults
+}
+
+# Runs the tests, several times as many at once as there are cores: they wait for most of their time. How long each took
+# is told by a harness of a nightly compiler alone, or by one that believes to be of one; nothing is compiled differently.
+cargo_test() {
+  local host
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  host=${host//-/_}
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((5 * $(nproc) < 20 ? 5 * $(nproc) : 20))}
+  env "CARGO_TARGET_${host^^}_RUNNER=env RUSTC_BOOTSTRAP=1" \
+    cargo test --locked --no-fail-fast --lib --bins --tests -- -Z unstable-options --report-time "$@" |
+    tee target/tests.log
+}
+
+quick() {
+  local skipped
+  # Whoever starts a Kafka all the same fails, so that none is missing above.
+  export FLINKS_BRIDGE_QUICK=1
+  skipped=("${real[@]/#/--skip=}")
+  cargo_test --exact "${skipped[@]}"
+}
+
+# The ten that took longest, of the tests and of the fault matrix.
+slowest() {
+  {
+    sed -nE 's/^test (.*) \.\.\. .* <([0-9.]+)s>$/\2 test \1/p' target/tests.log
+    cat target/faults/times
+  } | sort -rn | head -n 10 | sed -E 's/^([0-9.]+) (.*)$/\1 s\t\2/'
+}
+
 # Thousands of connections are part of the tests; where the hard limit is lower they say so themselves.
 open_files=$(ulimit -Hn)
 [[ $open_files != unlimited && $open_files -le 65536 ]] || open_files=65536
 ulimit -Sn "$open_files"
 
-step 'tools' tools
-step 'jars of Apache Kafka' tests/kafka/fetch.sh
-step 'contract for consumers' tests/deploy/contract.sh
-step 'example consumers' tests/deploy/examples.sh
-step 'compiling the tests' cargo test --locked --no-run
-step 'compiling the fault matrix' cargo test --locked --no-run --test faults
-step 'tests' cargo test --locked --no-fail-fast "$@"
-# Some tests were asked for by name: these are not among them.
-if [[ $# == 0 ]]; then
-  step 'instructions of the hot functions' tests/bench/counts.sh
-  step 'fault matrix' cargo test --locked --test faults -- ${FLINKS_BRIDGE_LONG_FAULTS:+--long}
+if [[ ${1:-} == --quick ]]; then
+  step 'tests without a real Kafka' quick
+  finish
 fi
-printf '\n== all of it: %d s\n' "$SECONDS"
+step 'tools' tools
+# What is fetched and waited for, while the tests are compiled.
+beside 'jars of Apache Kafka' tests/kafka/fetch.sh
+beside 'contract for consumers' tests/deploy/contract.sh
+beside 'example consumers' tests/deploy/examples.sh
+step 'compiling the tests' compile
+join_beside
+if [[ $# != 0 ]]; then
+  # Some tests were asked for by name.
+  step 'tests' cargo test --locked --no-fail-fast "$@"
+  finish
+fi
+# It counts instructions, which nothing beside it changes.
+beside 'instructions of the hot functions' tests/bench/counts.sh
+step 'tests' cargo_test
+step 'documentation tests' cargo test --locked --doc
+step 'fault matrix' cargo test --locked --test faults -- ${FLINKS_BRIDGE_LONG_FAULTS:+--long}
+join_beside
+printf '\n== the slowest tests and rows\n%s\n' "$(slowest)"
+if [[ -n ${FLINKS_BRIDGE_LONG_FAULTS:-} ]]; then
+  export FLINKS_BRIDGE_TEST_KAFKA=4.4.0
+  step 'jars of the next Kafka' tests/kafka/fetch.sh
+  step 'tests on the next Kafka' cargo_test --exact "${real[@]}"
+  step 'fault matrix on the next Kafka' cargo test --locked --test faults
+fi
+finish

@@ -257,13 +257,18 @@ pub struct Stage {
     ingress: Option<(&'static str, Settings, Ingress)>,
 }
 
+/// An empty directory for what the rows leave: `target/faults`.
+pub fn directory() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it stands in target").join("faults");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).expect("a directory for what the rows leave");
+    directory
+}
+
 impl Stage {
-    /// An empty one, with an empty directory.
-    pub fn new(long: bool) -> Stage {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it stands in target").join("faults");
-        let _ = fs::remove_dir_all(&directory);
-        fs::create_dir_all(&directory).expect("a directory for what the rows leave");
-        Stage { long, directory, cluster: None, ingress: None }
+    /// An empty one.
+    pub fn new(long: bool, directory: &Path) -> Stage {
+        Stage { long, directory: directory.to_owned(), cluster: None, ingress: None }
     }
 
     /// Runs one row.

@@ -6,7 +6,7 @@
 //!     cargo test --test faults -- kafka queue-full    # a group, and one fault
 //!     cargo test --test faults -- --long              # longer loads, and the rows that cost too much for CI
 //!
-//! A row is printed as it ends, with the evidence that its fault really happened; the whole table at the end, and as
+//! Two rows run at a time, each with a cluster and an ingress of its own. A row is printed as it ends, with the evidence that its fault really happened; the whole table at the end, and as
 //! Markdown in `target/faults/faults.md`. A row fails if a body answered 200 is not in the topics, if a record is there
 //! more often than answers explain, if users saw what they should not see or waited beyond a publish deadline, if it
 //! did not recover, or if its fault did not happen at all. One that fails stops no other; its ledger, its audit, its
@@ -42,6 +42,8 @@ mod support;
 use std::fmt::Write as _;
 use std::fs;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use frame::{Fault, HEADINGS, Row, Stage};
@@ -94,39 +96,76 @@ fn main() -> ExitCode {
         eprintln!("   a check failed at {place}");
     }));
     let begun = Instant::now();
-    let mut stage = Stage::new(long);
-    let mut rows = Vec::new();
-    for (group, faults) in GROUPS {
-        let began = Instant::now();
-        // A fault that is named itself runs in either form.
-        let wanted = |fault: &&Fault| match arguments.is_empty() {
-            true => long || !fault.long_only,
-            false => {
-                named(group, fault) && (long || !fault.long_only || arguments.iter().any(|name| name == fault.name))
-            }
-        };
-        let mut any = false;
-        for fault in faults.iter().filter(wanted) {
-            any = true;
-            println!("\n-- {group}: {}", fault.title);
-            let row = stage.run(group, fault);
-            print_row(&row);
-            rows.push(row);
+    // A fault that is named itself runs in either form.
+    let wanted = |group: &str, fault: &Fault| match arguments.is_empty() {
+        true => long || !fault.long_only,
+        false => named(group, fault) && (long || !fault.long_only || arguments.iter().any(|name| name == fault.name)),
+    };
+    let all = GROUPS.iter().flat_map(|(group, faults)| faults.iter().map(move |fault| (*group, fault)));
+    let left: Vec<Wanted> = all.filter(|(group, fault)| wanted(group, fault)).enumerate().collect();
+    let directory = frame::directory();
+    let queue = Mutex::new(Queue { left, taken: Vec::new() });
+    let rows = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                let mut stage = Stage::new(long, &directory);
+                let mut place = None;
+                loop {
+                    let next = queue.lock().expect("no panic while held").next(place);
+                    let Some((number, (group, fault))) = next else { break };
+                    place = Some(fault.place.name);
+                    let row = stage.run(group, fault);
+                    let mut rows = rows.lock().expect("no panic while held");
+                    print_row(&row);
+                    rows.push((number, row));
+                }
+            });
         }
-        if any {
-            println!("\n== group {group}: {:.0} s", began.elapsed().as_secs_f64());
-        }
-    }
-    let directory = stage.directory.clone();
-    drop(stage);
+    });
+    let mut rows = rows.into_inner().expect("no panic while held");
+    rows.sort_by_key(|(number, _)| *number);
+    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
     println!("\n{}", table(&rows));
     fs::write(directory.join("faults.md"), markdown(&rows, begun.elapsed())).expect("the table is written");
+    let times = rows.iter().map(|row| format!("{:.1} fault {}: {}\n", row.took.as_secs_f64(), row.what.0, row.what.1));
+    fs::write(directory.join("times"), times.collect::<String>()).expect("the times are written");
     let bad = rows.iter().filter(|row| !row.is_good()).count();
     println!("{} rows in {:.0} s, {bad} not as they should be", rows.len(), begun.elapsed().as_secs_f64());
     if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// How many rows run beside each other, each with a cluster of its own: they wait for most of their time.
+const AT_ONCE: usize = 2;
+
+/// A row that is to run, with its number among them.
+type Wanted = (usize, (&'static str, &'static Fault));
+
+/// The rows that are to run, for those who run them.
+struct Queue {
+    left: Vec<Wanted>,
+    /// Places at which somebody runs rows, or has.
+    taken: Vec<&'static str>,
+}
+
+impl Queue {
+    /// The next row for one who has a cluster of this place: of the same, else of one at which nobody is, else of the one
+    /// that has the most left.
+    fn next(&mut self, place: Option<&'static str>) -> Option<Wanted> {
+        let at = |name: &str| self.left.iter().filter(|(_, (_, fault))| fault.place.name == name).count();
+        let most = |free: bool| {
+            let names = self.left.iter().map(|(_, (_, fault))| fault.place.name);
+            names.filter(|name| !free || !self.taken.contains(name)).max_by_key(|name| at(name))
+        };
+        let name = place.filter(|name| at(name) > 0).or_else(|| most(true)).or_else(|| most(false))?;
+        let found = self.left.iter().position(|(_, (_, fault))| fault.place.name == name)?;
+        self.taken.push(name);
+        Some(self.left.remove(found))
+    }
+}
+
 fn print_row(row: &Row) {
+    println!("\n-- {}: {}", row.what.0, row.what.1);
     for (heading, cell) in HEADINGS.iter().zip(row.cells()).skip(1) {
         print!("{heading} {cell}; ");
     }

@@ -4,12 +4,12 @@
 # (`classes.jsa`), and what formatting writes into the storage of each (`bootstrap.checkpoint`). Both are made by
 # formatting and starting a node once.
 #
-# The cache is FLINKS_BRIDGE_TEST_CACHE, else flinks-bridge under XDG_CACHE_HOME, else under ~/.cache. The directory
+# The version is FLINKS_BRIDGE_TEST_KAFKA, else the one below. The cache is FLINKS_BRIDGE_TEST_CACHE, else flinks-bridge under XDG_CACHE_HOME, else under ~/.cache. The directory
 # appears under its final name only when it is whole, and a lock makes a second call wait for the first, so that any
 # number may run at once. With the jars in place nothing is downloaded and Maven is not needed.
 set -euo pipefail
 
-kafka_version=4.3.0
+kafka_version=${FLINKS_BRIDGE_TEST_KAFKA:-4.3.0}
 log4j_version=2.25.4
 # The plugin is named in full, so that the same one runs whatever Maven's own defaults are.
 plugin=org.apache.maven.plugins:maven-dependency-plugin:3.8.1
