@@ -85,20 +85,21 @@ compile() {
   cargo test --locked --no-run --test faults
 }
 
-# Runs the tests, several times as many at once as there are cores: they wait for most of their time. How long each took
+# Runs the tests, `at_once` for each core: they wait for most of their time. How long each took
 # is told by a harness of a nightly compiler alone, or by one that believes to be of one; nothing is compiled differently.
+at_once=8
 cargo_test() {
   local host
   host=$(rustc -vV | sed -n 's/^host: //p')
   host=${host//-/_}
-  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((5 * $(nproc) < 20 ? 5 * $(nproc) : 20))}
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((at_once * $(nproc) < 32 ? at_once * $(nproc) : 32))}
   env "CARGO_TARGET_${host^^}_RUNNER=env RUSTC_BOOTSTRAP=1" \
     cargo test --locked --no-fail-fast --lib --bins --tests -- -Z unstable-options --report-time "$@" |
     tee target/tests.log
 }
 
 quick() {
-  local skipped
+  local skipped at_once=16
   # Whoever starts a Kafka all the same fails, so that none is missing above.
   export FLINKS_BRIDGE_QUICK=1
   skipped=("${real[@]/#/--skip=}")
