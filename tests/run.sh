@@ -121,7 +121,7 @@ ulimit -Sn "$open_files"
 
 if [[ ${1:-} == --quick ]]; then
   step 'tests without a real Kafka' quick
-  finish
+  finish 90
 fi
 step 'tools' tools
 # What is fetched and waited for, while the tests are compiled.
@@ -133,7 +133,7 @@ join_beside
 if [[ $# != 0 ]]; then
   # Some tests were asked for by name.
   step 'tests' cargo test --locked --no-fail-fast "$@"
-  finish
+  exit
 fi
 # It counts instructions, which nothing beside it changes.
 beside 'instructions of the hot functions' tests/bench/counts.sh
@@ -147,5 +147,7 @@ if [[ -n ${FLINKS_BRIDGE_LONG_FAULTS:-} ]]; then
   step 'jars of the next Kafka' tests/kafka/fetch.sh
   step 'tests on the next Kafka' cargo_test --exact "${real[@]}"
   step 'fault matrix on the next Kafka' cargo test --locked --test faults
+  exit
 fi
-finish
+# On two cores with nothing compiled; 720 s where all is.
+finish 1080

@@ -236,8 +236,7 @@ impl OwnedRecord {
 impl Cluster {
     /// Starts the nodes and returns when each of them knows all of them.
     pub fn start(options: ClusterOptions) -> Cluster {
-        let quick = std::env::var_os("FLINKS_BRIDGE_QUICK").is_some();
-        assert!(!quick, "tests/run.sh --quick leaves out what needs a real Kafka: its list lacks this test");
+        assert!(!is_quick(), "tests/run.sh --quick leaves out what needs a real Kafka: its list lacks this test");
         let turn = Turn::take(options.nodes as usize);
         let kafka = kafka();
         let directory =
@@ -1096,6 +1095,12 @@ impl Drop for Turn {
 
 /// Any valid id: a UUID in the base64 form that Kafka uses.
 const CLUSTER_ID: &str = "Zmxpbmtz-GJyaWRnZQAAAA";
+
+/// Whether `tests/run.sh --quick` runs.
+#[expect(clippy::disallowed_methods, reason = "the script's way to tell")]
+fn is_quick() -> bool {
+    std::env::var_os("FLINKS_BRIDGE_QUICK").is_some()
+}
 
 /// What every node is started with.
 struct Kafka {
