@@ -259,12 +259,8 @@ fn redrive(
     report.group.clone_from(&group);
 
     // Before the progress is asked for: what another process has left open is settled by this.
-    let returner = if options.dry_run {
-        None
-    } else {
-        let transactional_id = options.transactional_id.as_deref().unwrap_or(&group);
-        Some(Returner::start(&config, &group, transactional_id)?)
-    };
+    let way = Way { config: &config, group: &group, transactional_id: options.transactional_id.as_deref() };
+    let returner = if options.dry_run { None } else { Some(way.begin()?) };
     let since_ms = selection.since.map_or(0, unix_millis);
     let spans = reader::spans_of(&config.kafka, &topics, since_ms, Isolation::Committed)?;
     let mut progress = Progress::known(&config, &group, &spans, !options.dry_run)?;
@@ -274,6 +270,7 @@ fn redrive(
         progress.check(&group, &spans)?;
     }
     let mut batch = Batch {
+        way,
         returner,
         progress,
         records: Vec::new(),
@@ -439,8 +436,31 @@ fn position((topic, partition): &Place, kinds: &Kinds) -> Position {
     }
 }
 
+/// As whom records are put back.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    config: &'a Config,
+    group: &'a str,
+    /// The group's name, where it has none of its own.
+    transactional_id: Option<&'a str>,
+}
+
+impl Way<'_> {
+    fn begin(&self) -> Result<Returner, TransactionError> {
+        Returner::start(self.config, self.group, self.transactional_id.unwrap_or(self.group))
+    }
+
+    /// Whether Kafka has all these positions, once no transaction is open any more.
+    fn has(&self, positions: &[Position]) -> Result<bool, TransactionError> {
+        let partitions: Vec<(&str, i32)> = positions.iter().map(|at| (at.topic.as_str(), at.partition)).collect();
+        let known = transaction::positions(&self.config.kafka, self.group, &partitions, true)?;
+        Ok(positions.iter().all(|position| known.contains(position)))
+    }
+}
+
 /// What goes back in the next transaction, and all that is needed for it.
-struct Batch {
+struct Batch<'a> {
+    way: Way<'a>,
     /// `None` in a dry run.
     returner: Option<Returner>,
     progress: Progress,
@@ -461,7 +481,7 @@ struct Waiting {
     record: Record,
 }
 
-impl Batch {
+impl Batch<'_> {
     /// Writes the progress once more, so that Kafka keeps it as long again; or that it is forgotten.
     fn renew_progress(&mut self, forgotten: bool) -> Result<(), TransactionError> {
         let known = self.progress.partitions.iter().filter(|(_, kinds)| forgotten || !kinds.is_empty());
@@ -539,40 +559,47 @@ impl Batch {
     }
 
     /// One transaction, done again where that may help. After an error nothing of it counts.
-    fn transact(&self, positions: &[Position]) -> Result<(), TransactionError> {
-        let Some(returner) = &self.returner else {
-            return Ok(());
-        };
+    fn transact(&mut self, positions: &[Position]) -> Result<(), TransactionError> {
         let mut attempt = 0;
         loop {
+            let Some(returner) = &self.returner else {
+                return Ok(());
+            };
             let done = returner
                 .begin()
                 .and_then(|()| self.records.iter().try_for_each(|waiting| returner.publish(&waiting.record)))
                 .and_then(|()| returner.commit(positions));
-            match done {
+            let failure = match done {
                 Ok(()) => return Ok(()),
-                Err(failure @ TransactionError::Abort(_)) => {
-                    returner.abort()?;
-                    attempt += 1;
-                    if attempt >= ATTEMPTS || self.shutdown.is_cancelled() {
-                        return Err(failure);
-                    }
-                    tracing::warn!(error = chain(&failure), attempt, "the transaction is done again");
-                    self.wait(BACKOFF.delay(attempt - 1, random()));
-                }
-                Err(failure @ TransactionError::Refused(_)) => {
+                Err(failure) => failure,
+            };
+            match &failure {
+                TransactionError::Abort(_) => returner.abort()?,
+                // The broker that led it has fallen, as a rule: see below.
+                TransactionError::Fatal(_) => {}
+                TransactionError::Refused(_) => {
                     // What refuses is told; that the abort fails as well says no more, and the broker aborts in time.
                     if let Err(error) = returner.abort() {
                         tracing::warn!(error = chain(&error), "the transaction could not be aborted");
                     }
                     return Err(failure);
                 }
-                Err(
-                    failure @ (TransactionError::Settings(_)
-                    | TransactionError::Unreachable(_)
-                    | TransactionError::Fenced(_)
-                    | TransactionError::Fatal(_)),
-                ) => return Err(failure),
+                TransactionError::Settings(_) | TransactionError::Unreachable(_) | TransactionError::Fenced(_) => {
+                    return Err(failure);
+                }
+            }
+            attempt += 1;
+            if attempt >= ATTEMPTS || self.shutdown.is_cancelled() {
+                return Err(failure);
+            }
+            tracing::warn!(error = chain(&failure), attempt, "the transaction is done again");
+            self.wait(BACKOFF.delay(attempt - 1, random()));
+            if matches!(failure, TransactionError::Fatal(_)) {
+                // A new producer ends what the old one left open. Whether that counts is told by the progress.
+                self.returner = Some(self.way.begin()?);
+                if !positions.is_empty() && self.way.has(positions)? {
+                    return Ok(());
+                }
             }
         }
     }

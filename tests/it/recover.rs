@@ -316,7 +316,7 @@ async fn flinks_away_for_a_moment_costs_nothing_but_time() {
     let running = scene.start("", &["--file", &file, "--attempts", "3", "--concurrency", "8"]);
     until("some are authorised", || scene.authorised() >= 10).await;
     scene.stub.set_down(true);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until("it is looked for", || scene.stub.counts().refused >= 3).await;
     scene.stub.set_down(false);
     let (code, report) = tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic");
     assert_eq!((code, &report["recovered"]), (0, &100.into()), "{report:#}");
@@ -379,9 +379,9 @@ async fn a_signal_lets_what_is_under_way_end() {
     }
     // Flinks away is not waited for then.
     scene.stub.set_down(true);
+    let refused = scene.stub.counts().refused;
     let running = scene.start("", &arguments);
-    // It is told once, when calls fail; a signal before that would end it as well.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until("it has called", || scene.stub.counts().refused > refused).await;
     running.signal(Signal::TERM);
     let (code, report) = tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic");
     assert_eq!((code, &report["recovered"], &report["stopped"]), (143, &0.into(), &true.into()), "{report:#}");

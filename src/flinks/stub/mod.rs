@@ -113,6 +113,8 @@ pub struct Counts {
     pub calls: BTreeMap<(&'static str, &'static str), u64>,
     /// Connections accepted, without those closed at once while it was down.
     pub connections: u64,
+    /// Connections closed at once, while it was down.
+    pub refused: u64,
     /// Calls under way now.
     pub at_once: usize,
     /// The most calls at once, over all LoginIds.
@@ -257,7 +259,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, shutdown: Cancellati
         while connections.try_join_next().is_some() {}
         match accepted {
             // Dropped at once: closed.
-            Ok(_) if *shared.down.borrow() => {}
+            Ok(_) if *shared.down.borrow() => shared.state().counts.refused += 1,
             Ok((stream, _)) => {
                 shared.state().counts.connections += 1;
                 drop(connections.spawn(serve(stream, shared.clone())));
