@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flinks_bridge::config::Config;
 use rdkafka_sys::types::{RDKafkaApiKey as ApiKey, RDKafkaRespErr as Error};
 use tokio_util::sync::CancellationToken;
 
@@ -10,11 +11,28 @@ use crate::publish::{each, post, quick, webhook};
 use crate::support::http::Client;
 use crate::support::{Bridge, PATH, TOPICS, eventually, mock_cluster, settings, signed};
 
-/// The probe asks every two seconds and waits five for an answer; this is ample for a few of them.
-const AMPLE: Duration = Duration::from_secs(30);
+/// The probe asks every two seconds and waits five for an answer; this is ample for a few of them on a busy machine.
+const AMPLE: Duration = Duration::from_secs(120);
+
+/// Settings with which it is soon unready, and asks leaders no longer than they may need on a busy machine.
+fn soon_unready(bootstrap_servers: &str) -> Config {
+    let mut config = quick(bootstrap_servers);
+    for lane in [&mut config.kafka.small, &mut config.kafka.large] {
+        lane.socket_timeout = Duration::from_secs(3);
+    }
+    config
+}
 
 async fn ready(bridge: &Bridge, what: &str) {
-    eventually(&format!("ready: {what}"), AMPLE, || bridge.readiness().check() == Ok(vec![])).await;
+    let mut told = None;
+    let is_ready = || {
+        let now = bridge.readiness().check();
+        if told.as_ref() != Some(&now) {
+            println!("{what}: {now:?}");
+        }
+        told.insert(now) == &Ok(vec![])
+    };
+    eventually(&format!("ready: {what}"), AMPLE, is_ready).await;
     for topic in bridge.config.event_types.types.iter().map(|event_type| &event_type.topic) {
         assert_eq!(bridge.metric("bridge_topic_ready", &[("topic", topic)]), 1.0, "{what}: {topic}");
     }
@@ -76,7 +94,7 @@ async fn topics_that_are_missing_or_forbidden_are_named_and_mended_without_traff
 fn brokers_that_go_make_it_unready_and_brokers_that_come_ready() {
     each([false, true], async |traffic| {
         let cluster = mock_cluster(3);
-        let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+        let bridge = Bridge::start(soon_unready(&cluster.bootstrap_servers()));
         ready(&bridge, "at first").await;
         if traffic {
             assert_eq!(post(&bridge, &webhook("before", 0)).await.status, 200);
@@ -105,7 +123,7 @@ fn brokers_that_go_make_it_unready_and_brokers_that_come_ready() {
 async fn brokers_down_from_the_start_are_waited_for() {
     let cluster = mock_cluster(1);
     cluster.broker_down(1).expect("there is a broker 1");
-    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    let bridge = Bridge::start(soon_unready(&cluster.bootstrap_servers()));
     not_ready(&bridge, &["no topic's leader has been reached since the start"]).await;
     not_ready(&bridge, &["kafka does not answer"]).await;
     cluster.broker_up(1).expect("there is a broker 1");
@@ -117,7 +135,7 @@ async fn brokers_down_from_the_start_are_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_that_are_gone_count_only_when_all_are() {
     let cluster = mock_cluster(1);
-    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    let bridge = Bridge::start(soon_unready(&cluster.bootstrap_servers()));
     ready(&bridge, "at first").await;
     cluster.partition_leader("flinks.kyc", 0, None).expect("there is such a partition");
     eventually("the topic's gauge falls", AMPLE, || {
@@ -149,7 +167,7 @@ async fn leaders_that_are_gone_count_only_when_all_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn publishes_that_all_fail_make_it_unready_until_they_have_rested() {
     let cluster = mock_cluster(1);
-    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    let bridge = Bridge::start(soon_unready(&cluster.bootstrap_servers()));
     ready(&bridge, "at first").await;
     assert_eq!(post(&bridge, &webhook("before", 0)).await.status, 200);
     // What is no single topic's fault.
@@ -185,7 +203,7 @@ async fn publishes_that_all_fail_make_it_unready_until_they_have_rested() {
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_that_are_all_denied_take_it_out() {
     let cluster = mock_cluster(1);
-    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    let bridge = Bridge::start(soon_unready(&cluster.bootstrap_servers()));
     ready(&bridge, "at first").await;
     for topic in TOPICS {
         cluster.topic_error(topic, Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).expect("the topic is there");
@@ -203,7 +221,7 @@ async fn topics_that_are_all_denied_take_it_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_over_although_one_topic_is_still_denied() {
     let cluster = mock_cluster(1);
-    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+    let bridge = Bridge::start(soon_unready(&cluster.bootstrap_servers()));
     ready(&bridge, "at first").await;
     let denied = Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
     cluster.topic_error("flinks.pay-events", denied).expect("the topic is there");

@@ -698,7 +698,12 @@ impl Cluster {
 
     /// All topics that exist, internal ones included.
     pub fn topics(&self) -> Vec<String> {
-        let metadata = self.running().find_map(|node| node.metadata(None)).expect("a running node answers");
+        let mut answer = None;
+        self.eventually("metadata of all topics", READ_STALL, || {
+            answer = self.running().find_map(|node| node.metadata(None));
+            answer.is_some()
+        });
+        let metadata = answer.expect("`eventually` returned, so it was set");
         metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
     }
 
@@ -713,7 +718,12 @@ impl Cluster {
     }
 
     fn partitions(&self, topic: &str) -> std::ops::Range<i32> {
-        let metadata = self.running().find_map(|node| node.metadata(Some(topic))).expect("a running node answers");
+        let mut answer = None;
+        self.eventually(&format!("metadata of {topic}"), READ_STALL, || {
+            answer = self.running().find_map(|node| node.metadata(Some(topic)));
+            answer.is_some()
+        });
+        let metadata = answer.expect("`eventually` returned, so it was set");
         let found = &metadata.topics()[0];
         assert!(!found.partitions().is_empty(), "topic {topic} does not exist");
         0..found.partitions().len() as i32
