@@ -542,19 +542,20 @@ async fn killed_over_and_over_each_record_has_its_results() {
     let options = StubOptions { latency: Duration::from_millis(50), ..StubOptions::default() };
     let stub = Stub::start(options).await.expect("it starts");
     let config = config(&servers, &stub, "");
-    // Some LoginIds more than once: they are the ones that two calls at once could meet.
-    let stored =
-        (0..records).map(|n| record(&config, "toolbox", &accounts(&format!("login-{}", n % (records / 2)), n)));
+    // For each kill its own, so that there is work whenever it comes. Some LoginIds more than once: they are the ones that
+    // two calls at once could meet.
+    let part = records / kills;
+    let stored = (0..records).map(|n| record(&config, "toolbox", &accounts(&format!("login-{}", n % (part / 2)), n)));
     let stored: Vec<Record> = stored.collect();
-    store(&config, stored.clone()).await;
 
     let began = Instant::now();
     let mut processes = [Process::start(&servers, &stub), Process::start(&servers, &stub)];
-    for kill in 0..kills {
+    for (kill, part) in stored.chunks(part).enumerate() {
         let before = stub.counts().total();
+        store(&config, part.to_vec()).await;
         let working = || stub.counts().total() > before + 50;
         eventually("calls are made", PATIENCE, working).await;
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..5_000))).await;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..2_000))).await;
         let victim = &mut processes[kill % 2];
         victim.child.kill().expect("it runs");
         victim.child.wait().expect("it has ended");
