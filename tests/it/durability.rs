@@ -166,7 +166,7 @@ fn terminated(runtime: &Runtime, mut bridge: Ingress, keep_alive: bool) -> Ledge
 
 #[test]
 fn large_webhooks_do_not_hurt_small_ones() {
-    let cluster = cluster(ClusterOptions::default());
+    let cluster = cluster(ClusterOptions { alone: true, ..ClusterOptions::default() });
     let runtime = runtime();
     let mut table = Table::new();
     let mut ledgers = Vec::new();

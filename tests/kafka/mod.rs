@@ -72,6 +72,8 @@ pub struct ClusterOptions {
     /// Two listeners more, where clients log in with SCRAM-SHA-512 over TLS, and where they show a certificate; who
     /// comes there may do what [`Cluster::allow`] says and nothing else.
     pub secure: bool,
+    /// Whether no other cluster runs beside it, for a test that needs the machine.
+    pub alone: bool,
     /// The heap of each node, in MiB.
     pub heap_mib: u32,
     /// A node whose data stand on a disk of its own, a tmpfs of so many MiB: see [`Cluster::set_disk`]. It is mounted
@@ -87,6 +89,7 @@ impl Default for ClusterOptions {
             link_rate: None,
             link_login: None,
             secure: false,
+            alone: false,
             heap_mib: 512,
             small_disk: None,
         }
@@ -237,7 +240,7 @@ impl Cluster {
     /// Starts the nodes and returns when each of them knows all of them.
     pub fn start(options: ClusterOptions) -> Cluster {
         assert!(!is_quick(), "tests/run.sh --quick leaves out what needs a real Kafka: its list lacks this test");
-        let turn = Turn::take(options.nodes as usize);
+        let turn = Turn::take(if options.alone { NODES_AT_ONCE } else { options.nodes as usize });
         let kafka = kafka();
         let directory =
             tempfile::Builder::new().prefix("flinks-bridge-kafka-").tempdir().expect("a temporary directory");
