@@ -87,7 +87,7 @@ compile() {
 
 # Runs the tests, `at_once` for each core: they wait for most of their time. How long each took
 # is told by a harness of a nightly compiler alone, or by one that believes to be of one; nothing is compiled differently.
-at_once=6
+at_once=4
 cargo_test() {
   local host
   host=$(rustc -vV | sed -n 's/^host: //p')

@@ -98,7 +98,7 @@ impl Default for ClusterOptions {
 
 /// A running cluster. Dropping it kills its nodes and removes their data.
 ///
-/// Nine nodes run at a time in a test process: a [`Cluster::start`] above that waits until another is dropped, so that tests
+/// Six nodes run at a time in a test process: a [`Cluster::start`] above that waits until another is dropped, so that tests
 /// may run in parallel without starving each other of memory and cores. Who holds one must not start another.
 pub struct Cluster {
     nodes: Vec<Node>,
@@ -1079,9 +1079,9 @@ impl Watcher {
     }
 }
 
-/// How many nodes run at a time in a test process: three clusters of three, each node of some 400 MiB. They and the tests
+/// How many nodes run at a time in a test process: two clusters of three, each node of some 400 MiB. They and the tests
 /// wait for most of their time.
-const NODES_AT_ONCE: usize = 9;
+const NODES_AT_ONCE: usize = 6;
 
 /// The right to run so many nodes in this process; whoever holds one may be sent to another thread, unlike a lock's guard.
 struct Turn(usize);
