@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fetches the jars of Apache Kafka through Maven into a cache outside the checkout, and prints the directory, and in a second
 # line the one with what makes nodes start in half of their time: the JVM's archive of the classes that a node loads
-# (`classes.jsa`), and what formatting writes into the storage of each (`bootstrap.checkpoint`). Both are made by
-# formatting and starting a node once.
+# (`classes.jsa`), and what formatting writes into the storage of each (`storage`, without what is a node's own). Both are
+# made by formatting and starting a node once.
 #
 # The version is FLINKS_BRIDGE_TEST_KAFKA, else the one below. The cache is FLINKS_BRIDGE_TEST_CACHE, else flinks-bridge under XDG_CACHE_HOME, else under ~/.cache. The directory
 # appears under its final name only when it is whole, and a lock makes a second call wait for the first, so that any
@@ -29,7 +29,7 @@ java_version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | h
 [[ ${java_version:-0} -ge 17 ]] || fail "java on the PATH is version ${java_version:-unknown}: Kafka $kafka_version needs Java 17"
 
 # Another Java does not read the archive.
-prepared=$jars-java-$(java -version 2>&1 | sha256sum | head -c 12)
+prepared=$jars-node-$({ java -version 2>&1; cat "$here/fetch.sh"; } | sha256sum | head -c 12)
 
 if [[ ! -d $jars ]]; then
   command -v mvn >/dev/null || fail "mvn is missing: the jars of Kafka $kafka_version come through Maven (Debian: maven)"
@@ -70,8 +70,7 @@ log.dirs=$into/data
 PROPERTIES
   "${java[@]}" -Dlog4j2.configurationFile="$here/log4j2.properties" -cp "$jars/lib/*" kafka.tools.StorageTool \
     format --cluster-id Zmxpbmtz-GJyaWRnZQAAAA --config "$into/server.properties" >"$into/log" 2>&1 || return
-  mv "$into/data/bootstrap.checkpoint" "$into/bootstrap.checkpoint.made"
-  cp "$into/bootstrap.checkpoint.made" "$into/data/bootstrap.checkpoint"
+  cp -r "$into/data" "$into/storage" && rm "$into/storage/meta.properties" || return
   "${java[@]}" -XX:ArchiveClassesAtExit="$into/classes.jsa" -Dlog4j2.configurationFile="$here/log4j2.properties" \
     -cp "$jars/lib/*" kafka.Kafka "$into/server.properties" >>"$into/log" 2>&1 &
   node=$!
@@ -92,8 +91,7 @@ if [[ ! -d $prepared ]]; then
     [[ $attempt != 3 ]] || { cat "$partial/log" >&2; fail 'a node of Kafka does not start; what it said stands above'; }
   done
   mkdir "$partial/whole"
-  mv "$partial/classes.jsa" "$partial/whole/"
-  mv "$partial/bootstrap.checkpoint.made" "$partial/whole/bootstrap.checkpoint"
+  mv "$partial/classes.jsa" "$partial/storage" "$partial/whole/"
   mv -T "$partial/whole" "$prepared"
 fi
 

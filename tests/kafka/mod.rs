@@ -791,7 +791,7 @@ impl Cluster {
             )
             .expect("what the storage is said to be");
             let mut copy = node.command("cp");
-            copy.arg(meta).arg(self.kafka.prepared.join("bootstrap.checkpoint")).arg(node.data());
+            copy.arg("-r").arg(meta).arg(self.kafka.prepared.join("storage/.")).arg(node.data());
             let output = copy.output().expect("cp is on the PATH");
             let error = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "the storage of node {} was not formatted: {error}", node.id);
