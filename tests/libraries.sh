@@ -36,7 +36,7 @@ while IFS=$'\t' read -r name found series support advisories; do
 done <<LIBRARIES
 librdkafka	${rdkafka#*+}	2.*	the newest release alone	https://github.com/confluentinc/librdkafka/releases
 OpenSSL	${openssl#*+}	3.6.*	ended on 2026-11-01; 3.5, supported until 2030-04-08, has a crate with fewer corrections, and 4.0 none that librdkafka's takes	https://openssl-library.org/news/vulnerabilities
-zlib	$zlib	1.3.*	the newest release alone	https://zlib.net
+zlib	$zlib	1.4*	the newest release alone	https://zlib.net
 zstd	${zstd#*zstd.}	1.5.*	the newest release alone	https://github.com/facebook/zstd/releases
 jemalloc	$(cut -d - -f 1 <<<"${jemalloc#*+}")	5.3.*	the newest release alone	https://github.com/jemalloc/jemalloc/releases
 AWS-LC	$aws_lc	5.*	the newest release alone	https://aws.amazon.com/security/security-bulletins
