@@ -89,8 +89,6 @@ const UNAVAILABLE: u8 = 69;
 /// Kafka's name of the setting that lets brokers make a topic that somebody asks for.
 const AUTO_CREATE: &str = "auto.create.topics.enable";
 
-/// How long brokers may take to learn of a topic that was made, where one does not tell its settings.
-const SPREADING: Duration = Duration::from_secs(15);
 /// Between two looks at what was done.
 const TURN: Duration = Duration::from_millis(250);
 
@@ -164,7 +162,7 @@ struct Run {
 
 impl Run {
     fn look(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
-        self.found = cluster.describe(&self.wanted)?;
+        self.found = cluster.describe(&self.wanted, !self.taken.is_empty())?;
         Ok(())
     }
 
@@ -204,22 +202,13 @@ impl Run {
         if options.dry_run {
             return Ok(());
         }
-        let began = Instant::now();
-        let deadline = began + options.wait;
+        let deadline = Instant::now() + options.wait;
         loop {
             let steps = plan(&self.wanted, &self.found, allowed);
             // What is left of steps that were taken is on its way; what was refused would be refused again.
             let awaited = |step: &&Step| !self.taken.iter().any(|(taken, why)| taken == *step && why.is_some());
             let usable = |found: &Found| !matches!(found, Found::There(topic) if !topic.is_usable());
-            // Brokers learn of a new topic one after the other, and the next to be asked may be the last.
-            let made = |name: &str| {
-                let made = |step: &Step| matches!(step, Step::Create(made) if *made.name == *name);
-                self.taken.iter().any(|(step, why)| why.is_none() && made(step))
-            };
-            let untold = |found: &Found| matches!(found, Found::There(topic) if topic.settings.is_err());
-            let spreads = began.elapsed() < SPREADING
-                && self.wanted.iter().zip(&self.found).any(|(wanted, found)| untold(found) && made(&wanted.name));
-            let done = !steps.iter().any(|step| awaited(&step)) && self.found.iter().all(usable) && !spreads;
+            let done = !steps.iter().any(|step| awaited(&step)) && self.found.iter().all(usable);
             if done || Instant::now() >= deadline {
                 return Ok(());
             }

@@ -4,7 +4,7 @@
 # (as root or with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
 #
 #   tests/run.sh                    everything, with the slowest tests and rows at the end
-#   tests/run.sh --quick            what needs no real Kafka, for those who change something: about a minute
+#   tests/run.sh --quick            what needs no real Kafka, for those who change something: a minute and a half
 #   tests/run.sh ARGUMENTS          goes to `cargo test`, without the fault matrix and the counts
 #
 # FLINKS_BRIDGE_LONG_FAULTS, set to anything, makes the fault matrix' loads longer, runs the rows that cost too much
@@ -85,9 +85,11 @@ compile() {
   cargo test --locked --no-run --test faults
 }
 
-# Runs the tests, `at_once` for each core: they wait for most of their time. How long each took
-# is told by a harness of a nightly compiler alone, or by one that believes to be of one; nothing is compiled differently.
+# How many tests run at once for each core: they wait for most of their time.
 at_once=4
+
+# Runs the tests. How long each took is told only by the harness of a nightly compiler, or by one that takes itself for such
+# a one; nothing is compiled differently.
 cargo_test() {
   local host
   host=$(rustc -vV | sed -n 's/^host: //p')

@@ -61,27 +61,38 @@ beside() {
   beside_last=$log
 }
 
+# Prints a step beside that has ended; fails where it has failed.
+tell_beside() {
+  local number=$1 result seconds
+  read -r result seconds <"$beside_directory/$number.ended"
+  printf '\n== %s (beside others)\n' "${beside_names[$number]}"
+  cat "$beside_directory/$number"
+  printf '== %s: %s after %d s\n' "${beside_names[$number]}" "$(ended "$result")" "$seconds"
+  beside_names[number]=
+  [[ $result == 0 || $result == "$not_checked" ]]
+}
+
 # Waits for all steps beside, and prints them; fails where one has failed.
 join_beside() {
-  local number result seconds failed=0
+  local number failed=0
   for number in "${!beside_names[@]}"; do
     [[ -n ${beside_names[$number]} ]] || continue
     until [[ -e $beside_directory/$number.ended ]]; do sleep 0.2; done
-    read -r result seconds <"$beside_directory/$number.ended"
-    printf '\n== %s (beside others)\n' "${beside_names[$number]}"
-    cat "$beside_directory/$number"
-    printf '== %s: %s after %d s\n' "${beside_names[$number]}" "$(ended "$result")" "$seconds"
-    [[ $result == 0 || $result == "$not_checked" ]] || failed=$result
-    beside_names[number]=
+    tell_beside "$number" || failed=1
   done
   [[ $failed == 0 ]]
 }
 
-# Ends what still runs beside, where the script ends before it.
+# Where the script ends before them: prints the steps beside that have ended, and ends the others.
 end_beside() {
   local number
-  for number in "${!beside_groups[@]}"; do
-    [[ -e $beside_directory/$number.ended ]] || kill -- "-${beside_groups[$number]}" 2>/dev/null || true
+  for number in "${!beside_names[@]}"; do
+    [[ -n ${beside_names[$number]} ]] || continue
+    if [[ -e $beside_directory/$number.ended ]]; then
+      tell_beside "$number" || true
+    else
+      kill -- "-${beside_groups[$number]}" 2>/dev/null || true
+    fi
   done
   rm -rf "$beside_directory"
 }

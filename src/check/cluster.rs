@@ -67,7 +67,7 @@ async fn described(config: &Config, uses: &Uses) -> Result<Vec<topics::Differenc
     let wanted: Vec<_> = topics::wanted(config).into_iter().filter(|topic| uses.contains_key(&*topic.name)).collect();
     let kafka = config.kafka.clone();
     let describe = move || {
-        let found = topics::Cluster::new(&kafka).and_then(|cluster| cluster.describe(&wanted));
+        let found = topics::Cluster::new(&kafka).and_then(|cluster| cluster.describe(&wanted, false));
         let found = found.map_err(|error| chain(&error))?;
         let differences = wanted.iter().zip(&found).flat_map(|(wanted, found)| topics::differences(wanted, found));
         Ok(differences.collect())

@@ -29,6 +29,9 @@ pub(super) fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
 /// Sorts what librdkafka says of a record into what a caller decides on.
 pub(super) fn sort(code: Option<RDKafkaErrorCode>, possibly_persisted: bool) -> PublishError {
     let cause = code.and_then(cause_of).unwrap_or(PublishCause::Other);
+    // A session that could not log in again takes its requests under way with it. librdkafka says of each that it is not
+    // persisted, as of all errors that it does not know better (`rd_kafka_err_action`), though it may have been sent.
+    let possibly_persisted = possibly_persisted || code == Some(RDKafkaErrorCode::Authentication);
     let detail = code.map_or_else(|| "no error code".to_owned(), |code| format!("{code:?}"));
     PublishError { cause, possibly_persisted, detail }
 }
@@ -224,6 +227,12 @@ fn cause_of(code: RDKafkaErrorCode) -> Option<PublishCause> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_failed_login_took_along_may_be_persisted() {
+        assert!(sort(Some(RDKafkaErrorCode::Authentication), false).possibly_persisted);
+        assert!(!sort(Some(RDKafkaErrorCode::TopicAuthorizationFailed), false).possibly_persisted);
+    }
 
     #[test]
     fn every_code_that_librdkafka_has_is_decided() {

@@ -238,9 +238,16 @@ async fn member<W: Work>(
             assignment.remove(&assignment.places());
             Err(ConsumerError::Broken)
         });
-        leave(native, session);
-        // A panic in it has been told already.
-        let _ = watcher.join();
+        // Leaves the group, for which it polls until librdkafka is done; with Kafka away that may be never. Whoever is
+        // silent for as long as a session lasts is no member any more.
+        let leave = move || {
+            drop(native);
+            // A panic in it has been told already.
+            let _ = watcher.join();
+        };
+        if !done_within(session, leave) {
+            tracing::warn!("kafka does not answer: the group is not left, the member's session times out");
+        }
         // Who comes again at once is told as being there.
         if !matches!(served, Ok(Ended::Outdated)) {
             membership.ended();
@@ -256,22 +263,20 @@ async fn member<W: Work>(
     told.await.unwrap_or(Err(ConsumerError::Broken))
 }
 
-/// Leaves the group, for as long as a session lasts at most: whoever is silent for that long is no member any more. Where
-/// Kafka is away librdkafka may wait for it without an end.
-fn leave(native: Native, session: Duration) {
-    let (left, has_left) = mpsc::channel::<()>();
-    let leaving = move || {
-        // Polls until librdkafka has closed it.
-        drop(native);
-        drop(left);
+/// Does something that may block without an end on a thread of its own. Whether it was done within so long; if not, it
+/// goes on.
+fn done_within(limit: Duration, act: impl FnOnce() + Send + 'static) -> bool {
+    let (ending, ended) = mpsc::channel::<()>();
+    let act = move || {
+        act();
+        drop(ending);
     };
     thread::Builder::new()
         .name("kafka-leave".to_owned())
-        .spawn(leaving)
+        .spawn(act)
         .expect("a thread can be started while another ends");
-    if has_left.recv_timeout(session) == Err(mpsc::RecvTimeoutError::Timeout) {
-        tracing::warn!("kafka does not answer: the group is not left, the member's session times out");
-    }
+    // Nothing is ever sent: the channel ends with the thread.
+    ended.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout)
 }
 
 /// How the work on a record is begun: as a task of its own, whose end is told however it comes.
@@ -644,6 +649,14 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Needs};
+
+    #[test]
+    fn what_never_ends_is_not_waited_for() {
+        let (keep, never) = mpsc::channel::<()>();
+        assert!(!done_within(Duration::from_millis(20), move || assert!(never.recv().is_err())));
+        drop(keep);
+        assert!(done_within(Duration::from_secs(60), || ()));
+    }
 
     #[test]
     fn what_the_promise_rests_on_reaches_librdkafka() {

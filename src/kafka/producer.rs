@@ -296,8 +296,8 @@ impl LaneProducer {
     }
 
     /// A small question to the leader of a partition, over the connection that records take: it connects where nothing
-    /// has yet, keeps it from being idle, and ends one that is dead. Blocks, for as long as a produce request may: a
-    /// question that gives up sooner would end a connection that is only busy.
+    /// has yet, keeps it from being idle, and ends one that is dead. Blocks, for as long as a produce request may at most:
+    /// a question that gives up sooner would end a connection that is only busy.
     pub(super) fn look(&self, topic: &str, partition: i32) -> Look {
         let patience = match self.lane {
             Lane::Small => self.kafka.small.socket_timeout,
@@ -308,11 +308,13 @@ impl LaneProducer {
         }
         let current = self.current.load_full();
         let client = current.client();
-        let ask = || client.fetch_watermarks(topic, partition, patience).map_err(|error| error.rdkafka_error_code());
+        let until = Instant::now() + patience;
+        let left = || until.saturating_duration_since(Instant::now());
+        let ask = || client.fetch_watermarks(topic, partition, left()).map_err(|error| error.rdkafka_error_code());
         let mut answer = ask();
-        // What the lane knows of its leaders may be of an outage, and is not asked for again until a record comes.
+        // What the lane knows of its leaders may be of an outage, and without a record it is told anew once a minute.
         if let Err(Some(RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::LeaderNotAvailable)) = answer
-            && client.fetch_metadata(Some(topic), patience).is_ok()
+            && client.fetch_metadata(Some(topic), left()).is_ok()
         {
             answer = ask();
         }

@@ -260,7 +260,7 @@ fn redrive(
 
     // Before the progress is asked for: what another process has left open is settled by this.
     let way = Way { config: &config, group: &group, transactional_id: options.transactional_id.as_deref() };
-    let returner = if options.dry_run { None } else { Some(way.begin()?) };
+    let returner = if options.dry_run { None } else { Some(way.start()?) };
     let since_ms = selection.since.map_or(0, unix_millis);
     let spans = reader::spans_of(&config.kafka, &topics, since_ms, Isolation::Committed)?;
     let mut progress = Progress::known(&config, &group, &spans, !options.dry_run)?;
@@ -446,7 +446,7 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    fn begin(&self) -> Result<Returner, TransactionError> {
+    fn start(&self) -> Result<Returner, TransactionError> {
         Returner::start(self.config, self.group, self.transactional_id.unwrap_or(self.group))
     }
 
@@ -575,7 +575,7 @@ impl Batch<'_> {
             };
             match &failure {
                 TransactionError::Abort(_) => returner.abort()?,
-                // The broker that led it has fallen, as a rule: see below.
+                // As when its coordinator falls: a new producer is made below.
                 TransactionError::Fatal(_) => {}
                 TransactionError::Refused(_) => {
                     // What refuses is told; that the abort fails as well says no more, and the broker aborts in time.
@@ -595,8 +595,8 @@ impl Batch<'_> {
             tracing::warn!(error = chain(&failure), attempt, "the transaction is done again");
             self.wait(BACKOFF.delay(attempt - 1, random()));
             if matches!(failure, TransactionError::Fatal(_)) {
-                // A new producer ends what the old one left open. Whether that counts is told by the progress.
-                self.returner = Some(self.way.begin()?);
+                // It ends what the old one left open. Whether that counts is told by the progress.
+                self.returner = Some(self.way.start()?);
                 if !positions.is_empty() && self.way.has(positions)? {
                     return Ok(());
                 }

@@ -252,7 +252,7 @@ pub struct Stage {
     /// Whether loads are longer, and rows that cost too much run too.
     pub long: bool,
     /// `target/faults`.
-    pub directory: PathBuf,
+    directory: PathBuf,
     cluster: Option<(&'static str, Cluster)>,
     ingress: Option<(&'static str, Settings, Ingress)>,
 }

@@ -6,8 +6,8 @@
 //!     cargo test --test faults -- kafka queue-full    # a group, and one fault
 //!     cargo test --test faults -- --long              # longer loads, and the rows that cost too much for CI
 //!
-//! Two rows run at a time, each with a cluster and an ingress of its own. A row is printed as it ends, with the evidence that its fault really happened; the whole table at the end, and as
-//! Markdown in `target/faults/faults.md`. A row fails if a body answered 200 is not in the topics, if a record is there
+//! Two rows run at a time, each with a cluster and an ingress of its own. A row is printed as it ends, with the evidence
+//! that its fault really happened; the whole table at the end, and as Markdown in `target/faults/faults.md`. A row fails if a body answered 200 is not in the topics, if a record is there
 //! more often than answers explain, if users saw what they should not see or waited beyond a publish deadline, if it
 //! did not recover, or if its fault did not happen at all. One that fails stops no other; its ledger, its audit, its
 //! pictures and the log of the ingress stay in `target/faults/<fault>/`. Exit code: 0 if every row is as it should be,

@@ -581,7 +581,7 @@ fn create_topics(setup: &Setup, servers: &str) {
     let loaded = Config::parse(&setup.toml, Path::new("test.toml"), &[servers], Needs::NEITHER).expect("good settings");
     let cluster = topics::Cluster::new(&loaded.config.kafka).expect("good properties");
     let wanted = topics::wanted(&loaded.config);
-    let found = cluster.describe(&wanted).expect("it answers");
+    let found = cluster.describe(&wanted, false).expect("it answers");
     for step in topics::plan(&wanted, &found, topics::Allowed::default()) {
         cluster.carry_out(&step).expect("it is allowed");
     }

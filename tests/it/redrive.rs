@@ -345,13 +345,15 @@ fn faults_are_told_by_exit_code() {
 fn a_transaction_that_fails_is_done_again_or_given_up() {
     use RDKafkaRespErr as E;
     // What Kafka answers and how often, the exit code, and what is told of it.
-    let cases: [(RDKafkaApiKey, RDKafkaRespErr, usize, i32, &str); 7] = [
+    let cases: [(RDKafkaApiKey, RDKafkaRespErr, usize, i32, &str); 9] = [
         // Tried again within the transaction.
         (RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE, 2, 0, ""),
         // Aborted, and done again.
         (RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, 1, 0, ""),
-        // The end of the producer: another one looks whether it counts.
+        // The end of the producer: another one looks whether it counts, as here, or does it again, some times.
         (RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 1, 0, ""),
+        (RDKafkaApiKey::AddOffsetsToTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 1, 0, ""),
+        (RDKafkaApiKey::AddOffsetsToTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 100, 1, "failed for good"),
         // Always the same: given up after some times.
         (RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, 100, 1, "the transaction failed"),
         // No second try changes these.

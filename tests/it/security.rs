@@ -408,9 +408,11 @@ fn roles_with_the_least_permissions_and_credentials_that_change() {
     let topics = Topics::read(&cluster, &TOPICS);
     for (ledger, process) in ledgers.iter().zip([&ingress, &ingress_tls]) {
         println!("{ledger}");
-        // README, "Rotation": what is under way on a session that cannot log in again is refused.
+        // README, "Rotation": what is under way on a session that cannot log in again is refused. Certificates know no
+        // such moment.
         let refused = process.log().matches("permission (Authentication)").count();
-        assert!(refused <= CONNECTIONS, "{refused}: {}", process.tail());
+        let may_be = if std::ptr::eq(process, &ingress) { CONNECTIONS } else { 0 };
+        assert!(refused <= may_be, "{refused}: {}", process.tail());
         assert_eq!(ledger.acked() + refused, ledger.entries.len(), "{}; {}", ledger.answers(), process.tail());
         topics.audit(ledger).assert_kept("a load with changing credentials");
         topics.audit(ledger).assert_none_doubled("a load with changing credentials");

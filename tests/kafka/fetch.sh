@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fetches the jars of Apache Kafka through Maven into a cache outside the checkout, and prints the directory, and in a second
-# line the one with what makes nodes start in half of their time: the JVM's archive of the classes that a node loads
-# (`classes.jsa`), and what formatting writes into the storage of each (`storage`, without what is a node's own). Both are
-# made by formatting and starting a node once.
+# Fetches the jars of Apache Kafka through Maven into a cache outside the checkout, and prints two directories, a line
+# each: the one with the jars, and one that makes nodes start in half of their time. That has the JVM's archive of the
+# classes that a node loads (`classes.jsa`), and what formatting writes into the storage of each (`storage`, without what is
+# a node's own); both are made by formatting and starting a node once.
 #
-# The version is FLINKS_BRIDGE_TEST_KAFKA, else the one below. The cache is FLINKS_BRIDGE_TEST_CACHE, else flinks-bridge under XDG_CACHE_HOME, else under ~/.cache. The directory
-# appears under its final name only when it is whole, and a lock makes a second call wait for the first, so that any
-# number may run at once. With the jars in place nothing is downloaded and Maven is not needed.
+# The version is FLINKS_BRIDGE_TEST_KAFKA, else the one below. The cache is FLINKS_BRIDGE_TEST_CACHE, else flinks-bridge
+# under XDG_CACHE_HOME, else under ~/.cache. Each directory appears under its final name only when it is whole, and a lock
+# makes a second call wait for the first, so that any number may run at once. With the jars in place nothing is downloaded and Maven is not needed.
 set -euo pipefail
 
 kafka_version=${FLINKS_BRIDGE_TEST_KAFKA:-4.3.0}
@@ -25,11 +25,12 @@ fail() {
 
 # The broker runs on Java 17 or later, so that is asked first, jars or none.
 command -v java >/dev/null || fail "java is missing: Kafka $kafka_version needs Java 17 (Debian: openjdk-17-jre-headless)"
-java_version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1)
+java=$(java -version 2>&1)
+java_version=$(sed -n 's/.* version "\([0-9]*\).*/\1/p' <<<"$java" | head -n 1)
 [[ ${java_version:-0} -ge 17 ]] || fail "java on the PATH is version ${java_version:-unknown}: Kafka $kafka_version needs Java 17"
 
-# Another Java does not read the archive.
-prepared=$jars-node-$({ java -version 2>&1; cat "$here/fetch.sh"; } | sha256sum | head -c 12)
+# Another Java does not read the archive, and another script may make it otherwise.
+prepared=$jars-node-$(cat - "$here/fetch.sh" <<<"$java" | sha256sum | head -c 12)
 
 if [[ ! -d $jars ]]; then
   command -v mvn >/dev/null || fail "mvn is missing: the jars of Kafka $kafka_version come through Maven (Debian: maven)"
@@ -56,7 +57,7 @@ fi
 
 # Formats and starts a node in the directory given, on two ports of those that the kernel does not hand out by itself.
 start_once() {
-  local into=$1 port=$((10000 + RANDOM % 20000)) node result=0
+  local into=$1 port=$((10000 + RANDOM % 20000)) result=0
   local java=(java -Xmx512m -XX:+UseSerialGC -XX:-UsePerfData -XX:TieredStopAtLevel=1)
   cat >"$into/server.properties" <<PROPERTIES
 process.roles=broker,controller
@@ -77,13 +78,14 @@ PROPERTIES
   until grep -q 'Kafka Server started' "$into/log" || ! kill -0 "$node" 2>/dev/null; do sleep 0.1; done
   kill "$node" 2>/dev/null || true
   wait "$node" || result=$?
+  node=
   # Ended by the signal that it was sent.
   [[ $result == 143 && -f $into/classes.jsa ]]
 }
 
 if [[ ! -d $prepared ]]; then
-  partial=$(mktemp -d "$prepared.XXXXXX")
-  trap 'rm -rf "$partial"' EXIT
+  partial=$(mktemp -d "$prepared.XXXXXX") node=
+  trap '[[ -z $node ]] || kill -9 "$node"; rm -rf "$partial"' EXIT
   # The ports may be another's.
   for attempt in 1 2 3; do
     rm -rf "${partial:?}"/*

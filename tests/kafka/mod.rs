@@ -701,12 +701,7 @@ impl Cluster {
 
     /// All topics that exist, internal ones included.
     pub fn topics(&self) -> Vec<String> {
-        let mut answer = None;
-        self.eventually("metadata of all topics", READ_STALL, || {
-            answer = self.running().find_map(|node| node.metadata(None));
-            answer.is_some()
-        });
-        let metadata = answer.expect("`eventually` returned, so it was set");
+        let metadata = self.told("metadata of all topics", |node| node.metadata(None));
         metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
     }
 
@@ -720,13 +715,18 @@ impl Cluster {
         tails
     }
 
-    fn partitions(&self, topic: &str) -> std::ops::Range<i32> {
-        let mut answer = None;
-        self.eventually(&format!("metadata of {topic}"), READ_STALL, || {
-            answer = self.running().find_map(|node| node.metadata(Some(topic)));
-            answer.is_some()
+    /// Asks the running nodes until one of them tells.
+    fn told<T>(&self, what: &str, mut ask: impl FnMut(&Node) -> Option<T>) -> T {
+        let mut told = None;
+        self.eventually(what, READ_STALL, || {
+            told = self.running().find_map(&mut ask);
+            told.is_some()
         });
-        let metadata = answer.expect("`eventually` returned, so it was set");
+        told.expect("`eventually` returned, so it was set")
+    }
+
+    fn partitions(&self, topic: &str) -> std::ops::Range<i32> {
+        let metadata = self.told(&format!("metadata of {topic}"), |node| node.metadata(Some(topic)));
         let found = &metadata.topics()[0];
         assert!(!found.partitions().is_empty(), "topic {topic} does not exist");
         0..found.partitions().len() as i32

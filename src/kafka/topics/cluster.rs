@@ -31,6 +31,8 @@ use crate::kafka::{KafkaSettingError, block_on, client_config};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the broker that is asked may not know a topic's settings although another one knows the topic.
 const SETTLING: Duration = Duration::from_secs(2);
+/// The same of topics that have just been made: brokers learn of them one after the other.
+const SPREADING: Duration = Duration::from_secs(15);
 /// Between two questions for the same.
 const TURN: Duration = Duration::from_millis(200);
 
@@ -136,11 +138,12 @@ impl Cluster {
         if settings.is_empty() { Err(NO_NODE_SETTINGS.to_owned()) } else { Ok(settings) }
     }
 
-    /// What there is under the topics' names, in their order.
+    /// What there is under the topics' names, in their order. Where some of them were `just_made`, settings that are not
+    /// told are asked for longer.
     ///
     /// # Errors
     /// When the cluster does not answer within ten seconds.
-    pub fn describe(&self, wanted: &[Wanted]) -> Result<Vec<Found>, ClusterError> {
+    pub fn describe(&self, wanted: &[Wanted], just_made: bool) -> Result<Vec<Found>, ClusterError> {
         let names: Vec<&str> = wanted.iter().map(|wanted| &*wanted.name).collect();
         let mut all = Vec::new();
         for name in &names {
@@ -148,7 +151,7 @@ impl Cluster {
             let described = metadata.topics().iter().find(|described| described.name() == *name);
             all.push(described.map_or(Found::Missing, found));
         }
-        let deadline = Instant::now() + SETTLING;
+        let deadline = Instant::now() + if just_made { SPREADING } else { SETTLING };
         loop {
             self.read_settings(&names, &mut all);
             let unread = |found: &Found| matches!(found, Found::There(Topic { settings: Err(_), .. }));
