@@ -24,10 +24,10 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::config::{Config, Endpoint, ScheduledRefreshes};
+use crate::config::{Config, Endpoint, ScheduledRefreshes, topics_of_types};
 use crate::dead_letter::{Cause, DeadLetter};
 use crate::flinks::{Attributes, CallError, Client, Gathering, Verdict};
-use crate::kafka::consumer::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
+use crate::kafka::consume::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
 use crate::kafka::{self, Publish};
 use crate::metrics::{ConsumerMetrics, EnrichMetrics, Enrichment, Lane, PublishCause};
 use crate::record::{self, Origin, Record, header};
@@ -54,7 +54,7 @@ pub async fn run(
     let topics = topics(&config);
     let Telling { consumer, enrich, membership } = telling;
     let work = Arc::new(Enricher::new(config.clone(), clients, publisher, enrich));
-    consumer::run(&config.kafka, &config.enrich.consumer, topics, consumer, work, shutdown, membership).await
+    consume::run(&config.kafka, &config.enrich.consumer, topics, consumer, work, shutdown, membership).await
 }
 
 /// What others learn of the role by.
@@ -70,7 +70,7 @@ pub struct Telling {
 
 /// The topics whose records are enriched: of the configured event types, overrides of instances included.
 pub fn topics(config: &Config) -> Vec<Arc<str>> {
-    kafka::topics_of_types(config, &config.enrich.event_types)
+    topics_of_types(config, &config.enrich.event_types)
 }
 
 /// Why a record is a dead letter, as it ends up there.

@@ -26,26 +26,27 @@
 //!    good, or too often: a [`dead_letter`].* [`link`] notes which LoginId belongs to which Tag.
 //! 3. The result, the dead letter or the link is acknowledged; only then is the record's offset stored. *A crash before:
 //!    it is done again, with the same `ce_id`.*
-//! 4. [`redrive`] puts back what was set aside, up to the end that it noted at its start. *A crash: record and progress
-//!    are one transaction.* [`recover`] fetches what was never stored. *A crash: it is fetched again.*
+//! 4. [`operate::redrive`] puts back what was set aside, up to the end that it noted at its start. *A crash: record and progress
+//!    are one transaction.* [`operate::recover`] fetches what was never stored. *A crash: it is fetched again.*
 //!
 //! # The modules, from the bottom
 //!
-//! [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`], [`ledger`] and [`error`] are values: no I/O, no
-//! async. [`config`], [`metrics`] and [`tls`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges.
-//! [`ingress`], [`enrich`], [`link`], [`redrive`], [`recover`], [`simulate`], [`audit`], [`topics`], [`check`] and
-//! [`plan`] are roles; roles never import each other. [`serve`], [`dev`] and the binary put all of it together.
-//! `tests/it/layers.rs` keeps it so.
+//! [`answer`], [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`] and [`error`] are values: no I/O, no async.
+//! [`config`], [`metrics`], [`tls`] and [`http`] are what all roles share. [`kafka`], [`flinks`] and [`admin`] are the edges.
+//! [`ingress`], [`enrich`] and [`link`] are the production roles, [`operate`] has those of a person at a command line; roles
+//! never import each other. [`serve`] puts a role together with what it needs. [`workshop`] is where all of it is tried,
+//! sized and tested; nothing imports it but the binary. `tests/it/layers.rs` keeps it so.
 
+pub mod answer;
 pub mod backoff;
 pub mod dead_letter;
 pub mod error;
-pub mod ledger;
 pub mod record;
 pub mod signature;
 pub mod webhook;
 
 pub mod config;
+pub mod http;
 pub mod metrics;
 pub mod tls;
 
@@ -53,16 +54,13 @@ pub mod admin;
 pub mod flinks;
 pub mod kafka;
 
-pub mod audit;
-pub mod check;
 pub mod enrich;
 pub mod ingress;
 pub mod link;
-pub mod plan;
-pub mod recover;
-pub mod redrive;
-pub mod simulate;
-pub mod topics;
 
-pub mod dev;
+pub mod operate;
+
 pub mod serve;
+
+#[cfg(feature = "workshop")]
+pub mod workshop;

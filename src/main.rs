@@ -7,19 +7,24 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use flinks_bridge::admin;
-use flinks_bridge::audit::{self, Audit};
-use flinks_bridge::check::{self, Check, Machine};
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
-use flinks_bridge::dev::{self, Dev};
-use flinks_bridge::flinks::stub::{Stub, StubOptions};
 use flinks_bridge::kafka;
 use flinks_bridge::link;
-use flinks_bridge::plan::{self, Plan};
-use flinks_bridge::recover::{self, Recover};
-use flinks_bridge::redrive::{self, Redrive};
-use flinks_bridge::serve::{self, ServeError, raise_file_limit};
-use flinks_bridge::simulate::{self, Simulate};
-use flinks_bridge::topics::{self, Topics};
+use flinks_bridge::operate::check::{self, Check, Machine};
+use flinks_bridge::operate::recover::{self, Recover};
+use flinks_bridge::operate::redrive::{self, Redrive};
+use flinks_bridge::operate::topics::{self, Topics};
+#[cfg(feature = "workshop")]
+use flinks_bridge::serve::raise_file_limit;
+use flinks_bridge::serve::{self, ServeError};
+#[cfg(feature = "workshop")]
+use flinks_bridge::workshop::{
+    audit::{self, Audit},
+    dev::{self, Dev},
+    plan::{self, Plan},
+    simulate::{self, Simulate},
+    stub::{Stub, StubOptions},
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -62,15 +67,18 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Role {
+    #[cfg(feature = "workshop")]
     /// Everything in one process on an embedded broker: to try it out. Nothing is kept.
     Dev(Dev),
     /// The webhook endpoint.
     Ingress(Settings),
     /// Asks Flinks for the Attributes of each LoginId whose accounts have arrived.
     Enrich(Settings),
+    #[cfg(feature = "workshop")]
     /// Sends webhooks as Flinks does, to any URL, and keeps a ledger of them.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(Box<Simulate>),
+    #[cfg(feature = "workshop")]
     /// Reads the topics back and says for every 200 in a ledger whether its record is there. Exit code: 0 the promise
     /// holds, 1 it is broken, 64 and above it could not be told.
     Audit(Audit),
@@ -91,10 +99,12 @@ enum Role {
     /// certificate, limits, Kafka, topics, permissions, Flinks API, clock. One finding a line; nothing is written.
     #[command(after_help = check::EXAMPLES)]
     Check(Check),
+    #[cfg(feature = "workshop")]
     /// Works out how big pods, byte budget, topics, disk and network must be for a load, each figure with its formula, and
     /// which settings to change.
     #[command(after_help = plan::EXAMPLES)]
     Plan(Plan),
+    #[cfg(feature = "workshop")]
     /// A stand-in for the Flinks API, over plain HTTP, with invented data. What it was asked is printed at its end.
     Stub(StubOptions),
     /// Asks a running role whether it is ready, or live: for health checks in images without a shell. Exit code: 0 it is,
@@ -147,10 +157,13 @@ fn main() -> ExitCode {
         }
     };
     match role {
+        #[cfg(feature = "workshop")]
         Role::Dev(options) => run(dev::settings(&options), Served::Dev),
         Role::Ingress(settings) => run(settings.load(Needs::WEBHOOKS), Served::Ingress),
         Role::Enrich(settings) => run(settings.load(Needs::ENRICH), Served::Enrich),
+        #[cfg(feature = "workshop")]
         Role::Simulate(options) => simulated(*options),
+        #[cfg(feature = "workshop")]
         Role::Audit(options) => {
             if !options.quiet {
                 log_to_stderr();
@@ -165,7 +178,9 @@ fn main() -> ExitCode {
         Role::Redrive(options) => redriven(*options),
         Role::Recover(options) => recovered(*options),
         Role::Check(options) => checked(&options),
+        #[cfg(feature = "workshop")]
         Role::Plan(options) => ExitCode::from(plan::run(&options, &config::variables())),
+        #[cfg(feature = "workshop")]
         Role::Stub(options) => {
             log_to_stderr();
             stubbed(options)
@@ -218,6 +233,7 @@ fn runtime(mut threads: Builder) -> Result<Runtime, ExitCode> {
     })
 }
 
+#[cfg(feature = "workshop")]
 /// Runs role `simulate` and prints its result. The first signal lets it finish what is under way, the second ends it.
 fn simulated(options: Simulate) -> ExitCode {
     let runtime = match runtime(Builder::new_multi_thread()) {
@@ -371,6 +387,7 @@ fn checked(options: &Check) -> ExitCode {
     ExitCode::from(findings.exit_code())
 }
 
+#[cfg(feature = "workshop")]
 /// Runs role `stub` until a signal, and prints what it was asked.
 fn stubbed(options: StubOptions) -> ExitCode {
     let runtime = match runtime(Builder::new_multi_thread()) {
@@ -404,6 +421,7 @@ fn stubbed(options: StubOptions) -> ExitCode {
 /// The roles that serve until a signal.
 #[derive(Clone, Copy)]
 enum Served {
+    #[cfg(feature = "workshop")]
     Dev,
     Ingress,
     Enrich,
@@ -469,8 +487,9 @@ async fn supervise(loaded: Loaded, role: Served) -> ExitCode {
     let token = shutdown.clone();
     let mut role = tokio::spawn(async move {
         match role {
-            Served::Dev => serve::ingress(&loaded, true, token).await,
-            Served::Ingress => serve::ingress(&loaded, false, token).await,
+            #[cfg(feature = "workshop")]
+            Served::Dev => dev::run(&loaded, token).await,
+            Served::Ingress => serve::ingress(&loaded, token).await,
             Served::Link => serve::link(&loaded, token).await,
             Served::Enrich => serve::enrich(&loaded, config::variable, token).await,
         }

@@ -22,8 +22,9 @@ pub use self::consumer::{ConsumerMetrics, Rebalance};
 pub use self::enrich::{EnrichMetrics, Enrichment};
 use self::family::{Family, families};
 pub use self::flinks::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
-pub use self::labels::{ConnectionError, Lane, Outcome, PublishCause, Reload};
+pub use self::labels::{ConnectionError, Lane, PublishCause, Reload};
 pub use self::link::{LinkMetrics, LinkOutcome};
+use crate::answer::{Outcome, Refusal};
 use crate::signature::Scheme;
 
 mod consumer;
@@ -172,7 +173,7 @@ impl Metrics {
     ) {
         self.0.requests.count(instance, event_type, outcome);
         // Whom nobody could answer tells nothing about how long answers take.
-        if outcome.status().is_some() {
+        if outcome.is_answered() {
             self.0.request_duration[lane.map_or(Lane::ALL.len(), |lane| lane as usize)].observe(took.as_secs_f64());
         }
     }
@@ -520,11 +521,11 @@ impl Requests {
             Requests { family, instances: own(&names.instances), event_types: own(&names.event_types), series: vec![] };
         for instance in 0..=requests.instances.len() {
             for event_type in 0..=requests.event_types.len() {
-                for outcome in Outcome::ALL {
+                for outcome in Outcome::all() {
                     let known = (instance < requests.instances.len(), event_type < requests.event_types.len());
                     // An event type without an instance cannot happen, as the path is looked at first.
-                    let expected = (known.0 || !known.1) && outcome.expected(known.0, known.1);
-                    let series = expected.then(|| requests.resolve(instance, event_type, *outcome));
+                    let expected = (known.0 || !known.1) && expected(outcome, known.0, known.1);
+                    let series = expected.then(|| requests.resolve(instance, event_type, outcome));
                     requests.series.push(series);
                 }
             }
@@ -536,7 +537,7 @@ impl Requests {
         let instance = instance.unwrap_or(usize::MAX).min(self.instances.len());
         let event_type = event_type.unwrap_or(usize::MAX).min(self.event_types.len());
         let row = instance * (self.event_types.len() + 1) + event_type;
-        match &self.series[row * Outcome::ALL.len() + outcome as usize] {
+        match &self.series[row * Outcome::COUNT + outcome.index()] {
             Some(series) => series.inc(),
             None => self.resolve(instance, event_type, outcome).inc(),
         }
@@ -546,6 +547,36 @@ impl Requests {
         let instance = self.instances.get(instance).map_or(NONE, String::as_str);
         let event_type = self.event_types.get(event_type).map_or(NONE, String::as_str);
         self.family.with_label_values(&[instance, outcome.as_str(), event_type])
+    }
+}
+
+/// Whether an outcome's series exist from the start for a request of which the instance and the event type are known or
+/// not. Keeps the family small; any other combination comes into being when it happens.
+const fn expected(outcome: Outcome, instance: bool, event_type: bool) -> bool {
+    let refusal = match outcome {
+        Outcome::Acked | Outcome::SenderGone => return event_type,
+        Outcome::Refused(refusal) => refusal,
+    };
+    match refusal {
+        Refusal::PathNotFound => !instance,
+        Refusal::QueueFull | Refusal::PublishDeadline | Refusal::KafkaRefused => event_type,
+        Refusal::NotJson
+        | Refusal::TransferEncoding
+        | Refusal::BodyMalformed
+        | Refusal::SignatureMissing
+        | Refusal::SignatureRepeated
+        | Refusal::SignatureMalformed
+        | Refusal::SignatureMismatch
+        | Refusal::AddressNotAllowed
+        | Refusal::MethodNotAllowed
+        | Refusal::BodyStalled
+        | Refusal::BodyTooSlow
+        | Refusal::BodyTooLarge
+        | Refusal::ContentEncoding
+        | Refusal::BodyIncomplete
+        | Refusal::NoBudget => instance && !event_type,
+        Refusal::RequestDeadline => instance,
+        Refusal::Internal => true,
     }
 }
 
@@ -668,7 +699,7 @@ mod tests {
             );
         }
         let values = [
-            Outcome::ALL.iter().map(|v| v.as_str()).collect::<Vec<_>>(),
+            Outcome::all().map(|v| v.as_str()).collect::<Vec<_>>(),
             ConnectionError::ALL.iter().map(|v| v.as_str()).collect(),
             PublishCause::ALL.iter().map(|v| v.as_str()).collect(),
         ];
@@ -696,13 +727,13 @@ mod tests {
     fn requests_are_counted_by_what_was_known() {
         let (registry, metrics) = made();
         let second = Duration::from_secs(1);
-        metrics.request_ended(None, None, None, Outcome::PathNotFound, second);
-        metrics.request_ended(Some(1), None, None, Outcome::SignatureMismatch, second);
+        metrics.request_ended(None, None, None, Outcome::Refused(Refusal::PathNotFound), second);
+        metrics.request_ended(Some(1), None, None, Outcome::Refused(Refusal::SignatureMismatch), second);
         metrics.request_ended(Some(0), Some(1), Some(Lane::Large), Outcome::Acked, second);
-        metrics.request_ended(Some(0), None, Some(Lane::Large), Outcome::BodyIncomplete, second);
+        metrics.request_ended(Some(0), None, Some(Lane::Large), Outcome::Refused(Refusal::BodyIncomplete), second);
         // Neither expected combinations nor indexes out of range are lost.
-        metrics.request_ended(Some(0), Some(0), Some(Lane::Small), Outcome::PathNotFound, second);
-        metrics.request_ended(Some(9), Some(9), Some(Lane::Small), Outcome::Internal, second);
+        metrics.request_ended(Some(0), Some(0), Some(Lane::Small), Outcome::Refused(Refusal::PathNotFound), second);
+        metrics.request_ended(Some(9), Some(9), Some(Lane::Small), Outcome::Refused(Refusal::Internal), second);
 
         let family = |event_type, instance, outcome| {
             format!(

@@ -4,6 +4,7 @@
 //! here, so that all of them tell of their state, drain and flush alike. It reads no command line and handles no
 //! signal.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,18 +14,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Verdict};
-use crate::config::{Config, Loaded, OWN_FILES, TlsFiles};
+use crate::config::{Config, Loaded, OWN_FILES, TlsFiles, topics_of};
 use crate::dead_letter::Cause;
-use crate::dev::{self, Company};
 use crate::enrich;
 use crate::error::chain;
 use crate::flinks::Client;
 use crate::ingress::{self, IngressError, Listeners};
-use crate::kafka::consumer::Membership;
-use crate::kafka::{self, Producers};
+use crate::kafka::Producers;
+use crate::kafka::consume::Membership;
 use crate::link;
 use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names};
-use crate::recover::{self, Recovery};
+use crate::operate::recover::{self, Recovery};
 use crate::tls::Identity;
 
 /// How long the producers' threads may take to end.
@@ -55,35 +55,59 @@ fn settings(error: impl std::error::Error) -> ServeError {
     ServeError::Settings(chain(&error))
 }
 
-/// Runs the ingress until `shutdown`; in role `dev` with its company.
+/// Runs the ingress until `shutdown`.
 ///
 /// # Errors
 /// Why it ended otherwise.
-pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let mut config = loaded.config.clone();
-    // Addresses of the embedded broker and the stand-in API are known only now.
-    let company = if dev {
-        let gathered = Company::gather(&mut config).await;
-        Some(gathered.map_err(|error| ServeError::Failed(chain(&*error)))?)
-    } else {
-        None
-    };
+pub async fn ingress(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), ServeError> {
     started(loaded);
+    let config = loaded.config.clone();
+    let topics = topics_of(&config);
+    ingress_with(config, Variation { topics, company: None }, shutdown).await
+}
+
+/// What an ingress has other than by its settings.
+pub struct Variation {
+    /// The topics that the producers look at.
+    pub topics: Vec<Arc<str>>,
+    /// What runs beside it in the same process.
+    pub company: Option<Company>,
+}
+
+/// What stands around an ingress that is tried out, in the place of files and of other processes. Both consumers run too.
+pub struct Company {
+    /// The certificate that is served.
+    pub identity: Arc<Identity>,
+    /// Called once it listens.
+    pub listening: Listening,
+}
+
+/// Is given the addresses of the endpoint and of the admin port, and the settings in use.
+pub type Listening = Box<dyn FnOnce(&[SocketAddr], SocketAddr, &Config) + Send>;
+
+/// Runs an ingress that varies from its settings until `shutdown`.
+///
+/// # Errors
+/// Why it ended otherwise.
+pub async fn ingress_with(
+    mut config: Config,
+    Variation { topics, company }: Variation,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
     config.ingress.max_connections = raise_file_limit(config.ingress.max_connections);
     let config = Arc::new(config);
 
     let registry = Registry::new();
-    let topics = if dev { dev::topics(&config) } else { kafka::topics_of(&config) };
     let metrics = Metrics::new(&registry, &names(&config, &topics)).map_err(failed)?;
-    let consumers = if dev {
-        // Its keys stand in its settings.
+    let consumers = if company.is_some() {
+        // Keys stand in the settings.
         Some((Enriching::prepare(&config, |_| None, &registry)?, Linking::prepare(&config, &registry)?))
     } else {
         None
     };
     let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
     let identity = match (&company, &config.ingress.tls) {
-        (Some(company), _) => Some(company.identity()),
+        (Some(company), _) => Some(company.identity.clone()),
         (None, Some(TlsFiles { certificate, private_key })) => {
             Some(Identity::load(certificate, private_key).map_err(settings)?)
         }
@@ -93,8 +117,8 @@ pub async fn ingress(loaded: &Loaded, dev: bool, shutdown: CancellationToken) ->
     let readiness = producers.readiness();
     let admin = Admin::start(&config, registry, metrics.clone(), &shutdown, move || readiness.check()).await?;
     tracing::info!(addresses = ?listeners.addresses(), admin = %admin.address, "listening");
-    if let Some(company) = &company {
-        company.introduce(&listeners.addresses(), admin.address, &config, shutdown.clone());
+    if let Some(company) = company {
+        (company.listening)(&listeners.addresses(), admin.address, &config);
     }
     let beside = tokio::spawn({
         let (producers, shutdown) = (producers.clone(), shutdown.clone());
@@ -382,7 +406,8 @@ async fn follow_keys(config: Arc<Config>, environment: fn(&str) -> Option<String
     }
 }
 
-fn started(loaded: &Loaded) {
+/// Tells the log what is starting, and with which settings.
+pub fn started(loaded: &Loaded) {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = loaded.print(), "starting");
 }
 
@@ -409,7 +434,7 @@ async fn close(producers: Arc<Producers>) {
 
 /// The admin port of a role, and who tells the log of its readiness.
 struct Admin {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     server: JoinHandle<()>,
     watch: JoinHandle<()>,
     end: CancellationToken,

@@ -35,7 +35,7 @@ pub use instance::{Authentication, Instance, NotJson, SecretSource};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
-pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes};
+pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, topics_of, topics_of_types};
 
 /// The largest `ingress.body_limit`: librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
 pub const LARGEST_BODY: usize = 900_000_000;
@@ -385,7 +385,7 @@ settings! {
         pub body_rate: usize = value("256KiB", bytes(1..=LARGEST_BODY)),
         /// How long a peer may leave an answer's bytes untaken.
         pub write_timeout: Duration = value("10s", deadline),
-        /// From the end of a request's headers to its answer.
+        /// From a request's first byte to its answer.
         pub request_timeout: Duration = value("60s", deadline),
         /// `Retry-After` of a 503, in whole seconds.
         pub retry_after: Duration = value("30s", parse::seconds),

@@ -4,11 +4,12 @@
 //! makes it (role `topics`) and whoever looks at it (role `check`): a webhook's journey never depends on these.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::{self, choice, duration, number};
 use super::read::{At, Table};
-use super::{QUARANTINE, topic_key};
+use super::{Config, QUARANTINE, topic_key};
 use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
 
 /// Topics of what the bridge makes itself, in `[topics]`.
@@ -20,6 +21,35 @@ pub struct OwnTopics {
     pub dead_letter: String,
     /// Which LoginId belongs to which Tag; compacted.
     pub login_links: String,
+}
+
+/// The topics that webhooks' records may go to: of each event type, and what instances put in their place.
+pub fn topics_of(config: &Config) -> Vec<Arc<str>> {
+    let own = config.event_types.types.iter().map(|event_type| event_type.topic.clone());
+    let replaced =
+        config.instances.iter().flat_map(|instance| instance.topics.values().map(|name| name.as_str().into()));
+    let mut topics: Vec<Arc<str>> = own.chain(replaced).collect();
+    topics.sort();
+    topics.dedup();
+    topics
+}
+
+/// The topics of some event types, what instances put in their place included.
+pub fn topics_of_types(config: &Config, event_types: &[String]) -> Vec<Arc<str>> {
+    let chosen = config.event_types.types.iter().filter(|known| event_types.iter().any(|name| **name == *known.name));
+    let replaced = |name: &str| {
+        config
+            .instances
+            .iter()
+            .filter_map(|instance| instance.topics.get(name))
+            .map(|t| t.as_str().into())
+            .collect::<Vec<Arc<str>>>()
+    };
+    let mut topics: Vec<Arc<str>> =
+        chosen.flat_map(|known| [vec![known.topic.clone()], replaced(&known.name)].concat()).collect();
+    topics.sort();
+    topics.dedup();
+    topics
 }
 
 /// What topics must look like, in `[topics]`, `[topics.partitions]`, `[topics.retention]` and `[[event_type]]`.

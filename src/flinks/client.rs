@@ -18,9 +18,9 @@ use super::code::{CallError, Verdict};
 use super::limit::{Gate, Pace, Seen};
 use crate::backoff::Backoff;
 use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint};
-use crate::error::chain;
+use crate::http::{self, HttpError};
 use crate::metrics::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
-use crate::tls::{Authorities, TlsError, client_config};
+use crate::tls::TlsError;
 
 /// The header of `GenerateAuthorizeToken`'s key, and of `Authorize`'s token.
 pub(super) const FLINKS_AUTH_KEY: HeaderName = HeaderName::from_static("flinks-auth-key");
@@ -32,10 +32,6 @@ const LIMIT_DAYS: HeaderName = HeaderName::from_static("limitdays");
 /// Flinks forgets an unused token after 30 minutes. One that had to wait for longer than this, since Flinks went away
 /// meanwhile, is not shown any more: it would be refused as a wrong key is.
 const TOKEN_LIFE: Duration = Duration::from_secs(25 * 60);
-
-/// A connection not used for so long is closed. Servers close theirs after a minute or more, and a call that meets the
-/// server's close is a call lost.
-const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 
 /// Longest wait between two looks for Flinks' return. They are one call at a time for the whole process, and all work
 /// waits for the one that succeeds.
@@ -175,32 +171,20 @@ pub(super) fn http_client(
     api: &config::Api,
     base: &Url,
 ) -> Result<reqwest::Client, ClientError> {
-    let secure = |url: &str| url.starts_with("https:");
-    let authorities = match &flinks.ca_file {
-        Some(file) => Authorities::File(file),
-        None if base.scheme() == "https" || flinks.proxy.as_deref().is_some_and(secure) => Authorities::System,
-        // No certificate will be looked at, and there may be no system store to read.
-        None => Authorities::Nobody,
-    };
-    let mut http = reqwest::Client::builder()
-        .tls_backend_preconfigured(client_config(authorities)?)
-        .http1_only()
-        .connect_timeout(flinks.connect_timeout)
-        .read_timeout(flinks.read_timeout)
-        .timeout(flinks.call_timeout)
-        .pool_max_idle_per_host(api.concurrency)
-        .pool_idle_timeout(IDLE_CONNECTION)
-        .tcp_keepalive(Duration::from_secs(15))
-        .user_agent(concat!("flinks-bridge/", env!("CARGO_PKG_VERSION")))
-        // A redirect would take the keys to whoever it names.
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        // Nothing comes from the environment but what `config` reads there.
-        .no_proxy();
-    if let Some(proxy) = &flinks.proxy {
-        http = http.proxy(reqwest::Proxy::all(proxy).map_err(|_| ClientError::Proxy)?);
-    }
-    http.build().map_err(|error| ClientError::Http(chain(&error)))
+    let client = http::client(http::Options {
+        ca_file: flinks.ca_file.as_deref(),
+        proxy: flinks.proxy.as_deref(),
+        secure: base.scheme() == "https",
+        connect_timeout: flinks.connect_timeout,
+        read_timeout: flinks.read_timeout,
+        call_timeout: flinks.call_timeout,
+        idle_connections: api.concurrency,
+    });
+    client.map_err(|error| match error {
+        HttpError::Proxy => ClientError::Proxy,
+        HttpError::Tls(error) => ClientError::Tls(error),
+        HttpError::Client(what) => ClientError::Http(what),
+    })
 }
 
 impl Client {

@@ -1,4 +1,4 @@
-//! The Flinks API: what is asked of it, what each answer means, and a stand-in for it.
+//! The Flinks API: what is asked of it, what each answer means.
 //!
 //! A record that needs something from Flinks goes through [`Client`] in these steps (docs.flinks.com
 //! docs/set-up-the-attributes-api-request, guides/getting-started/key-concepts):
@@ -21,7 +21,6 @@ mod code;
 mod gathering;
 mod limit;
 mod probe;
-pub mod stub;
 
 pub use self::client::{Attributes, Client, ClientError, Session};
 pub use self::code::{CallError, FlinksCode, Verdict};

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::admission::NoBudget;
+use crate::answer::{Outcome, Refusal};
 use crate::kafka::{PublishError, Receipt};
-use crate::metrics::{Lane, Metrics, Outcome};
+use crate::metrics::{Lane, Metrics};
 use crate::record::ce_id;
 
 /// Keeps account of one request: every request ends in exactly one count, also when hyper drops it because its
@@ -59,7 +60,7 @@ impl<'a> Account<'a> {
     }
 
     /// It ends with an ack.
-    pub fn acked(&mut self, receipt: Receipt) {
+    pub fn acked(&mut self, receipt: &Receipt) {
         self.count(Outcome::Acked);
         let Some(known) = &self.webhook else { return };
         tracing::debug!(
@@ -69,19 +70,20 @@ impl<'a> Account<'a> {
             key = known.key(),
             ce_id = known.ce_id(),
             bytes = known.bytes,
-            partition = receipt.partition,
-            offset = receipt.offset,
+            partition = receipt.partition(),
+            offset = receipt.offset(),
             milliseconds = self.begun.elapsed().as_millis() as u64,
             "webhook stored"
         );
     }
 
     /// It ends without one.
-    pub fn failed(&mut self, end: &End) {
-        self.count(end.outcome);
-        let cause = end.outcome.as_str();
-        let detail = (!end.detail.is_empty()).then_some(end.detail.as_str());
-        let (request, status) = (self.id, end.outcome.status());
+    pub fn failed(&mut self, refused: &Refused) {
+        let Refused { refusal, detail } = refused;
+        self.count(Outcome::Refused(*refusal));
+        let cause = refusal.as_str();
+        let detail = (!detail.is_empty()).then_some(detail.as_str());
+        let (request, status) = (self.id, refusal.status());
         match &self.webhook {
             // Authenticated, and not stored: the sender tries again in half an hour, or never.
             Some(known) => tracing::warn!(
@@ -101,7 +103,7 @@ impl<'a> Account<'a> {
                 tracing::info!(request, instance, peer = %self.peer.ip(), status, cause, detail, "request refused");
             }
         }
-        if end.outcome == Outcome::Internal {
+        if *refusal == Refusal::Internal {
             tracing::error!(request, detail, "a bug ended a request; the process goes on");
         }
     }
@@ -124,7 +126,7 @@ impl Drop for Account<'_> {
             if self.handed_over {
                 self.count(Outcome::SenderGone);
             } else {
-                self.failed(&Outcome::BodyIncomplete.into());
+                self.failed(&Refusal::BodyIncomplete.into());
             }
         }
     }
@@ -177,21 +179,21 @@ impl Known {
 }
 
 /// How a request ended other than with an ack, and what its log line says of the cause.
-pub struct End {
-    /// What it counts as.
-    pub outcome: Outcome,
+pub struct Refused {
+    /// What it counts as, and is answered with.
+    pub refusal: Refusal,
     /// For the log line, where there is more to say than that.
     pub detail: String,
 }
 
-impl From<Outcome> for End {
-    fn from(outcome: Outcome) -> End {
-        End { outcome, detail: String::new() }
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused { refusal, detail: String::new() }
     }
 }
 
-impl From<NoBudget> for End {
-    fn from(NoBudget: NoBudget) -> End {
-        Outcome::NoBudget.into()
+impl From<NoBudget> for Refused {
+    fn from(NoBudget: NoBudget) -> Refused {
+        Refusal::NoBudget.into()
     }
 }

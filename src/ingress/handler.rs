@@ -25,13 +25,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::account::{Account, End, Known};
+use super::account::{Account, Known, Refused};
 use super::admission::{Admission, Permit};
 use super::connection::Progress;
 use super::instance::Instance;
+use crate::answer::Refusal;
 use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
-use crate::metrics::{Lane, Metrics, Outcome, PublishCause};
+use crate::metrics::{Lane, Metrics, PublishCause};
 use crate::record::is_traceparent;
 use crate::signature::{ContentHash, Secret, Verifier};
 use crate::webhook::{EventTypes, Reception, Webhook};
@@ -131,27 +132,27 @@ impl Handler {
         let decision = AssertUnwindSafe(self.decide(&parts, &mut body, &mut account)).catch_unwind();
         let end = match tokio::time::timeout_at(deadline, decision).await {
             Ok(Ok(decided)) => decided,
-            Ok(Err(_panic)) => Err(Outcome::Internal.into()),
-            Err(_elapsed) => Err(Outcome::RequestDeadline.into()),
+            Ok(Err(_panic)) => Err(Refusal::Internal.into()),
+            Err(_elapsed) => Err(Refusal::RequestDeadline.into()),
         };
         let published = account.handed_over.then_some(end.is_ok());
         // hyper tells the end of a sized body alone; that of a chunked one is known to whoever has read to it.
         let unread = !account.body_read && !body.is_end_stream();
         let answer = match end {
             Ok(receipt) => {
-                account.acked(receipt);
-                self.respond(Outcome::Acked, unread)
+                account.acked(&receipt);
+                self.acknowledge(receipt, unread)
             }
-            Err(end) => {
-                account.failed(&end);
-                self.respond(end.outcome, unread)
+            Err(refused) => {
+                account.failed(&refused);
+                self.refuse(refused.refusal, unread)
             }
         };
         progress.request_answered(unread, published);
         answer
     }
 
-    async fn decide(&self, parts: &Parts, body: &mut Incoming, account: &mut Account<'_>) -> Result<Receipt, End> {
+    async fn decide(&self, parts: &Parts, body: &mut Incoming, account: &mut Account<'_>) -> Result<Receipt, Refused> {
         let received_at = SystemTime::now();
         let index = self.check_target(parts, account)?;
         let instance = &self.instances[index];
@@ -159,7 +160,7 @@ impl Handler {
         if let Some(bytes) = declared
             && bytes > self.limits.body_limit
         {
-            return Err(End { outcome: Outcome::BodyTooLarge, detail: format!("{bytes} bytes declared") });
+            return Err(Refused { refusal: Refusal::BodyTooLarge, detail: format!("{bytes} bytes declared") });
         }
         let signatures = instance.signatures(&parts.headers)?;
 
@@ -179,7 +180,7 @@ impl Handler {
         if instance.settings.authentication == Authentication::Signature {
             let verified = verifier
                 .finish()
-                .map_err(|mismatch| End { outcome: Outcome::SignatureMismatch, detail: mismatch.to_string() })?;
+                .map_err(|mismatch| Refused { refusal: Refusal::SignatureMismatch, detail: mismatch.to_string() })?;
             for (_, (scheme, label)) in keyring.keys.labels().enumerate().filter(|(at, _)| verified.contains(at)) {
                 self.metrics.signature_verified(index, scheme, label);
             }
@@ -201,35 +202,35 @@ impl Handler {
         // From here on nothing but the delivery report decides; its own deadline is the lane's.
         match outcome.await {
             Ok(Ok(receipt)) => Ok(receipt),
-            Ok(Err(error)) => Err(End { outcome: outcome_of(error.cause), detail: error.to_string() }),
+            Ok(Err(error)) => Err(Refused { refusal: refusal_of(error.cause), detail: error.to_string() }),
             Err(_) => {
-                Err(End { outcome: Outcome::Internal, detail: "the publish ended without an outcome".to_owned() })
+                Err(Refused { refusal: Refusal::Internal, detail: "the publish ended without an outcome".to_owned() })
             }
         }
     }
 
     /// What can be decided from the request's target, method and headers before its size and signature are looked at;
     /// the index of its instance.
-    fn check_target(&self, parts: &Parts, account: &mut Account<'_>) -> Result<usize, End> {
+    fn check_target(&self, parts: &Parts, account: &mut Account<'_>) -> Result<usize, Refused> {
         // hyper lets a list that ends in `chunked` pass. What stands before it is an encoding that nobody undoes here.
         let mut transfer_encodings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
         if transfer_encodings.next().is_some_and(|first| !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
             || transfer_encodings.next().is_some()
         {
-            return Err(Outcome::TransferEncoding.into());
+            return Err(Refusal::TransferEncoding.into());
         }
         let paths = self.by_path.load();
-        let index = *paths.get(parts.uri.path().as_bytes()).ok_or(Outcome::PathNotFound)?;
+        let index = *paths.get(parts.uri.path().as_bytes()).ok_or(Refusal::PathNotFound)?;
         let instance = &self.instances[index];
         account.instance = Some(index);
         account.name = Some(instance.name.clone());
         if parts.method != Method::POST {
-            return Err(Outcome::MethodNotAllowed.into());
+            return Err(Refusal::MethodNotAllowed.into());
         }
         instance.allows(account.peer.ip(), &parts.headers, &self.limits)?;
         let mut encodings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
         if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Err(Outcome::ContentEncoding.into());
+            return Err(Refusal::ContentEncoding.into());
         }
         Ok(index)
     }
@@ -244,18 +245,18 @@ impl Handler {
         lane: Lane,
         permit: Permit,
         account: &mut Account<'_>,
-    ) -> Result<oneshot::Receiver<Result<Receipt, PublishError>>, End> {
+    ) -> Result<oneshot::Receiver<Result<Receipt, PublishError>>, Refused> {
         let webhook = match Webhook::parse(&payload, &self.event_types) {
             Ok(webhook) => webhook,
             // Nobody vouches for the sender, so this is not Flinks' body gone wrong.
             Err(error) if instance.settings.authentication == Authentication::None => {
-                return Err(End { outcome: Outcome::NotJson, detail: error.to_string() });
+                return Err(Refused { refusal: Refusal::NotJson, detail: error.to_string() });
             }
             Err(error) => {
                 let not_json = Webhook::not_json(&self.event_types);
                 if instance.settings.not_json == NotJson::Reject {
                     account.webhook = Some(self.known(instance, reception, not_json.event_type(), None, payload.len()));
-                    return Err(End { outcome: Outcome::NotJson, detail: error.to_string() });
+                    return Err(Refused { refusal: Refusal::NotJson, detail: error.to_string() });
                 }
                 not_json
             }
@@ -312,7 +313,7 @@ impl Handler {
         declared: Option<usize>,
         permit: &mut Permit,
         mut on_chunk: impl FnMut(&[u8]),
-    ) -> Result<Vec<u8>, End> {
+    ) -> Result<Vec<u8>, Refused> {
         let begun = Instant::now();
         let mut rate_since = begun;
         let mut newest_byte = begun;
@@ -333,15 +334,15 @@ impl Handler {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => return Err(broken_body(&error)),
                 Err(_elapsed) => {
-                    let outcome = if stalled_at <= too_slow_at { Outcome::BodyStalled } else { Outcome::BodyTooSlow };
-                    return Err(End { outcome, detail: format!("{} bytes had come", buffer.len()) });
+                    let refusal = if stalled_at <= too_slow_at { Refusal::BodyStalled } else { Refusal::BodyTooSlow };
+                    return Err(Refused { refusal, detail: format!("{} bytes had come", buffer.len()) });
                 }
             };
             // Trailers carry nothing that a record has a place for.
             let Some(chunk) = frame.data_ref() else { continue };
             let size = buffer.len() + chunk.len();
             if size > self.limits.body_limit {
-                return Err(End { outcome: Outcome::BodyTooLarge, detail: format!("over {} bytes", buffer.len()) });
+                return Err(Refused { refusal: Refusal::BodyTooLarge, detail: format!("over {} bytes", buffer.len()) });
             }
             if size > permit.bytes() {
                 permit.grow(size)?;
@@ -355,18 +356,22 @@ impl Handler {
         }
     }
 
-    fn respond(&self, outcome: Outcome, unread: bool) -> Response<Full<Bytes>> {
-        // Nobody is left to be answered where there is no status; hyper drops what it is given.
-        let status = outcome.status().unwrap_or(400);
-        let status = StatusCode::from_u16(status).expect("the statuses in `Outcome` are valid");
+    /// The one 200: it takes the receipt of the request's own record.
+    fn acknowledge(&self, _: Receipt, unread: bool) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::default());
+        self.end_connection(&mut response, unread);
+        response
+    }
+
+    fn refuse(&self, refusal: Refusal, unread: bool) -> Response<Full<Bytes>> {
+        // Nobody is left to be answered where there is no status; hyper drops what it is given.
+        let status = refusal.status().unwrap_or(400);
+        let status = StatusCode::from_u16(status).expect("the statuses of refusals are valid");
+        let mut response = Response::new(Full::from(format!("{{\"error\":\"{refusal}\"}}\n")));
         *response.status_mut() = status;
+        self.end_connection(&mut response, unread || status == StatusCode::REQUEST_TIMEOUT);
         let headers = response.headers_mut();
-        if unread || self.draining.load(Ordering::Relaxed) || status == StatusCode::REQUEST_TIMEOUT {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
         match status {
-            StatusCode::OK => return response,
             StatusCode::METHOD_NOT_ALLOWED => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
             }
@@ -376,38 +381,44 @@ impl Handler {
             _ => {}
         }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        *response.body_mut() = Full::from(format!("{{\"error\":\"{}\"}}\n", outcome.as_str()));
         response
+    }
+
+    /// Lets an answer end its connection, where what follows on it cannot be told, and at a shutdown.
+    fn end_connection(&self, response: &mut Response<Full<Bytes>>, unread: bool) {
+        if unread || self.draining.load(Ordering::Relaxed) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
     }
 }
 
-fn outcome_of(cause: PublishCause) -> Outcome {
+fn refusal_of(cause: PublishCause) -> Refusal {
     match cause {
-        PublishCause::QueueFull => Outcome::QueueFull,
-        PublishCause::Deadline => Outcome::PublishDeadline,
+        PublishCause::QueueFull => Refusal::QueueFull,
+        PublishCause::Deadline => Refusal::PublishDeadline,
         PublishCause::TooLarge
         | PublishCause::Topic
         | PublishCause::Permission
         | PublishCause::Fatal
         | PublishCause::Purged
         | PublishCause::Unproven
-        | PublishCause::Other => Outcome::KafkaRefused,
+        | PublishCause::Other => Refusal::KafkaRefused,
     }
 }
 
 /// hyper's errors of a body: the framing is broken, or the connection is.
-fn broken_body(error: &hyper::Error) -> End {
-    let outcome = if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-        Outcome::BodyIncomplete
+fn broken_body(error: &hyper::Error) -> Refused {
+    let refusal = if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        Refusal::BodyIncomplete
     } else if std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<std::io::Error>())
         .is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData))
     {
-        Outcome::BodyMalformed
+        Refusal::BodyMalformed
     } else {
-        Outcome::BodyIncomplete
+        Refusal::BodyIncomplete
     };
-    End { outcome, detail: error.to_string() }
+    Refused { refusal, detail: error.to_string() }
 }
 
 fn traceparent(headers: &HeaderMap) -> Option<&[u8]> {

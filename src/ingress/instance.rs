@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::account::End;
+use super::account::Refused;
+use crate::answer::Refusal;
 use crate::config::{self, Authentication};
-use crate::metrics::{Metrics, Outcome, Reload};
+use crate::metrics::{Metrics, Reload};
 use crate::signature::{Keyring, LabelledSecret, Scheme, Secret, Signature};
 use crate::webhook::EventTypes;
 
@@ -101,19 +102,19 @@ impl Instance {
     }
 
     /// Whether the request's source address is on the instance's list, if it has one.
-    pub fn allows(&self, peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Result<(), End> {
+    pub fn allows(&self, peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Result<(), Refused> {
         if self.settings.allow.is_empty() {
             return Ok(());
         }
         match client_address(peer, headers, limits) {
             Some(client) if self.settings.allow.iter().any(|range| range.contains(&client)) => Ok(()),
-            _ => Err(Outcome::AddressNotAllowed.into()),
+            _ => Err(Refusal::AddressNotAllowed.into()),
         }
     }
 
     /// The signature headers of a request: each that the instance has secrets for must be there at most once and be
     /// well-formed, and at least one must be there.
-    pub fn signatures<'r>(&self, headers: &'r HeaderMap) -> Result<Vec<Claim<'r>>, End> {
+    pub fn signatures<'r>(&self, headers: &'r HeaderMap) -> Result<Vec<Claim<'r>>, Refused> {
         if self.settings.authentication == Authentication::None {
             return Ok(Vec::new());
         }
@@ -122,16 +123,16 @@ impl Instance {
             let mut values = headers.get_all(name).iter();
             let Some(value) = values.next() else { continue };
             if values.next().is_some() {
-                return Err(End { outcome: Outcome::SignatureRepeated, detail: name.to_string() });
+                return Err(Refused { refusal: Refusal::SignatureRepeated, detail: name.to_string() });
             }
             let signature = Signature::parse(*scheme, value.as_bytes())
-                .map_err(|_| End { outcome: Outcome::SignatureMalformed, detail: name.to_string() })?;
+                .map_err(|_| Refused { refusal: Refusal::SignatureMalformed, detail: name.to_string() })?;
             let default = scheme.default_header();
             // Nearly always one that needs no copy.
             let name = if name == default { default.into() } else { name.as_str().to_owned().into() };
             signatures.push(Claim { name, value: value.as_bytes(), signature });
         }
-        if signatures.is_empty() { Err(Outcome::SignatureMissing.into()) } else { Ok(signatures) }
+        if signatures.is_empty() { Err(Refusal::SignatureMissing.into()) } else { Ok(signatures) }
     }
 }
 

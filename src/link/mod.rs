@@ -56,7 +56,7 @@ pub use self::table::TableError;
 use self::value::Link;
 use crate::backoff::Backoff;
 use crate::config::{self, Config};
-use crate::kafka::consumer::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
+use crate::kafka::consume::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
 use crate::kafka::{self, Publish, Receipt};
 use crate::metrics::{ConsumerMetrics, Lane, LinkMetrics, LinkOutcome};
 use crate::record::{self, Record, header};
@@ -117,7 +117,7 @@ pub async fn run(
         async move { linker.repair().await }
     });
     let consuming_end = shutdown.child_token();
-    let consuming = consumer::run(
+    let consuming = consume::run(
         &config.kafka,
         &config.link.consumer,
         topics,
@@ -169,7 +169,7 @@ pub fn topics(config: &Config) -> Result<Vec<Arc<str>>, LinkError> {
             return Err(LinkError::Key(name.clone()));
         }
     }
-    Ok(kafka::topics_of_types(config, &link.event_types))
+    Ok(config::topics_of_types(config, &link.event_types))
 }
 
 /// Links records. It works only with the thread that keeps its table.
@@ -250,7 +250,7 @@ impl Linker {
             };
             // Also when the lease is withdrawn: it takes no longer than the next fetch, and what is done now need not be
             // done again by somebody else. The consumer breaks it off after `drain`.
-            if !self.table.has_read(receipt.partition, receipt.offset).await {
+            if !self.table.has_read(receipt.partition(), receipt.offset()).await {
                 // Without the table the role ends, and withdraws the lease; until then nobody else can do better.
                 lease.withdrawn().await;
                 return LinkOutcome::Abandoned;
@@ -325,7 +325,7 @@ impl Linker {
         match kafka::publish(&*self.publisher, Lane::Small, record).await {
             Ok(receipt) => {
                 self.metrics.link_repaired();
-                self.table.has_read(receipt.partition, receipt.offset).await;
+                self.table.has_read(receipt.partition(), receipt.offset()).await;
             }
             Err(error) => {
                 self.metrics.publish_retried();

@@ -12,8 +12,8 @@ use super::table::Links;
 use super::value::{Link, Tag, TagSeen, time};
 use crate::config::{Config, Faults, Loaded};
 use crate::error::chain;
-use crate::kafka::reader::{self, ScanError};
-use crate::kafka::tombstone::{self, TombstoneError};
+use crate::kafka::consume::reader::{self, ScanError};
+use crate::kafka::publish::tombstone::{self, TombstoneError};
 
 /// What to ask of the links. One of `show` and `forget`.
 #[derive(Debug, Clone, Args)]

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::value::Link;
 use crate::config;
 use crate::error::chain;
-use crate::kafka::reader::{self, ReadRecord, ScanError, Span, Tail};
+use crate::kafka::consume::reader::{self, ReadRecord, ScanError, Span, Tail};
 use crate::metrics::LinkMetrics;
 
 /// How long the follower waits before it asks again a Kafka that did not answer.

@@ -18,12 +18,12 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use flinks_bridge::config::{Config, Needs};
+use flinks_bridge::config::{Config, Needs, topics_of};
 use flinks_bridge::ingress::{self, Listeners};
-use flinks_bridge::kafka::embedded::Embedded;
-use flinks_bridge::kafka::{self, Producers};
+use flinks_bridge::kafka::Producers;
 use flinks_bridge::metrics::{Metrics, Names};
 use flinks_bridge::signature::{Scheme, Secret, sign};
+use flinks_bridge::workshop::embedded::Embedded;
 use tokio_util::sync::CancellationToken;
 
 /// The most that a webhook of 2 kB may cost.
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
     let embedded = Embedded::start(&["flinks.accounts-detail"]).expect("the embedded broker starts");
     let config = config(embedded.bootstrap_servers());
-    let topics = kafka::topics_of(&config);
+    let topics = topics_of(&config);
     let names = Names {
         instances: vec!["toolbox"],
         event_types: config.event_types.types.iter().map(|event_type| &*event_type.name).collect(),

@@ -28,7 +28,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flinks_bridge::metrics;
-use flinks_bridge::tls::{LOCAL_NAMES, self_made_until};
+use flinks_bridge::workshop::certificates::{LOCAL_NAMES, self_made_until};
 use kafka::{Cluster, ClusterOptions, Watcher, free_ports};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};

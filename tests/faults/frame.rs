@@ -20,8 +20,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flinks_bridge::ledger::{self, End, Expect as Fate, Line, Sent};
-use flinks_bridge::tls::{LOCAL_NAMES, self_made};
+use flinks_bridge::workshop::certificates::{LOCAL_NAMES, self_made};
+use flinks_bridge::workshop::ledger::{self, End, Expect as Fate, Line, Sent};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 

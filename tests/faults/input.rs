@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::thread;
 
-use flinks_bridge::ledger::{End, Expect as Fate};
+use flinks_bridge::workshop::ledger::{End, Expect as Fate};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::strategy::ValueTree;

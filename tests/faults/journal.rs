@@ -5,9 +5,9 @@ use std::io::{BufWriter, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use flinks_bridge::ledger::{End, Expect as Fate, FORMAT, Line, Sent};
 use flinks_bridge::signature::ContentHash;
 use flinks_bridge::webhook::{EventTypes, Webhook};
+use flinks_bridge::workshop::ledger::{End, Expect as Fate, FORMAT, Line, Sent};
 
 use crate::frame::now_ms;
 use crate::network::Peer;

@@ -7,7 +7,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flinks_bridge::ledger::Expect as Fate;
+use flinks_bridge::workshop::ledger::Expect as Fate;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flinks_bridge::ledger::{End, Expect as Fate};
+use flinks_bridge::workshop::ledger::{End, Expect as Fate};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::frame::{DEFAULTS, Expect, Fault, Ingress, LOAD, Place, REFUSED, Scene, Settings, UNNOTICED, now_ms, tail};

@@ -310,7 +310,7 @@ async fn check_late_reader<S: AsyncRead + AsyncWrite + Unpin>(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_early_answer_reaches_a_sender_that_writes_all_before_it_reads() {
-    let made = flinks_bridge::tls::self_made(&["localhost"]).expect("a certificate is made");
+    let made = flinks_bridge::workshop::certificates::self_made(&["localhost"]).expect("a certificate is made");
     let identity = flinks_bridge::tls::Identity::from_pem(&made.certificate_pem, &made.private_key_pem);
     let more = r#"
         [ingress]

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flinks_bridge::kafka::{OnOutcome, Producers, Publish, Receipt};
-use flinks_bridge::ledger::{End, Expect, FORMAT, Line, Sent};
 use flinks_bridge::metrics::Lane;
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::ContentHash;
 use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
+use flinks_bridge::workshop::ledger::{End, Expect, FORMAT, Line, Sent};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
@@ -869,7 +869,7 @@ impl Publish for Fake {
         match self.broken {
             Broken::Not => self.inner.publish(lane, record, on_outcome),
             Broken::AnswersEarly => {
-                on_outcome(Ok(Receipt { partition: 0, offset: 0 }));
+                on_outcome(Ok(Receipt::made_up(0, 0)));
                 if seen <= 150 {
                     self.inner.publish(lane, record, Box::new(|_| {}));
                 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flinks_bridge::signature::{ContentHash, Scheme};
-use flinks_bridge::tls;
+use flinks_bridge::workshop::certificates;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -158,7 +158,7 @@ pub async fn tls_client(address: SocketAddr, ca_pem: &str) -> Client<TlsStream<T
 }
 
 /// The example of the README with free ports and nothing behind it, its files beside it.
-fn example(directory: &Path, more: &str) -> tls::SelfMade {
+fn example(directory: &Path, more: &str) -> certificates::SelfMade {
     let text = format!(
         r#"
 [kafka]
@@ -184,7 +184,7 @@ value_file = "secret.txt"               # or value_env, or value
 listen = "127.0.0.1:0"
 {more}"#
     );
-    let made = tls::self_made(tls::LOCAL_NAMES).expect("a certificate can be made");
+    let made = certificates::self_made(certificates::LOCAL_NAMES).expect("a certificate can be made");
     let files = [
         ("flinks-bridge.toml", &*text),
         ("secret.txt", "an-invented-secret-in-a-file\n"),

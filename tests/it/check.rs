@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::ValueEnum;
-use flinks_bridge::check::{self, Area, Check, Findings, Machine, Severity, Whom};
 use flinks_bridge::config::{Config, Needs};
-use flinks_bridge::flinks::stub::{Stub, StubOptions};
-use flinks_bridge::kafka::topics;
-use flinks_bridge::tls::{self, Identity, SelfMade};
+use flinks_bridge::kafka::administer::topics;
+use flinks_bridge::operate::check::{self, Area, Check, Findings, Machine, Severity, Whom};
+use flinks_bridge::tls::{self, Identity};
+use flinks_bridge::workshop::certificates;
+use flinks_bridge::workshop::certificates::SelfMade;
+use flinks_bridge::workshop::stub::{Stub, StubOptions};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -60,7 +62,7 @@ struct Setup {
 impl Setup {
     fn new(servers: &str, api: &str) -> Setup {
         let directory = TempDir::new().expect("a directory");
-        let made = tls::self_made(&["hooks.example.com", "127.0.0.1"]).expect("good names");
+        let made = certificates::self_made(&["hooks.example.com", "127.0.0.1"]).expect("good names");
         let setup = Setup {
             toml: GOOD.replace("SERVERS", servers).replace("API\"", &format!("{api}\"")),
             environment: vec![
@@ -200,7 +202,13 @@ async fn what_is_broken_without_a_network_is_named() {
         ),
         (
             "the key of another certificate",
-            |setup| setup.write("tls.key", &tls::self_made(&["other"]).expect("a good name").private_key_pem, 0o600),
+            |setup| {
+                setup.write(
+                    "tls.key",
+                    &certificates::self_made(&["other"]).expect("a good name").private_key_pem,
+                    0o600,
+                )
+            },
             &[(Error, Area::Certificate, "does not belong to the first certificate")],
         ),
         (
@@ -208,7 +216,7 @@ async fn what_is_broken_without_a_network_is_named() {
             |setup| {
                 let leaf = fs::read_to_string(setup.made("tls.crt")).expect("written");
                 let leaf = leaf.split_inclusive("-----END CERTIFICATE-----\n").next().expect("the leaf").to_owned();
-                let other = tls::self_made(&["other"]).expect("a good name");
+                let other = certificates::self_made(&["other"]).expect("a good name");
                 setup.write("tls.crt", &(leaf + &other.certificate_pem), 0o644);
             },
             &[(Error, Area::Certificate, "certificate 1 is signed by")],
@@ -339,8 +347,8 @@ async fn tls_listener(made: &SelfMade) -> u16 {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_on_the_way_to_kafka_is_named() {
     let plain = plain_listener().await;
-    let right = tls::self_made(&["127.0.0.1"]).expect("a good name");
-    let other_name = tls::self_made(&["kafka.example.com"]).expect("a good name");
+    let right = certificates::self_made(&["127.0.0.1"]).expect("a good name");
+    let other_name = certificates::self_made(&["kafka.example.com"]).expect("a good name");
     let (right_port, other_port) = (tls_listener(&right).await, tls_listener(&other_name).await);
     let stub = stub().await;
     let ssl = |setup: &mut Setup, authority: &str| {

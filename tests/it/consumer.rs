@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use flinks_bridge::config;
-use flinks_bridge::kafka::consumer::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
+use flinks_bridge::kafka::consume::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
 use flinks_bridge::metrics::ConsumerMetrics;
 use futures_util::future::BoxFuture;
 use prometheus::{Registry, TextEncoder};
@@ -166,7 +166,7 @@ impl Member {
         let kafka = settings(servers, "").kafka;
         let topics = topics.iter().map(|topic| Arc::from(*topic)).collect();
         let (known, stop) = (membership.clone(), shutdown.clone());
-        let role = tokio::spawn(async move { consumer::run(&kafka, &group, topics, metrics, work, stop, known).await });
+        let role = tokio::spawn(async move { consume::run(&kafka, &group, topics, metrics, work, stop, known).await });
         Member { membership, shutdown, registry, role }
     }
 
@@ -667,7 +667,7 @@ async fn settings_that_librdkafka_refuses_are_an_error() {
     let registry = Registry::new();
     let metrics = ConsumerMetrics::new(&registry, "test", &[TOPIC]).expect("the registry is new");
     let work = Player::new(|_, _| Box::pin(async { Worked::Done }));
-    let ended = consumer::run(
+    let ended = consume::run(
         &kafka,
         &group(),
         vec![TOPIC.into()],

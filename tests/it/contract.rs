@@ -18,7 +18,7 @@ use bytes::Bytes;
 use flinks_bridge::config::Config;
 use flinks_bridge::dead_letter::DeadLetter;
 use flinks_bridge::enrich::ATTRIBUTES_TYPE;
-use flinks_bridge::kafka::topics::{Wanted, wanted};
+use flinks_bridge::kafka::administer::topics::{Wanted, wanted};
 use flinks_bridge::link;
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::{ContentHash, Scheme};

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use flinks_bridge::tls::{self, Identity};
+use flinks_bridge::tls::Identity;
+use flinks_bridge::workshop::certificates;
 use tokio::net::TcpSocket;
 
 use crate::support::http::{Client, lines, raw, request};
@@ -79,7 +80,7 @@ async fn an_idle_connection_is_closed_at_last() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_must_end_in_time() {
-    let made = tls::self_made(&["localhost"]).expect("a certificate is made");
+    let made = certificates::self_made(&["localhost"]).expect("a certificate is made");
     let identity = Identity::from_pem(&made.certificate_pem, &made.private_key_pem).expect("a good pair");
     let cluster = mock_cluster(1);
     let config = settings(&cluster.bootstrap_servers(), "ingress.handshake_timeout = \"500ms\"");

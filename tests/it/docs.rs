@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use flinks_bridge::answer;
+use flinks_bridge::config::topics_of;
 use flinks_bridge::config::{self, Config, Needs};
-use flinks_bridge::kafka::topics_of;
-use flinks_bridge::metrics::{self, Outcome};
+use flinks_bridge::metrics;
 use flinks_bridge::{enrich, link};
 
 const README: &str = include_str!("../../README.md");
@@ -116,13 +117,6 @@ fn the_example_loads() {
 }
 
 #[test]
-fn the_answers_have_every_outcome() {
-    let (_, answers) = README.split_once("## Answers").expect("README has the answers");
-    let (answers, _) = answers.split_once("\n## ").expect("another chapter follows");
-    for outcome in Outcome::ALL {
-        // Written in full, or shortened to its end after one that begins alike.
-        let (_, end) = outcome.as_str().split_once('-').unwrap_or(("", outcome.as_str()));
-        let (full, short) = (format!("`{}`", outcome.as_str()), format!("`-{end}`"));
-        assert!(answers.contains(&full) || answers.contains(&short), "README does not tell of {full}");
-    }
+fn the_answers_are_those_of_the_code() {
+    check("answers", &answer::reference());
 }

@@ -16,10 +16,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flinks_bridge::kafka::{OnOutcome, Producers, Publish, topics_of};
+use flinks_bridge::config::topics_of;
+use flinks_bridge::kafka::{OnOutcome, Producers, Publish};
 use flinks_bridge::metrics::{Lane, Metrics, Names};
 use flinks_bridge::record::Record;
-use flinks_bridge::tls::{LOCAL_NAMES, self_made};
+use flinks_bridge::workshop::certificates::{LOCAL_NAMES, self_made};
 use prometheus::Registry;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use flinks_bridge::ledger::{self, End, Line};
 use flinks_bridge::record::{ce_id, header};
 use flinks_bridge::signature::ContentHash;
-use flinks_bridge::simulate::{self, Simulate};
+use flinks_bridge::workshop::ledger::{self, End, Line};
+use flinks_bridge::workshop::simulate::{self, Simulate};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};

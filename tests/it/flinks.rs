@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flinks_bridge::config::{ApiKeys, AttributesCall, Config, Endpoint, Needs};
-use flinks_bridge::flinks::stub::{Fault, FaultShare, Stub, StubOptions};
 use flinks_bridge::flinks::{CallError, Client, ClientError, FlinksCode, Gathering, Session, Verdict};
 use flinks_bridge::metrics::{FlinksCall, FlinksMetrics};
 use flinks_bridge::signature::Secret;
 use flinks_bridge::tls::{self, Identity};
+use flinks_bridge::workshop::certificates;
+use flinks_bridge::workshop::stub::{Fault, FaultShare, Stub, StubOptions};
 use prometheus::{Registry, TextEncoder};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -673,7 +674,7 @@ async fn calls_go_through_the_proxy() {
     let proxy = Canned::start(answer("403 Forbidden", "")).await;
     let directory = tempfile::tempdir().unwrap();
     let ca_file = directory.path().join("ca.pem");
-    std::fs::write(&ca_file, tls::self_made(tls::LOCAL_NAMES).unwrap().ca_pem).unwrap();
+    std::fs::write(&ca_file, certificates::self_made(certificates::LOCAL_NAMES).unwrap().ca_pem).unwrap();
     let settings = format!("proxy = \"http://{}\"\nca_file = \"{}\"", proxy.address, ca_file.display());
     let made = self::made("https://flinks.invalid/v3/customer", &settings, "");
     let error = made.client.authorize(LOGIN).await.map(drop).unwrap_err();
@@ -710,8 +711,8 @@ async fn the_ca_file_says_whom_to_believe() {
         std::fs::write(&path, text).unwrap();
         path
     };
-    let ours = tls::self_made(tls::LOCAL_NAMES).unwrap();
-    let theirs = tls::self_made(tls::LOCAL_NAMES).unwrap();
+    let ours = certificates::self_made(certificates::LOCAL_NAMES).unwrap();
+    let theirs = certificates::self_made(certificates::LOCAL_NAMES).unwrap();
     let identity = Identity::from_pem(&ours.certificate_pem, &ours.private_key_pem).unwrap();
     let port = tls_before(stub.address(), identity).await;
     let ca_file = |path: &PathBuf| format!("ca_file = \"{}\"", path.display());

@@ -1,6 +1,7 @@
 //! The ingress over HTTP, in front of an embedded Kafka: what a well-behaved sender may do, and gets.
 
-use flinks_bridge::tls::{self, Identity};
+use flinks_bridge::tls::Identity;
+use flinks_bridge::workshop::certificates;
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ProtocolVersion, SupportedProtocolVersion};
@@ -208,7 +209,7 @@ async fn several_instances_and_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_of_both_versions_with_plain_http_beside_it() {
     let cluster = mock_cluster(1);
-    let made = tls::self_made(tls::LOCAL_NAMES).expect("a certificate is made");
+    let made = certificates::self_made(certificates::LOCAL_NAMES).expect("a certificate is made");
     let identity = Identity::from_pem(&made.certificate_pem, &made.private_key_pem).expect("a good pair");
     let config = settings(&cluster.bootstrap_servers(), "ingress.plain_listen = \"127.0.0.1:0\"");
     let bridge = Bridge::start_with(config, Some(identity), None);

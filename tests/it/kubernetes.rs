@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flinks_bridge::config::{Config, Loaded, Needs};
-use flinks_bridge::kafka::topics::wanted;
+use flinks_bridge::kafka::administer::topics::wanted;
 use saphyr::{LoadableYamlNode, YamlOwned};
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ const PROCESS: usize = 24 * MIB;
 const CONNECTION: usize = 20 * KIB + 16 * KIB;
 /// A request of the small lane: librdkafka's `batch.size`.
 const SMALL_REQUEST: usize = MIB;
-/// What a consumer's client fetches ahead, and one answer of a broker where no record is larger (`kafka::consumer`).
+/// What a consumer's client fetches ahead, and one answer of a broker where no record is larger (`kafka::consume`).
 const FETCHED_AHEAD: usize = 16 * MIB;
 const FETCHED_AT_ONCE: usize = 4 * MIB;
 /// Bytes of an answer of Flinks, on average of those under way at once.

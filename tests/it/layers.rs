@@ -10,41 +10,50 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Every module below `src`, lowest layer first. A module may import those of lower layers, and its own parts.
-const LAYERS: [&[&str]; 5] = [
-    &["webhook", "record", "signature", "ledger", "error", "dead_letter", "backoff"],
+/// Every module below `src`, lowest layer first. A module may import those of lower layers, and its own parts. `operate`
+/// and `workshop` are wings: each of their modules stands for itself.
+const LAYERS: [&[&str]; 7] = [
+    &["answer", "webhook", "record", "signature", "error", "dead_letter", "backoff"],
     &["config", "tls", "metrics"],
-    &["kafka", "flinks", "admin"],
-    &["ingress", "enrich", "link", "redrive", "recover", "simulate", "audit", "check", "topics", "plan"],
-    &["dev", "serve", "main"],
+    &["http", "admin"],
+    &["kafka", "flinks"],
+    &["ingress", "enrich", "link", "operate"],
+    &["serve", "run"],
+    &["workshop", "main"],
 ];
+const VALUES: usize = 0;
+const ROLES: usize = 4;
+const WORKSHOP: usize = 6;
 
 /// What only some may touch: paths that begin with `touching`, allowed in `only` (a module and all below it).
 const GUARDS: &[Guard] = &[
-    Guard { touching: &["rdkafka", "rdkafka_sys"], only: &["kafka"] },
-    Guard { touching: &["hyper::server", "hyper_util::server"], only: &["admin", "ingress", "flinks::stub"] },
-    Guard { touching: &["hyper::client", "hyper_util::client"], only: &["admin", "flinks", "simulate"] },
-    Guard { touching: &["reqwest"], only: &["flinks"] },
+    Guard { touching: &["rdkafka", "rdkafka_sys"], only: &["kafka", "workshop::embedded"] },
+    Guard { touching: &["hyper::server", "hyper_util::server"], only: &["admin", "ingress", "workshop::stub"] },
+    Guard { touching: &["hyper::client", "hyper_util::client"], only: &["admin", "flinks", "workshop::simulate"] },
+    Guard { touching: &["reqwest"], only: &["http", "flinks"] },
     // `main` hands the process's variables to `config`, which asks for them through a lookup function.
     Guard {
         touching: &["std::env::var", "std::env::vars", "std::env::var_os", "std::env::vars_os"],
         only: &["config", "main"],
     },
-    Guard { touching: &["prometheus::Registry"], only: &["metrics", "admin", "dev", "serve"] },
+    Guard { touching: &["prometheus::Registry"], only: &["metrics", "admin", "serve"] },
     Guard { touching: &["prometheus"], only: &["metrics", "admin"] },
     Guard { touching: &["tokio_rustls::TlsAcceptor", "tokio_rustls::server"], only: &["tls", "ingress"] },
     Guard { touching: &["rustls", "tokio_rustls"], only: &["tls"] },
     Guard { touching: &["x509_parser"], only: &["tls"] },
+    Guard { touching: &["rcgen"], only: &["workshop"] },
     Guard {
         touching: &["std::fs", "tokio::fs"],
-        only: &["config", "tls", "redrive", "recover", "simulate", "audit", "check", "dev", "main"],
+        only: &["config", "tls", "operate::redrive", "operate::recover", "operate::check", "workshop", "main"],
     },
     // A filter is a value: `config` checks that `log.level` is one.
-    Guard { touching: &["tracing_subscriber::EnvFilter"], only: &["config", "dev", "main"] },
+    Guard { touching: &["tracing_subscriber::EnvFilter"], only: &["config", "workshop::dev", "run", "main"] },
     Guard {
         touching: &["tokio::signal", "std::process::exit", "std::process::abort", "tracing_subscriber"],
-        only: &["dev", "main"],
+        only: &["workshop::dev", "run", "main"],
     },
+    // A receipt for nothing is for what stands in for Kafka in tests.
+    Guard { touching: &["crate::kafka::Receipt::made_up", "Receipt::made_up"], only: &["workshop"] },
 ];
 
 /// What layer 0 never touches: it holds values, without async or I/O.
@@ -52,7 +61,8 @@ const NOT_IN_VALUES: &[&str] =
     &["tokio", "tokio_util", "hyper_util", "std::fs", "std::process", "std::thread", "std::net::TcpStream", "std::env"];
 
 /// Where the keyword `unsafe` may stand.
-const UNSAFE_IN: &[&str] = &["kafka::cause", "kafka::handover", "kafka::operations", "kafka::producer", "main"];
+const UNSAFE_IN: &[&str] =
+    &["kafka::cause", "kafka::operations", "kafka::publish::handover", "kafka::publish::producer", "main"];
 
 /// Top-level names besides dot files; `target` is Cargo's and ignored by git.
 const TOP_LEVEL: &[&str] =
@@ -134,77 +144,96 @@ fn top_level(root: &Path) -> Vec<String> {
 /// The broken rules of sources given as (path from the package's root, text).
 fn check(sources: &[(String, String)]) -> Vec<Fault> {
     let mut faults = Vec::new();
-    // Module, to the modules of its own layer that it imports, each with the place.
-    let mut siblings: BTreeMap<&str, Vec<(&str, String, usize)>> = BTreeMap::new();
+    let modules: BTreeSet<String> = sources.iter().map(|(file, _)| module_of(file)).collect();
+    let mut edges = Vec::new();
     for (file, text) in sources {
         let module = module_of(file);
-        let top = module.split("::").next().unwrap_or_default();
-        let own_layer = layer(top);
+        let unit = unit(&module);
         let mut fault = |line, rule: String| faults.push(Fault { file: file.clone(), line, rule });
         // The crate root declares the modules and imports none.
-        if top != "lib" && own_layer.is_none() {
-            fault(1, format!("`{top}` stands in no layer; give it one in tests/it/layers.rs"));
+        if unit == "lib" {
             continue;
         }
+        let Some(own) = layer(unit) else {
+            fault(1, format!("`{unit}` stands in no layer; give it one in tests/it/layers.rs"));
+            continue;
+        };
 
         let tokens = without_tests(tokens(text));
         for token in &tokens {
             if token.text == "unsafe" && !UNSAFE_IN.contains(&module.as_str()) {
                 fault(token.line, format!("`unsafe` only in {}", UNSAFE_IN.join(", ")));
             }
-            if own_layer == Some(0) && matches!(token.text.as_str(), "async" | "await") {
-                fault(token.line, format!("no async in layer 0, `{top}`"));
+            if own == VALUES && matches!(token.text.as_str(), "async" | "await") {
+                fault(token.line, format!("no async in layer 0, `{unit}`"));
             }
         }
         for Import { path, line, alias } in imports(&tokens, &module) {
-            if let Some(target) = path.strip_prefix("crate::") {
-                let target = target.split("::").next().unwrap_or_default();
-                if target == top || top == "lib" {
-                    continue;
-                }
-                let (Some(own), Some(theirs)) = (own_layer, layer(target)) else {
-                    fault(line, format!("`{path}` names no module that stands in a layer"));
-                    continue;
-                };
-                let known = LAYERS[theirs].iter().find(|name| **name == target).expect("just found there");
-                match own {
-                    _ if theirs < own || own == 4 => {}
-                    0 if theirs == 0 => {
-                        let from = LAYERS[0].iter().find(|name| **name == top).expect("just found there");
-                        siblings.entry(from).or_default().push((known, file.clone(), line));
-                    }
-                    3 if theirs == 3 => {
-                        fault(line, format!("roles never import each other: `{top}` imports `{target}`"))
-                    }
-                    _ => fault(line, format!("layer {own}, `{top}`, imports layer {theirs}, `{target}`")),
-                }
-                continue;
-            }
-
             let guard = GUARDS.iter().find(|guard| guard.touching.iter().any(|guarded| begins(&path, guarded)));
             if let Some(guard) = guard {
                 if !guard.only.iter().any(|allowed| begins(&module, allowed)) {
                     fault(line, format!("`{path}` only in {}", guard.only.join(", ")));
                 }
-            } else if own_layer == Some(0) && NOT_IN_VALUES.iter().any(|barred| begins(&path, barred)) {
-                fault(line, format!("no I/O in layer 0, `{top}`: `{path}`"));
+            } else if own == VALUES && NOT_IN_VALUES.iter().any(|barred| begins(&path, barred)) {
+                fault(line, format!("no I/O in layer 0, `{unit}`: `{path}`"));
             }
             // A shorter path than the guarded one, under another name, would hide what is reached through it.
             let hides = |guarded: &&&str| guarded.starts_with(&format!("{path}::"));
-            if alias && GUARDS.iter().flat_map(|guard| guard.touching).any(|guarded| hides(&guarded)) {
+            let guarded = GUARDS.iter().flat_map(|guard| guard.touching).filter(|path| !path.starts_with("crate::"));
+            if alias && guarded.clone().any(|guarded| hides(&guarded)) {
                 fault(line, format!("`{path}` under another name hides what is guarded below it"));
             }
-            if top == "backoff" && (path.ends_with("Instant::now") || path.ends_with("SystemTime::now")) {
+            if unit == "backoff" && (path.ends_with("Instant::now") || path.ends_with("SystemTime::now")) {
                 fault(line, "no clock in `backoff`".to_owned());
+            }
+
+            let Some(target) = path.strip_prefix("crate::") else { continue };
+            if let Some(to) = modules.iter().filter(|module| begins(target, module)).max_by_key(|module| module.len()) {
+                edges.push(Edge { from: module.clone(), to: to.clone(), file: file.clone(), line });
+            }
+            let target = self::unit(target);
+            if target == unit || unit == "main" {
+                continue;
+            }
+            let Some(theirs) = layer(target) else {
+                fault(line, format!("`{path}` names no module that stands in a layer"));
+                continue;
+            };
+            match own {
+                _ if theirs < own => {}
+                VALUES | WORKSHOP if theirs == own => {}
+                ROLES if theirs == own => {
+                    fault(line, format!("roles never import each other: `{unit}` imports `{target}`"))
+                }
+                _ => fault(line, format!("layer {own}, `{unit}`, imports layer {theirs}, `{target}`")),
             }
         }
     }
-    faults.extend(circles(&siblings));
+    faults.extend(circles(&edges));
     faults
 }
 
-/// Values import each other downwards only: no circle. Each import that is part of one is a fault.
-fn circles(imports: &BTreeMap<&str, Vec<(&str, String, usize)>>) -> Vec<Fault> {
+/// That a module imports another.
+struct Edge {
+    from: String,
+    to: String,
+    file: String,
+    line: usize,
+}
+
+/// The modules of one folder import each other without a circle, what lies below each of them included. A folder's `mod.rs`
+/// and its parts may: it is what they share, and the door to them. Each import that is part of a circle is a fault.
+fn circles(edges: &[Edge]) -> Vec<Fault> {
+    // The two neighbours in the lowest folder that holds both ends of an import.
+    let neighbours = |edge: &Edge| {
+        let (from, to): (Vec<_>, Vec<_>) = (edge.from.split("::").collect(), edge.to.split("::").collect());
+        let shared = from.iter().zip(&to).take_while(|(one, other)| one == other).count();
+        (from.len() > shared && to.len() > shared).then(|| (from[..=shared].join("::"), to[..=shared].join("::")))
+    };
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (from, to) in edges.iter().filter_map(neighbours) {
+        imports.entry(from).or_default().insert(to);
+    }
     let reaches = |from: &str, to: &str| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
         while let Some(module) = next.pop() {
@@ -212,26 +241,37 @@ fn circles(imports: &BTreeMap<&str, Vec<(&str, String, usize)>>) -> Vec<Fault> {
                 return true;
             }
             if seen.insert(module) {
-                next.extend(imports.get(module).into_iter().flatten().map(|(target, ..)| *target));
+                next.extend(imports.get(module).into_iter().flatten().map(String::as_str));
             }
         }
         false
     };
-    let all = imports.iter().flat_map(|(from, targets)| targets.iter().map(move |target| (*from, target)));
-    all.filter(|(from, (to, ..))| reaches(to, from))
-        .map(|(from, (to, file, line))| Fault {
-            file: file.clone(),
-            line: *line,
+    let parts = edges.iter().filter_map(|edge| Some((edge, neighbours(edge)?)));
+    parts
+        .filter(|(_, (from, to))| reaches(to, from))
+        .map(|(edge, (from, to))| Fault {
+            file: edge.file.clone(),
+            line: edge.line,
             rule: format!("`{from}` and `{to}` import each other in a circle"),
         })
         .collect()
 }
 
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|modules| modules.contains(&module))
+/// What stands in a layer: a module of the top level, or one of a wing's.
+fn unit(path: &str) -> &str {
+    let mut ends = path.match_indices("::").map(|(at, _)| at);
+    let first = ends.next();
+    let wing = first.is_some_and(|end| matches!(&path[..end], "operate" | "workshop"));
+    let end = if wing { ends.next() } else { first };
+    &path[..end.unwrap_or(path.len())]
 }
 
-/// `src/kafka/producer.rs` is `kafka::producer`, `src/kafka/mod.rs` is `kafka`.
+fn layer(unit: &str) -> Option<usize> {
+    let top = unit.split("::").next().unwrap_or_default();
+    LAYERS.iter().position(|modules| modules.contains(&top))
+}
+
+/// `src/kafka/cause.rs` is `kafka::cause`, `src/kafka/mod.rs` is `kafka`.
 fn module_of(file: &str) -> String {
     let name = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
     name.replace('/', "::")
@@ -473,9 +513,10 @@ fn the_check_finds_what_it_should() {
         // Allowed.
         ("src/record.rs", "use std::sync::Arc;\nuse bytes::Bytes;", &[]),
         ("src/ingress/handler.rs", "use crate::{config::Config, kafka::Publish};\nuse super::admission::Lane;", &[]),
-        ("src/kafka/producer.rs", "use rdkafka::producer;\nfn f() { unsafe { rdkafka_sys::f() } }", &[]),
+        ("src/kafka/publish/producer.rs", "use rdkafka::producer;\nfn f() { unsafe { rdkafka_sys::f() } }", &[]),
         ("src/ingress/mod.rs", "use hyper::server::conn::http1;\nuse tokio_rustls::TlsAcceptor;", &[]),
-        ("src/dev.rs", "use crate::{ingress, enrich};\nuse prometheus::Registry;", &[]),
+        ("src/serve.rs", "use crate::{ingress, enrich};\nuse prometheus::Registry;", &[]),
+        ("src/workshop/dev.rs", "use crate::{serve, workshop::stub};\nuse rcgen::KeyPair;", &[]),
         ("src/main.rs", "use flinks_bridge::{config, ingress};\nfn main() { config::load(std::env::vars()) }", &[]),
         ("src/enrich.rs", "// crate::ingress\n/* rdkafka::x /* y */ */ const A: &str = \"crate::ingress::X\";", &[]),
         ("src/enrich.rs", "const A: &str = r#\"use \"rdkafka::x\"#; fn f<'a>(c: &'a str) { '\\'' ; ':' }", &[]),
@@ -489,11 +530,11 @@ fn the_check_finds_what_it_should() {
         ),
         ("src/tls.rs", "use crate::metrics;", &["src/tls.rs:1: layer 1, `tls`, imports layer 1, `metrics`"]),
         (
-            "src/kafka/producer.rs",
-            "\nuse crate::{\n    config::Kafka,\n    record::Record, flinks::{client, stub},\n};",
+            "src/kafka/cause.rs",
+            "\nuse crate::{\n    config::Kafka,\n    record::Record, flinks::{client, code},\n};",
             &[
-                "src/kafka/producer.rs:4: layer 2, `kafka`, imports layer 2, `flinks`",
-                "src/kafka/producer.rs:4: layer 2, `kafka`, imports layer 2, `flinks`",
+                "src/kafka/cause.rs:4: layer 3, `kafka`, imports layer 3, `flinks`",
+                "src/kafka/cause.rs:4: layer 3, `kafka`, imports layer 3, `flinks`",
             ],
         ),
         (
@@ -506,16 +547,34 @@ fn the_check_finds_what_it_should() {
             "use super::super::link::Link;",
             &["src/ingress/handler.rs:1: roles never import each other: `ingress` imports `link`"],
         ),
-        ("src/link.rs", "use super::dev;", &["src/link.rs:1: layer 3, `link`, imports layer 4, `dev`"]),
+        (
+            "src/operate/check/mod.rs",
+            "use crate::operate::topics;",
+            &["src/operate/check/mod.rs:1: roles never import each other: `operate::check` imports `operate::topics`"],
+        ),
+        (
+            "src/serve.rs",
+            "use crate::workshop::dev;",
+            &["src/serve.rs:1: layer 5, `serve`, imports layer 6, `workshop::dev`"],
+        ),
+        ("src/link.rs", "use super::serve;", &["src/link.rs:1: layer 4, `link`, imports layer 5, `serve`"]),
         ("src/link.rs", "use crate::Thing;", &["src/link.rs:1: `crate::Thing` names no module that stands in a layer"]),
         ("src/utils.rs", "", &["src/utils.rs:1: `utils` stands in no layer; give it one in tests/it/layers.rs"]),
         // What is guarded.
-        ("src/ingress/mod.rs", "use rdkafka::error;", &["src/ingress/mod.rs:1: `rdkafka::error` only in kafka"]),
-        ("src/ingress/mod.rs", "use rdkafka as k;", &["src/ingress/mod.rs:1: `rdkafka` only in kafka"]),
+        (
+            "src/ingress/mod.rs",
+            "use rdkafka::error;",
+            &["src/ingress/mod.rs:1: `rdkafka::error` only in kafka, workshop::embedded"],
+        ),
+        (
+            "src/ingress/mod.rs",
+            "use rdkafka as k;",
+            &["src/ingress/mod.rs:1: `rdkafka` only in kafka, workshop::embedded"],
+        ),
         (
             "src/flinks/client.rs",
             "use hyper::{Request, server::conn::http1};",
-            &["src/flinks/client.rs:1: `hyper::server::conn::http1` only in admin, ingress, flinks::stub"],
+            &["src/flinks/client.rs:1: `hyper::server::conn::http1` only in admin, ingress, workshop::stub"],
         ),
         (
             "src/flinks/client.rs",
@@ -528,9 +587,14 @@ fn the_check_finds_what_it_should() {
             &["src/enrich.rs:2: `std::env::var` only in config, main"],
         ),
         (
-            "src/dev.rs",
+            "src/serve.rs",
             "use prometheus::IntCounter;",
-            &["src/dev.rs:1: `prometheus::IntCounter` only in metrics, admin"],
+            &["src/serve.rs:1: `prometheus::IntCounter` only in metrics, admin"],
+        ),
+        (
+            "src/ingress/handler.rs",
+            "use crate::kafka::Receipt;\nfn f() { Receipt::made_up(0, 0); }",
+            &["src/ingress/handler.rs:2: `Receipt::made_up` only in workshop"],
         ),
         (
             "src/ingress/mod.rs",
@@ -540,11 +604,14 @@ fn the_check_finds_what_it_should() {
         (
             "src/admin.rs",
             "fn f() { unsafe {} }",
-            &[
-                "src/admin.rs:1: `unsafe` only in kafka::cause, kafka::handover, kafka::operations, kafka::producer, main",
-            ],
+            &["src/admin.rs:1: `unsafe` only in kafka::cause, kafka::operations, kafka::publish::handover, \
+                 kafka::publish::producer, main"],
         ),
-        ("src/link.rs", "fn f() { std::process::exit(1) }", &["src/link.rs:1: `std::process::exit` only in dev, main"]),
+        (
+            "src/link.rs",
+            "fn f() { std::process::exit(1) }",
+            &["src/link.rs:1: `std::process::exit` only in workshop::dev, run, main"],
+        ),
         // Values.
         (
             "src/backoff.rs",
@@ -570,5 +637,17 @@ fn the_check_finds_what_it_should() {
         lines(&faults),
         "src/record.rs:1: `record` and `webhook` import each other in a circle\n\
          src/webhook.rs:2: `webhook` and `record` import each other in a circle"
+    );
+    let inside = [
+        ("src/kafka/mod.rs", "use self::publish::Producers;\npub struct Receipt;"),
+        ("src/kafka/client.rs", "use super::publish::probe::Probe;"),
+        ("src/kafka/publish/probe.rs", "use crate::kafka::{Receipt, client::log};"),
+    ]
+    .map(|(file, source)| (file.to_owned(), source.to_owned()));
+    let faults = check(&inside);
+    assert_eq!(
+        lines(&faults),
+        "src/kafka/client.rs:1: `kafka::client` and `kafka::publish` import each other in a circle\n\
+         src/kafka/publish/probe.rs:1: `kafka::publish` and `kafka::client` import each other in a circle"
     );
 }

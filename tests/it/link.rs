@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flinks_bridge::config::Config;
-use flinks_bridge::kafka::consumer::Membership;
-use flinks_bridge::kafka::consumer::{Consumed, Lease, Work, Worked};
+use flinks_bridge::kafka::consume::Membership;
+use flinks_bridge::kafka::consume::{Consumed, Lease, Work, Worked};
 use flinks_bridge::kafka::{self, OnOutcome, Producers, Publish, PublishError};
 use flinks_bridge::link::{self, Linker, Telling};
 use flinks_bridge::metrics::{ConsumerMetrics, Lane, LinkMetrics, Metrics, Names, PublishCause};

@@ -12,8 +12,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use flinks_bridge::config::topics_of;
 use flinks_bridge::dead_letter::Cause;
-use flinks_bridge::kafka;
 use flinks_bridge::metrics::{
     self, BrokerStatistics, ConsumerMetrics, EnrichMetrics, FlinksMetrics, Lane, LinkMetrics, Metrics, Names,
     ProducerStatistics, Quantiles,
@@ -51,7 +51,7 @@ fn exposed() -> BTreeMap<String, Family> {
     let registry = Registry::new();
     let config = support::settings("127.0.0.1:9", "");
     let own = &config.own_topics;
-    let topics = kafka::topics_of(&config);
+    let topics = topics_of(&config);
     let mut topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
     topics.extend([&own.attributes, &own.dead_letter, &own.login_links].map(String::as_str));
     let instances = vec!["toolbox"];

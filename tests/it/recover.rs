@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use flinks_bridge::flinks::stub::{Fault, Stub, StubOptions};
-use flinks_bridge::kafka::reader;
+use flinks_bridge::kafka::consume::reader;
 use flinks_bridge::metrics::FlinksCall;
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::ContentHash;
+use flinks_bridge::workshop::stub::{Fault, Stub, StubOptions};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};

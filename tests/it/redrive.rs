@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use flinks_bridge::dead_letter::{Cause, DeadLetter};
-use flinks_bridge::kafka::reader;
-use flinks_bridge::kafka::transaction::positions;
+use flinks_bridge::kafka::consume::reader;
+use flinks_bridge::kafka::publish::transaction::positions;
 use flinks_bridge::record::{Origin, Record, header};
 use flinks_bridge::signature::ContentHash;
 use flinks_bridge::webhook::{EventTypes, Reception, Webhook};

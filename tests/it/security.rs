@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flinks_bridge::flinks::stub::{Stub, StubOptions};
+use flinks_bridge::workshop::stub::{Stub, StubOptions};
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use clap::Parser;
 use flinks_bridge::kafka::{OnOutcome, Publish, PublishError, Receipt};
-use flinks_bridge::ledger::{self, End, Expect, Line, Sent};
 use flinks_bridge::metrics::{Lane, PublishCause};
 use flinks_bridge::record::{Record, ce_id, header};
 use flinks_bridge::signature::ContentHash;
-use flinks_bridge::simulate::{self, Failure, Simulate, Summary};
-use flinks_bridge::tls::{self, Identity};
+use flinks_bridge::tls::Identity;
+use flinks_bridge::workshop::certificates;
+use flinks_bridge::workshop::ledger::{self, End, Expect, Line, Sent};
+use flinks_bridge::workshop::simulate::{self, Failure, Simulate, Summary};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -107,7 +108,7 @@ impl Publish for Fake {
         let outcome = if before < self.refusals {
             Err(PublishError { cause: PublishCause::Other, possibly_persisted: false, detail: "made up".to_owned() })
         } else {
-            Ok(Receipt { partition: 0, offset: 0 })
+            Ok(Receipt::made_up(0, 0))
         };
         let delay = self.delay;
         if delay.is_zero() {
@@ -296,7 +297,7 @@ async fn an_open_loop_counts_from_the_intended_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn https_needs_an_authority_to_trust() {
-    let made = tls::self_made(tls::LOCAL_NAMES).expect("the names are good");
+    let made = certificates::self_made(certificates::LOCAL_NAMES).expect("the names are good");
     let identity = Identity::from_pem(&made.certificate_pem, &made.private_key_pem).expect("a pair");
     let more = "[ingress.tls]\ncertificate = \"none.crt\"\nprivate_key = \"none.key\"";
     let fake = Arc::new(Fake::default());
@@ -308,7 +309,7 @@ async fn https_needs_an_authority_to_trust() {
         path.display().to_string()
     };
     let trusted = write("ca.pem", &made.ca_pem);
-    let stranger = write("stranger.pem", &tls::self_made(&["localhost"]).expect("a good name").ca_pem);
+    let stranger = write("stranger.pem", &certificates::self_made(&["localhost"]).expect("a good name").ca_pem);
     let empty = write("empty.pem", "");
     let url = format!("--url https://localhost:{}{PATH} --instance toolbox --secret {SECRET}", bridge.address.port());
     let options = |ca: &str| format!("{url} --count 20 --max-size 4KB --time-scale 1000000 --cacert {ca}");

@@ -99,7 +99,8 @@ pub struct Certificate(tempfile::TempDir);
 
 impl Certificate {
     pub fn new() -> Certificate {
-        let made = flinks_bridge::tls::self_made(&["localhost", "127.0.0.1"]).expect("names that can be certified");
+        let made = flinks_bridge::workshop::certificates::self_made(&["localhost", "127.0.0.1"])
+            .expect("names that can be certified");
         let directory = tempfile::tempdir().expect("a directory");
         for (name, text) in
             [("ca.pem", made.ca_pem), ("tls.crt", made.certificate_pem), ("tls.key", made.private_key_pem)]

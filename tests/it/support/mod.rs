@@ -13,9 +13,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flinks_bridge::config::{Config, Needs, TlsFiles};
+use flinks_bridge::config::{Config, Needs, TlsFiles, topics_of};
 use flinks_bridge::ingress::{self, IngressError, Listeners};
-use flinks_bridge::kafka::{self, Producers, Publish, Readiness, reader};
+use flinks_bridge::kafka::consume::reader;
+use flinks_bridge::kafka::{Producers, Publish, Readiness};
 use flinks_bridge::metrics::{Metrics, Names};
 use flinks_bridge::signature::{Scheme, Secret, sign};
 use flinks_bridge::tls::Identity;
@@ -115,7 +116,7 @@ impl Bridge {
     pub fn start_with(config: Config, identity: Option<Arc<Identity>>, fake: Option<Arc<dyn Publish>>) -> Bridge {
         let config = Arc::new(config);
         let registry = Registry::new();
-        let topics = kafka::topics_of(&config);
+        let topics = topics_of(&config);
         let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
             instance.secrets.iter().map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
         });

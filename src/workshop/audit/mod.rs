@@ -1,0 +1,163 @@
+//! Role `audit`: reads the topics back and says, of every body that a ledger knows, whether what was answered is so.
+//!
+//! A ledger says what was sent and what came back. The topics are read once, from the time at which the earliest ledger
+//! begins (less some slack for clocks that differ) to the ends they have when the audit begins. Of each record only its
+//! hash is kept, against the body that the ledger has; nothing is committed, nothing is changed.
+//!
+//! It never calls a promise kept that it could not look into: a topic that is gone, records that retention took, a
+//! ledger that cannot be read all end in *could not tell*, with an exit code of its own.
+
+mod bodies;
+mod judge;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::config::topics_of;
+use crate::config::{Config, Faults, Loaded, Needs};
+use crate::error::chain;
+use crate::kafka::consume::reader::{self, ScanError, Span};
+use bodies::{Bodies, LedgerFault};
+use judge::{Judge, Place};
+use report::Report;
+
+/// Options of role `audit`.
+#[derive(Debug, Clone, Args)]
+pub struct Audit {
+    /// What `simulate` wrote. Give the ledgers of all that sent the same bodies at the time.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub ledger: Vec<PathBuf>,
+    /// Configuration file of the ingress: brokers, topics, event types. Variables override it, as for every role.
+    #[arg(long, value_name = "FILE", conflicts_with = "brokers")]
+    pub config: Option<PathBuf>,
+    /// Brokers to ask, `host:port`, in the place of a configuration: with the default topics, and without TLS.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub brokers: Option<String>,
+    /// By how much bridge_kafka_possibly_persisted_total rose meanwhile, over all ingress processes: as many records
+    /// may be there after a 503. Without it, a copy that only a 503 could explain makes the audit say that it cannot
+    /// tell.
+    #[arg(long, value_name = "N")]
+    pub possibly_persisted: Option<u64>,
+    /// By how much bridge_kafka_possibly_doubled_total rose meanwhile, over all ingress processes: so many bodies may be
+    /// there more than once by one publish, as their equal ce_time shows.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub possibly_doubled: u64,
+    /// Nobody else publishes to these topics: a record that no ledger knows is a fault.
+    #[arg(long)]
+    pub exclusive: bool,
+    /// How much the clocks of sender, bridge and brokers may differ. Records this much older than the ledger count too.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub slack: Duration,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// No progress bar, and nothing but the verdict if the promise holds.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Why the audit could not tell.
+#[derive(Debug, thiserror::Error)]
+enum CannotTell {
+    /// The settings are at fault.
+    #[error("the settings are not usable:\n{0}")]
+    Settings(#[from] Faults),
+    /// A ledger cannot be read or makes no sense.
+    #[error("{}", chain(.0))]
+    Ledger(#[from] LedgerFault),
+    /// The topics cannot be read.
+    #[error("{}", chain(.0))]
+    Kafka(#[from] ScanError),
+}
+
+/// Command line or settings are at fault (EX_USAGE of sysexits.h).
+const USAGE: u8 = 64;
+/// A ledger is at fault (EX_DATAERR).
+const LEDGER: u8 = 65;
+/// Kafka does not have, or does not give, what there is to read (EX_UNAVAILABLE).
+const UNAVAILABLE: u8 = 69;
+
+impl CannotTell {
+    fn exit_code(&self) -> u8 {
+        match self {
+            CannotTell::Settings(_) => USAGE,
+            CannotTell::Ledger(_) => LEDGER,
+            CannotTell::Kafka(ScanError::Settings(_)) => USAGE,
+            CannotTell::Kafka(
+                ScanError::Unreachable(_)
+                | ScanError::Stalled(_)
+                | ScanError::NoTopic(_)
+                | ScanError::Forbidden(_)
+                | ScanError::Trimmed(_),
+            ) => UNAVAILABLE,
+        }
+    }
+}
+
+/// Runs the audit, prints what it found, and returns the exit code: 0 the promise holds, 1 it is broken, 64 and above
+/// it could not be told (64 usage, 65 a ledger, 69 Kafka).
+pub fn run(options: &Audit, environment: &[(String, String)]) -> u8 {
+    let report = match audit(options, environment) {
+        Ok(report) => report,
+        Err(cannot_tell) => Report::cannot_tell(cannot_tell.to_string(), cannot_tell.exit_code()),
+    };
+    if options.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.text(options.quiet));
+    }
+    report.exit_code
+}
+
+fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, CannotTell> {
+    let Loaded { config, .. } = settings(options, environment)?;
+    let (bodies, mut warnings) = Bodies::read(&options.ledger, &config, |bytes| bar(options, "ledger", bytes))?;
+    let began = UNIX_EPOCH + Duration::from_millis(bodies.began_ms);
+    let since = began.checked_sub(options.slack).unwrap_or(UNIX_EPOCH);
+    let since_ms = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let since_ms = i64::try_from(since_ms).unwrap_or(i64::MAX);
+
+    let spans = reader::spans(&config.kafka, &topics_of(&config), since_ms)?;
+    let to_read: i64 = spans.iter().map(|span| span.end - span.start).sum();
+    let progress = bar(options, "topics", to_read.unsigned_abs());
+    let places = spans.iter().map(|span: &Span| Place::new(&span.topic, span.partition, span.low, span.start));
+    let mut judge = Judge::new(bodies, places.collect(), since_ms);
+    let mut read: u64 = 0;
+    reader::scan(&config.kafka, &spans, |record| {
+        read += 1;
+        // Each step costs a lock; nobody sees single records go by.
+        if read.is_multiple_of(256) {
+            progress.inc(256);
+        }
+        judge.record(&record);
+    })?;
+    progress.finish_and_clear();
+    let mut report = judge.finish(options.possibly_persisted, options.possibly_doubled, options.exclusive);
+    report.warnings.append(&mut warnings);
+    Ok(report)
+}
+
+fn settings(options: &Audit, environment: &[(String, String)]) -> Result<Loaded, Faults> {
+    let Some(brokers) = &options.brokers else {
+        return Config::load(options.config.as_deref(), environment, Needs::NEITHER);
+    };
+    let brokers = toml::Value::from(brokers.as_str());
+    // An instance has to be there, and is asked for nothing: the built-in event types have their default topics.
+    let text = format!(
+        "kafka.bootstrap_servers = {brokers}\n[[instance]]\nname = \"any\"\npath = \"/any\"\nauthentication = \"none\"\n"
+    );
+    Config::parse(&text, Path::new("--brokers"), &[], Needs::NEITHER)
+}
+
+/// On a terminal only; elsewhere indicatif keeps it hidden.
+fn bar(options: &Audit, what: &'static str, length: u64) -> ProgressBar {
+    if options.quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}");
+    ProgressBar::new(length).with_style(style.expect("the template is right")).with_message(what)
+}
