@@ -1,6 +1,7 @@
 //! README says what the code says: its tables of settings and metrics are the rendered ones, its example loads, and
 //! its table of answers has every outcome.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,39 +11,45 @@ use flinks_bridge::config::{self, Config, Needs};
 use flinks_bridge::metrics;
 use flinks_bridge::{enrich, link};
 
-const README: &str = include_str!("../../README.md");
+/// A paper of the project, by its path from the top level.
+fn read(paper: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(paper);
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{paper}: {error}"))
+}
 
-/// That README's table of this name is the rendered one. With FLINKS_BRIDGE_RENDER set it is made so.
+/// That a paper's table of this name is the rendered one. With FLINKS_BRIDGE_RENDER set it is made so.
 #[expect(clippy::disallowed_methods, reason = "a variable of this test alone")]
-fn check(name: &str, rendered: &str) {
-    let (before, after) = README.split_once(&format!("<!-- {name}:")).expect("README has the table's opening comment");
-    let (comment, after) = after.split_once("-->\n").expect("the comment ends");
+fn check(paper: &str, name: &str, rendered: &str) {
+    let text = read(paper);
+    let part = |text: &str, mark: &str| {
+        let parts = text.split_once(mark).map(|(before, after)| (before.to_owned(), after.to_owned()));
+        parts.unwrap_or_else(|| panic!("{paper} has no {mark:?} of the table {name}"))
+    };
+    let (before, after) = part(&text, &format!("<!-- {name}:"));
+    let (comment, after) = part(&after, "-->\n");
     let end = format!("<!-- end of {name} -->");
-    let (table, after) = after.split_once(&end).expect("README has the closing comment");
+    let (table, after) = part(&after, &end);
     if std::env::var_os("FLINKS_BRIDGE_RENDER").is_some() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(paper);
         let text = format!("{before}<!-- {name}:{comment}-->\n{}\n{end}{after}", rendered.trim());
-        std::fs::write(path, text).expect("README is written");
+        fs::write(path, text).unwrap_or_else(|error| panic!("{paper}: {error}"));
         return;
     }
     // Not as a whole: the line that differs is what is looked for.
     for (written, rendered) in table.trim().lines().zip(rendered.trim().lines()) {
-        assert_eq!(
-            written, rendered,
-            "render it again: FLINKS_BRIDGE_RENDER=1 cargo test --test it -- docs, one by one"
-        );
+        assert_eq!(written, rendered, "render {paper} again: FLINKS_BRIDGE_RENDER=1 cargo test --test it -- docs::");
     }
-    assert_eq!(table.trim().lines().count(), rendered.trim().lines().count(), "README's table of {name}");
+    assert_eq!(table.trim().lines().count(), rendered.trim().lines().count(), "{paper}'s table of {name}");
 }
 
 #[test]
 fn the_settings_are_those_of_the_code() {
-    check("settings", &config::reference());
+    check("README.md", "settings", &config::reference());
 }
 
 #[test]
 fn the_metrics_are_those_of_the_code() {
-    check("metrics", &metrics::reference());
+    check("README.md", "metrics", &metrics::reference());
 }
 
 #[test]
@@ -56,7 +63,7 @@ fn the_acls_are_those_of_the_file() {
         let (names, operations) = (names.join(", "), acl.operations.join(", "));
         table += &format!("| {} | {kind} {prefixed}{names} | {operations}{optional} | {} |\n", acl.role, acl.without);
     }
-    check("acls", &table);
+    check("README.md", "acls", &table);
 }
 
 /// The names in the file are those that the settings have by default.
@@ -98,7 +105,8 @@ fn the_acls_are_for_the_default_names() {
 
 #[test]
 fn the_example_loads() {
-    let (_, after) = README.split_once("```toml\n").expect("README has an example");
+    let readme = read("README.md");
+    let (_, after) = readme.split_once("```toml\n").expect("README has an example");
     let (example, _) = after.split_once("```").expect("it ends");
     let directory = tempfile::tempdir().expect("a directory for temporary files");
     std::fs::write(directory.path().join("secret.txt"), "an-invented-secret-for-tests\n").expect("a file is written");
@@ -118,5 +126,5 @@ fn the_example_loads() {
 
 #[test]
 fn the_answers_are_those_of_the_code() {
-    check("answers", &answer::reference());
+    check("README.md", "answers", &answer::reference());
 }
