@@ -278,7 +278,7 @@ impl Config {
     }
 }
 
-/// The settings as the README has them: a Markdown table of key, default and meaning.
+/// The settings as `deploy/SETTINGS.md` has them: a Markdown table of key, default and meaning.
 pub fn reference() -> String {
     read::reference(Config::read)
 }

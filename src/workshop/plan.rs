@@ -562,7 +562,7 @@ fn judge(planned: &mut Planned, load: &Load, wanted: &Config, each: f64) {
     }
 }
 
-/// The settings that differ, as they are to be, in the order of the README.
+/// The settings that differ, as they are to be, in the order of `deploy/SETTINGS.md`.
 fn settings(used: &Config, wanted: &Config) -> Vec<(String, String, String)> {
     let mut all = Vec::new();
     let mut set = |table: &str, name: &str, before: String, after: String| {

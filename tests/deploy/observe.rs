@@ -8,8 +8,8 @@
 //! divided by [`FASTER`] and nothing else is changed, so that a fault of half a minute stands for one of half an hour.
 //!
 //! It fails if an alert fires before any fault, if one that a fault should set off does not, if a recording rule or a
-//! query of a panel returns no data over the run (but those in [`EMPTY`], with the reason), or if a family of README is
-//! in no scrape. What each panel showed stays in `target/observe/panels.json`, to be drawn.
+//! query of a panel returns no data over the run (but those in [`EMPTY`], with the reason), or if a family of
+//! deploy/METRICS.md is in no scrape. What each panel showed stays in `target/observe/panels.json`, to be drawn.
 //!
 //! It takes about six minutes, so it is no part of the default run.
 
@@ -361,7 +361,7 @@ impl Run {
             let name = row.split('`').nth(1).expect("a name in backquotes");
             let exposed = names.contains(name) || names.contains(format!("{name}_bucket").as_str());
             if !exposed && !EMPTY.iter().any(|(empty, _)| *empty == name) {
-                faults.push(format!("{name} stands in README, and no process exposes it"));
+                faults.push(format!("{name} stands in deploy/METRICS.md, and no process exposes it"));
             }
         }
 

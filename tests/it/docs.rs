@@ -1,5 +1,5 @@
-//! README says what the code says: its tables of settings and metrics are the rendered ones, its example loads, and
-//! its table of answers has every outcome.
+//! The papers say what the code says: their tables of settings, metrics and ACLs are the rendered ones, the example of
+//! README loads, and its table of answers has every outcome.
 
 use std::fs;
 use std::path::Path;
@@ -44,12 +44,12 @@ fn check(paper: &str, name: &str, rendered: &str) {
 
 #[test]
 fn the_settings_are_those_of_the_code() {
-    check("README.md", "settings", &config::reference());
+    check("deploy/SETTINGS.md", "settings", &config::reference());
 }
 
 #[test]
 fn the_metrics_are_those_of_the_code() {
-    check("README.md", "metrics", &metrics::reference());
+    check("deploy/METRICS.md", "metrics", &metrics::reference());
 }
 
 #[test]

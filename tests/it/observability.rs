@@ -483,9 +483,9 @@ fn the_pages_name_what_is_exposed() {
     let (known, _) = Known::new(&queries::rules());
     let mut faults = Vec::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for page in ["README.md", "deploy/RUNBOOK.md"] {
+    for page in ["README.md", "deploy/METRICS.md", "deploy/RUNBOOK.md", "deploy/SETTINGS.md"] {
         let text = fs::read_to_string(root.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
-        // The table of README is rendered from the reference, and compared with it elsewhere.
+        // The table of METRICS.md is rendered from the reference, and compared with it elsewhere.
         let table = text.split_once("<!-- metrics:").map_or((&*text, ""), |(before, after)| {
             (before, after.split_once("<!-- end of metrics -->").map_or("", |(_, after)| after))
         });

@@ -43,7 +43,7 @@ pub(super) fn load(
         } else if warning.contains("need no signature") {
             (Area::Secrets, "have Flinks sign its webhooks, add the [[instance.secret]] and remove authentication")
         } else {
-            (Area::Settings, "see the README's table of settings")
+            (Area::Settings, "flinks-bridge config --reference explains every setting")
         };
         findings.warning(area, warning, todo);
     }
