@@ -1,6 +1,6 @@
 //! What the settings bound: the memory that each role can be made to take, and the bandwidth that the timeouts ask for.
-//! This is the arithmetic of the README's "Memory", at one place for whoever compares it with a machine (role `check`)
-//! or works back from a load (role `plan`).
+//! This is the arithmetic of `deploy/OPERATE.md`, "Memory", at one place for whoever compares it with a machine (role
+//! `check`) or works back from a load (role `plan`).
 //!
 //! It looks at no machine and no cluster.
 

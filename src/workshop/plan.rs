@@ -790,7 +790,7 @@ mod tests {
         loaded.unwrap_or_else(|faults| panic!("{faults}\nin\n{more}")).config
     }
 
-    /// The example of the README.
+    /// The example of `deploy/OPERATE.md`, "Size it".
     fn example() -> Load {
         let (p99, mean) = (2_000_000, 35_000.0);
         Load { rate: 200.0, mean, mean_assumed: false, p99, retention: 7 * DAY, replicas: 3, pods: 2 }

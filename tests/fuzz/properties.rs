@@ -2,8 +2,8 @@
 //!
 //! Each function takes one input and panics where a property does not hold. The fuzz targets call them with what
 //! libFuzzer makes up, `tests/it/fuzz_corpus.rs` with the stored corpus on every run of the tests, so an input that was
-//! once a defect stays one that is looked at. What a property is compared with is written here anew, from DESIGN and
-//! README, and as plainly as possible: slow, recursive, with trees.
+//! once a defect stays one that is looked at. What a property is compared with is written here anew, from the
+//! papers (README.md, deploy/*.md) and as plainly as possible: slow, recursive, with trees.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -412,7 +412,7 @@ pub fn config(input: &[u8]) {
     }
 }
 
-/// What README says of how settings fit together, asked of the result.
+/// What `deploy/SETTINGS.md` says of how settings fit together, asked of the result.
 fn keeps_its_word(loaded: &Loaded) {
     let Config { kafka, ingress, instances, event_types, admin, shutdown, .. } = &loaded.config;
     for lane in [&kafka.small, &kafka.large] {

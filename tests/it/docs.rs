@@ -63,7 +63,7 @@ fn the_acls_are_those_of_the_file() {
         let (names, operations) = (names.join(", "), acl.operations.join(", "));
         table += &format!("| {} | {kind} {prefixed}{names} | {operations}{optional} | {} |\n", acl.role, acl.without);
     }
-    check("README.md", "acls", &table);
+    check("deploy/OPERATE.md", "acls", &table);
 }
 
 /// The names in the file are those that the settings have by default.

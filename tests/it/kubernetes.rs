@@ -22,9 +22,10 @@ const KIB: usize = 1 << 10;
 
 /// Brokers that the sums reckon with: each takes a request of each lane at a time, and gives a consumer one answer.
 const BROKERS: usize = 3;
-/// What the process takes beside bodies and connections (README, "Memory").
+/// What the process takes beside bodies and connections (`deploy/OPERATE.md`, "Memory").
 const PROCESS: usize = 24 * MIB;
-/// An open connection with TLS (README, "Memory"), and the headers of a request that it may be in (`max_connections`).
+/// An open connection with TLS (`deploy/OPERATE.md`, "Memory"), and the headers of a request that it may be in
+/// (`max_connections`).
 const CONNECTION: usize = 20 * KIB + 16 * KIB;
 /// A request of the small lane: librdkafka's `batch.size`.
 const SMALL_REQUEST: usize = MIB;

@@ -483,7 +483,15 @@ fn the_pages_name_what_is_exposed() {
     let (known, _) = Known::new(&queries::rules());
     let mut faults = Vec::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for page in ["README.md", "deploy/CONSUME.md", "deploy/METRICS.md", "deploy/RUNBOOK.md", "deploy/SETTINGS.md", "tests/README.md"] {
+    for page in [
+        "README.md",
+        "deploy/CONSUME.md",
+        "deploy/METRICS.md",
+        "deploy/OPERATE.md",
+        "deploy/RUNBOOK.md",
+        "deploy/SETTINGS.md",
+        "tests/README.md",
+    ] {
         let text = fs::read_to_string(root.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         // The table of METRICS.md is rendered from the reference, and compared with it elsewhere.
         let table = text.split_once("<!-- metrics:").map_or((&*text, ""), |(before, after)| {

@@ -408,8 +408,8 @@ fn roles_with_the_least_permissions_and_credentials_that_change() {
     let topics = Topics::read(&cluster, &TOPICS);
     for (ledger, process) in ledgers.iter().zip([&ingress, &ingress_tls]) {
         println!("{ledger}");
-        // README, "Rotation": what is under way on a session that cannot log in again is refused. Certificates know no
-        // such moment.
+        // `deploy/OPERATE.md`, "Kafka security": what is under way on a session that cannot log in again is refused.
+        // Certificates know no such moment.
         let refused = process.log().matches("permission (Authentication)").count();
         let may_be = if std::ptr::eq(process, &ingress) { CONNECTIONS } else { 0 };
         assert!(refused <= may_be, "{refused}: {}", process.tail());

@@ -84,7 +84,7 @@ pub(super) fn files(findings: &mut Findings, roles: &Roles, config: &Config, mac
     }
 }
 
-/// Whether each role's bounds fit into the memory that it may take, by the arithmetic of the README's "Memory".
+/// Whether each role's bounds fit into the memory that it may take, by the arithmetic of `deploy/OPERATE.md`, "Memory".
 /// `brokers` is how many there are, where that is known.
 pub(super) fn memory(findings: &mut Findings, roles: &Roles, config: &Config, machine: &Machine, brokers: Option<u64>) {
     let brokers = brokers.unwrap_or(BROKERS);
