@@ -1,5 +1,5 @@
-//! What `deploy/` and README ask of the metrics exists: each metric, label and label value that a rule, a dashboard, the
-//! runbook or README names is one that the roles expose.
+//! What `deploy/` and the papers ask of the metrics exists: each metric, label and label value that a rule, a dashboard or
+//! a paper names is one that the roles expose.
 //!
 //! What is exposed is gathered from registries filled as the roles fill theirs; since series exist at zero from the
 //! start, they show every value of the labels that are enums. PromQL is parsed, and the labels of each expression's result
@@ -26,7 +26,7 @@ use promql_parser::parser::value::ValueType;
 use promql_parser::parser::{self, BinaryExpr, Call, Expr, LabelModifier, VectorMatchCardinality, VectorSelector};
 
 use crate::queries::{self, Rule};
-use crate::support;
+use crate::{docs, support};
 
 /// What Prometheus puts on every series that it scrapes (`deploy/prometheus/prometheus.yml`; `namespace` comes with a
 /// PodMonitor). A label of the same name that the series has itself stays as it is: `honor_labels` is set.
@@ -483,16 +483,8 @@ fn the_pages_name_what_is_exposed() {
     let (known, _) = Known::new(&queries::rules());
     let mut faults = Vec::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for page in [
-        "README.md",
-        "deploy/CONSUME.md",
-        "deploy/METRICS.md",
-        "deploy/OPERATE.md",
-        "deploy/RUNBOOK.md",
-        "deploy/SETTINGS.md",
-        "tests/README.md",
-    ] {
-        let text = fs::read_to_string(root.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+    for page in docs::papers() {
+        let text = fs::read_to_string(root.join(&page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         // The table of METRICS.md is rendered from the reference, and compared with it elsewhere.
         let table = text.split_once("<!-- metrics:").map_or((&*text, ""), |(before, after)| {
             (before, after.split_once("<!-- end of metrics -->").map_or("", |(_, after)| after))
