@@ -136,24 +136,30 @@ impl Outcome {
 
 /// The table of answers, in Markdown, for README.
 pub fn reference() -> String {
-    let mut table = "| cause | answer | `error`, and `outcome` in metrics | record |\n|---|---|---|---|\n\
-        | Kafka acknowledged the record | 200, empty | `acked` | on the topic of its type |\n\
-        | unknown type, or its discriminator given twice | 200 once stored | `acked` | quarantine: `unknown-type`, `ambiguous-type` |\n\
-        | not JSON, sender authenticated | 200 once stored | `acked` | quarantine: `not-json` |\n"
-        .to_owned();
+    let mut table = "| cause | answer | `error`, and `outcome` in metrics | record |\n|---|---|---|---|\n".to_owned();
+    let mut row = |cause: &str, answer: &str, code: &str, record: &str| {
+        table += &format!("| {cause} | {answer} | {code} | {record} |\n");
+    };
+    // hyper's, before there is a request.
+    let broken = "`bridge_ingress_connection_errors_total`";
+    row("headers stalled; idle too long; TLS handshake failed", "closed without an answer", broken, "none");
+    row("no HTTP/1 request / target and headers over 16 KiB", "400 / 431 by hyper, empty", broken, "none");
     for refusal in Refusal::ALL {
         let (cause, record) = refusal.about();
         let answer = match refusal.status() {
             None => "nobody to answer".to_owned(),
             Some(405) => "405 with `Allow: POST`".to_owned(),
             Some(503) => "503 with `Retry-After`".to_owned(),
-            Some(status @ (408 | 413)) => format!("{status}, connection closed"),
             Some(status) => status.to_string(),
         };
-        table += &format!("| {cause} | {answer} | `{refusal}` | {record} |\n");
+        row(cause, &answer, &format!("`{refusal}`"), record);
     }
-    table += "| the sender hung up before the answer | nobody to answer | `sender-gone` | as its delivery report says: \
-              `bridge_ingress_sender_gone_total` |\n";
+    let later = "as its delivery report says: `bridge_ingress_sender_gone_total`";
+    row("the sender hung up before the answer", "nobody to answer", "`sender-gone`", later);
+    row("Kafka acknowledged the record", "200, empty", "`acked`", "on the topic of its type");
+    row("the same, not JSON", "200, empty", "`acked`", "quarantine: `not-json`");
+    let unknown = "quarantine: `unknown-type`, `ambiguous-type`";
+    row("the same, unknown type, or its discriminator given twice", "200, empty", "`acked`", unknown);
     table
 }
 
