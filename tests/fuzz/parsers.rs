@@ -3,6 +3,7 @@
 /// The project's sources.
 #[path = "../../src"]
 mod sources {
+    #[cfg(feature = "fuzz")]
     pub mod config;
     pub mod record;
     pub mod signature;
@@ -10,4 +11,6 @@ mod sources {
 }
 
 // Where the sources expect each other.
-pub use sources::{config, record, signature, webhook};
+#[cfg(feature = "fuzz")]
+pub use sources::config;
+pub use sources::{record, signature, webhook};

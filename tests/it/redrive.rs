@@ -344,35 +344,52 @@ fn faults_are_told_by_exit_code() {
 #[test]
 fn a_transaction_that_fails_is_done_again_or_given_up() {
     use RDKafkaRespErr as E;
-    // What Kafka answers and how often, the exit code, and what is told of it.
-    let cases: [(RDKafkaApiKey, RDKafkaRespErr, usize, i32, &str); 9] = [
+    /// What Kafka answers to a kind of request, and how often.
+    type Answer = (RDKafkaApiKey, RDKafkaRespErr, usize);
+    // Those, the exit code, and what is told of it.
+    let cases: [(&[Answer], i32, &str); 10] = [
         // Tried again within the transaction.
-        (RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE, 2, 0, ""),
+        (&[(RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE, 2)], 0, ""),
         // Aborted, and done again.
-        (RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, 1, 0, ""),
+        (&[(RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, 1)], 0, ""),
         // The end of the producer: another one looks whether it counts, as here, or does it again, some times.
-        (RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 1, 0, ""),
-        (RDKafkaApiKey::AddOffsetsToTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 1, 0, ""),
-        (RDKafkaApiKey::AddOffsetsToTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 100, 1, "failed for good"),
+        (&[(RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 1)], 0, ""),
+        (&[(RDKafkaApiKey::AddOffsetsToTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 1)], 0, ""),
+        (&[(RDKafkaApiKey::AddOffsetsToTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 100)], 1, "failed for good"),
+        // To be aborted, and the abort is the end of the producer.
+        (
+            &[
+                (RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, 1),
+                (RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE, 1),
+            ],
+            0,
+            "",
+        ),
         // Always the same: given up after some times.
-        (RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, 100, 1, "the transaction failed"),
+        (&[(RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID, 100)], 1, "the transaction failed"),
         // No second try changes these.
-        (RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, 1, 1, "does not take it"),
-        (RDKafkaApiKey::Produce, E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, 1, 1, STATEMENTS),
+        (
+            &[(RDKafkaApiKey::TxnOffsetCommit, E::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, 1)],
+            1,
+            "does not take it",
+        ),
+        (&[(RDKafkaApiKey::Produce, E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, 1)], 1, STATEMENTS),
         // Another has the transactional id.
-        (RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_PRODUCER_FENCED, 1, 1, "another process has taken over"),
+        (&[(RDKafkaApiKey::EndTxn, E::RD_KAFKA_RESP_ERR_PRODUCER_FENCED, 1)], 1, "another process has taken over"),
     ];
-    for (request, error, times, expected, told) in cases {
+    for (answers, expected, told) in cases {
         let (cluster, scene) = mock();
         let records: Vec<Record> = (0..20).map(|n| received(&body("Statements", n, ""))).collect();
         publish(&scene.servers, &records);
-        cluster.request_errors(request, &vec![error; times]);
+        for (request, error, times) in answers {
+            cluster.request_errors(*request, &vec![*error; *times]);
+        }
         let (code, report) = scene.run(TAUGHT, &["--from", "quarantine"]);
-        assert_eq!(code, expected, "{error:?}: {report:#}");
+        assert_eq!(code, expected, "{answers:?}: {report:#}");
         let failure = report["failure"].as_str().unwrap_or_default();
-        assert!(failure.contains(told) && failure.is_empty() == (code == 0), "{error:?}: {failure}");
+        assert!(failure.contains(told) && failure.is_empty() == (code == 0), "{answers:?}: {failure}");
         let put_back = if code == 0 { "put back=20" } else { "" };
-        assert_eq!(fates(&report), put_back, "{error:?}: what is told to be back is what counts");
+        assert_eq!(fates(&report), put_back, "{answers:?}: what is told to be back is what counts");
     }
 }
 

@@ -569,14 +569,18 @@ impl Batch<'_> {
                 .begin()
                 .and_then(|()| self.records.iter().try_for_each(|waiting| returner.publish(&waiting.record)))
                 .and_then(|()| returner.commit(positions));
-            let failure = match done {
+            let mut failure = match done {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
+            if matches!(failure, TransactionError::Abort(_))
+                && let Err(error) = returner.abort()
+            {
+                failure = error;
+            }
             match &failure {
-                TransactionError::Abort(_) => returner.abort()?,
-                // As when its coordinator falls: a new producer is made below.
-                TransactionError::Fatal(_) => {}
+                // Aborted; or, as when its coordinator falls, a new producer is made below.
+                TransactionError::Abort(_) | TransactionError::Fatal(_) => {}
                 TransactionError::Refused(_) => {
                     // What refuses is told; that the abort fails as well says no more, and the broker aborts in time.
                     if let Err(error) = returner.abort() {
