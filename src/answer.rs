@@ -11,6 +11,10 @@ macro_rules! refusals {
         /// the delivery report. The last two may come at any time, and a body that was not declared is found too large, or
         /// without a budget, only while it is read.
         ///
+        /// ```
+        /// assert_eq!(flinks_bridge::answer::Refusal::Internal.status(), Some(500));
+        /// ```
+        ///
         /// ```compile_fail
         /// // There is no success among them.
         /// let refusal = flinks_bridge::answer::Refusal::Acked;

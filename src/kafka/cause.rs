@@ -1,7 +1,9 @@
-//! What a delivery report says: whether the record is persisted, and what its error means to a caller.
+//! What librdkafka's codes mean: in a delivery report, where the record's being persisted is told too, and in a cluster's
+//! description of a topic. What fails in other ways (a commit, a question without an answer) is for whoever asked.
 
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
+use rdkafka::metadata::MetadataTopic;
 
 use super::PublishError;
 use crate::metrics::PublishCause;
@@ -24,6 +26,30 @@ pub(super) fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
         Status::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Persistence::Possibly,
         Status::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
     }
+}
+
+/// Why a topic that was asked about has not been described.
+pub(super) enum TopicFault {
+    /// There is none of this name, or can be none.
+    Missing,
+    /// It may not be described.
+    Forbidden,
+    /// It is there, and a leader is being chosen.
+    NoLeader,
+    /// Anything else, mostly of the moment.
+    Other(RDKafkaErrorCode),
+}
+
+/// What a cluster says of a topic instead of describing it; `None` where it does describe it.
+pub(super) fn topic_fault(described: &MetadataTopic) -> Option<TopicFault> {
+    Some(match described.error().map(RDKafkaErrorCode::from)? {
+        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::InvalidTopic => {
+            TopicFault::Missing
+        }
+        RDKafkaErrorCode::TopicAuthorizationFailed => TopicFault::Forbidden,
+        RDKafkaErrorCode::LeaderNotAvailable => TopicFault::NoLeader,
+        other => TopicFault::Other(other),
+    })
 }
 
 /// Sorts what librdkafka says of a record into what a caller decides on.

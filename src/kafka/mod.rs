@@ -31,6 +31,23 @@ pub use crate::config::largest_record;
 
 /// The broker's word that a record is safe: acknowledged by all in-sync replicas. It cannot be copied: one record, one
 /// receipt, one answer.
+///
+/// ```
+/// fn read(receipt: &flinks_bridge::kafka::Receipt) -> (i32, i64) {
+///     (receipt.partition(), receipt.offset())
+/// }
+/// ```
+///
+/// ```compile_fail
+/// // Whoever has no delivery report has none.
+/// let receipt = flinks_bridge::kafka::Receipt { partition: 0, offset: 0 };
+/// ```
+///
+/// ```compile_fail
+/// fn twice(receipt: flinks_bridge::kafka::Receipt) -> [flinks_bridge::kafka::Receipt; 2] {
+///     [receipt, receipt]
+/// }
+/// ```
 #[derive(Debug, PartialEq, Eq)]
 pub struct Receipt {
     partition: i32,

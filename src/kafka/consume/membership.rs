@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, Place};
 use crate::kafka::brokers::Brokers;
+use crate::kafka::cause::{TopicFault, topic_fault};
 use crate::kafka::client;
 use crate::kafka::operations::{Operation, permitted};
 use crate::metrics::ConsumerMetrics;
@@ -224,19 +225,14 @@ impl Watch {
                 leaders.entry(partition.leader()).or_insert_with(|| (topic.clone(), partition.id()));
             }
             let subject = Subject::Topic(topic.clone());
-            let complaint = match described.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from) {
+            let complaint = match described.and_then(topic_fault) {
                 None if readable.get(&**topic) == Some(&false) => {
                     Some(format!("topic {topic} may not be read: permission is missing (ACL Read)"))
                 }
                 None if described.is_some_and(|topic| !topic.partitions().is_empty()) => None,
-                None | Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                    Some(format!("topic {topic} does not exist"))
-                }
-                Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
-                    Some(format!("topic {topic} may not be described or read"))
-                }
-                // Of the moment, such as a leader that is being chosen.
-                Some(_) => {
+                None | Some(TopicFault::Missing) => Some(format!("topic {topic} does not exist")),
+                Some(TopicFault::Forbidden) => Some(format!("topic {topic} may not be described or read")),
+                Some(TopicFault::NoLeader | TopicFault::Other(_)) => {
                     whole = false;
                     continue;
                 }

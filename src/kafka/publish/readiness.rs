@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::{Metadata, MetadataPartition, MetadataTopic};
 use rdkafka::statistics::{Broker, Statistics};
 
 use crate::config;
 use crate::kafka::PublishError;
 use crate::kafka::brokers::Brokers;
+use crate::kafka::cause::{TopicFault, topic_fault};
 use crate::metrics::{Lane, Metrics, PublishCause};
 
 /// How often a leader that was reached is asked again, where the connection to it is idle: below the limits of balancers
@@ -462,18 +462,14 @@ impl Readiness {
 
 impl Known {
     fn judge(&self, topic: &Arc<str>, described: &MetadataTopic) -> TopicState {
-        match described.error().map(RDKafkaErrorCode::from) {
+        match topic_fault(described) {
             None => {}
-            Some(
-                RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::UnknownTopic
-                | RDKafkaErrorCode::InvalidTopic,
-            ) => return TopicState::Missing,
-            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => return TopicState::Unauthorized,
-            Some(RDKafkaErrorCode::LeaderNotAvailable) => {
+            Some(TopicFault::Missing) => return TopicState::Missing,
+            Some(TopicFault::Forbidden) => return TopicState::Unauthorized,
+            Some(TopicFault::NoLeader) => {
                 return TopicState::NoLeader { partitions: 1, of: 1, brokers: String::new() };
             }
-            Some(other) => return TopicState::Failed(format!("{other:?}")),
+            Some(TopicFault::Other(other)) => return TopicState::Failed(format!("{other:?}")),
         }
         let unreachable = |leader: i32| leader < 0 || !self.lanes.iter().all(|sight| sight.reaches(leader));
         let partitions = described.partitions();

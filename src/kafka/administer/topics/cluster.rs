@@ -26,6 +26,7 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 use super::{Change, Found, Partition, Setting, Step, Topic, Wanted};
 use crate::config;
 use crate::kafka::KafkaSettingError;
+use crate::kafka::cause::{TopicFault, topic_fault};
 use crate::kafka::client::{block_on, client_config};
 
 /// How long the cluster may leave one question without an answer.
@@ -254,14 +255,12 @@ const NO_NODE_SETTINGS: &str =
     "the cluster does not tell them: allow DescribeConfigs on the cluster to whom kafka.properties log in";
 
 fn found(described: &MetadataTopic) -> Found {
-    match described.error().map(RDKafkaErrorCode::from) {
+    match topic_fault(described) {
         // Without a leader it is there all the same: its partitions say so.
-        None | Some(RDKafkaErrorCode::LeaderNotAvailable) => {}
-        Some(
-            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::InvalidTopic,
-        ) => return Found::Missing,
-        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => return Found::Forbidden,
-        Some(other) => return Found::Failed(other.to_string()),
+        None | Some(TopicFault::NoLeader) => {}
+        Some(TopicFault::Missing) => return Found::Missing,
+        Some(TopicFault::Forbidden) => return Found::Forbidden,
+        Some(TopicFault::Other(other)) => return Found::Failed(other.to_string()),
     }
     let mut partitions: Vec<_> = described.partitions().iter().collect();
     partitions.sort_by_key(|partition| partition.id());
