@@ -68,7 +68,7 @@ refusals! {
         "Kafka refused: topic missing, no permission, too large, fatal error, a clock over an hour ahead of the broker's",
         "maybe: `bridge_kafka_possibly_persisted_total`";
     RequestDeadline = "request-deadline", Some(503), "the whole request took too long", "maybe";
-    Internal = "internal", Some(500), "a bug; the process goes on", "none";
+    Internal = "internal", Some(500), "a bug; the process goes on", "maybe";
 }
 
 // No refusal looks like a success: what is not 4xx or 5xx does not compile.

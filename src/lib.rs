@@ -20,7 +20,7 @@
 //!
 //! # What becomes of the record
 //!
-//! 1. [`kafka::consumer`] hands it to a role that consumes, as a member of a group. *The partition moves away: the work
+//! 1. [`kafka::consume`] hands it to a role that consumes, as a member of a group. *The partition moves away: the work
 //!    has a moment to end; what has not ended is done again by whoever has the partition next.*
 //! 2. [`enrich`] asks [`flinks`] for the attributes of its LoginId. *Pending, throttled, away: waited out. Refused for
 //!    good, or too often: a [`dead_letter`].* [`link`] notes which LoginId belongs to which Tag.

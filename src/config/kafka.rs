@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::SecretSource;
 use super::fault::{Fault, FaultKind};
-use super::instance::SecretSource;
 use super::parse::{self, choice, deadline, duration};
 use super::read::{self as reading, At, Table, settings};
 

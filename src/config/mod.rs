@@ -18,6 +18,7 @@ mod instance;
 mod kafka;
 mod parse;
 mod read;
+mod secret;
 mod topics;
 
 use std::net::SocketAddr;
@@ -31,10 +32,11 @@ pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
-pub use instance::{Authentication, Instance, NotJson, SecretSource};
+pub use instance::{Authentication, Instance, NotJson};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
+pub use secret::SecretSource;
 pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, topics_of, topics_of_types};
 
 /// The largest `ingress.body_limit`: librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.

@@ -1,7 +1,7 @@
 //! `[topics]` and `[[event_type]]`: which topic holds what, and what each must look like.
 //!
 //! Roles ask for the names. How many partitions and copies a topic has and how long it keeps records is for whoever
-//! makes it (role `topics`) and whoever looks at it (role `check`): a webhook's journey never depends on these.
+//! makes it (role `topics`) and whoever looks at it (role `check`): a webhook's journey never depends on the shapes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

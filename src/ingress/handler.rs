@@ -356,7 +356,7 @@ impl Handler {
         }
     }
 
-    /// The one 200: it takes the receipt of the request's own record.
+    /// The one 200: it takes a receipt.
     fn acknowledge(&self, _: Receipt, unread: bool) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::default());
         self.end_connection(&mut response, unread);
@@ -367,8 +367,8 @@ impl Handler {
         // Nobody is left to be answered where there is no status; hyper drops what it is given.
         let status = refusal.status().unwrap_or(400);
         let status = StatusCode::from_u16(status).expect("the statuses of refusals are valid");
-        let mut response = Response::new(Full::from(format!("{{\"error\":\"{refusal}\"}}\n")));
-        *response.status_mut() = status;
+        let body = Full::from(format!("{{\"error\":\"{refusal}\"}}\n"));
+        let mut response = Response::builder().status(status).body(body).expect("a status and a body go together");
         self.end_connection(&mut response, unread || status == StatusCode::REQUEST_TIMEOUT);
         let headers = response.headers_mut();
         match status {

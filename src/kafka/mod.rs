@@ -1,4 +1,4 @@
-//! Everything that speaks Kafka; no other module touches rdkafka.
+//! Everything that speaks Kafka; nothing else touches rdkafka but the embedded broker, which is its mock.
 //!
 //! The ack rule, on which the product rests: a [`Receipt`] exists only if a delivery report without an error said that
 //! the record is persisted, with `acks=all`, and at which offset. Nothing else makes one: not the hand-over to
@@ -18,78 +18,12 @@ pub mod publish;
 
 use std::fmt;
 
-use rdkafka::message::Message;
-use rdkafka::producer::DeliveryResult;
-
-use self::cause::{Persistence, persistence, sort};
 use crate::metrics::{Lane, PublishCause};
 use crate::record::Record;
 
 pub use self::client::{KafkaSettingError, check_properties};
-pub use self::publish::{Producers, Readiness};
+pub use self::publish::{Producers, Readiness, Receipt};
 pub use crate::config::largest_record;
-
-/// The broker's word that a record is safe: acknowledged by all in-sync replicas. It cannot be copied: one record, one
-/// receipt, one answer.
-///
-/// ```
-/// fn read(receipt: &flinks_bridge::kafka::Receipt) -> (i32, i64) {
-///     (receipt.partition(), receipt.offset())
-/// }
-/// ```
-///
-/// ```compile_fail
-/// // Whoever has no delivery report has none.
-/// let receipt = flinks_bridge::kafka::Receipt { partition: 0, offset: 0 };
-/// ```
-///
-/// ```compile_fail
-/// fn twice(receipt: flinks_bridge::kafka::Receipt) -> [flinks_bridge::kafka::Receipt; 2] {
-///     [receipt, receipt]
-/// }
-/// ```
-#[derive(Debug, PartialEq, Eq)]
-pub struct Receipt {
-    partition: i32,
-    offset: i64,
-}
-
-impl Receipt {
-    /// What a delivery report says of its record: the one place where a receipt is made, and the ack rule.
-    ///
-    /// # Errors
-    /// Why there is none.
-    fn of(report: &DeliveryResult<'_>) -> Result<Receipt, PublishError> {
-        match report {
-            Ok(message) if persistence(message) == Persistence::Yes && message.offset() >= 0 => {
-                Ok(Receipt { partition: message.partition(), offset: message.offset() })
-            }
-            // No broker has said so of this record: librdkafka has concluded it from another one's success.
-            Ok(_) => {
-                let detail = "no offset is known".to_owned();
-                Err(PublishError { cause: PublishCause::Unproven, possibly_persisted: true, detail })
-            }
-            Err((error, message)) => Err(sort(error.rdkafka_error_code(), persistence(message) != Persistence::No)),
-        }
-    }
-
-    /// A receipt for nothing, for what stands in for Kafka in tests. No source but the workshop may name it
-    /// (`tests/it/layers.rs`), and without the workshop there is none.
-    #[cfg(feature = "workshop")]
-    pub fn made_up(partition: i32, offset: i64) -> Receipt {
-        Receipt { partition, offset }
-    }
-
-    /// Partition that took the record.
-    pub fn partition(&self) -> i32 {
-        self.partition
-    }
-
-    /// Its offset there.
-    pub fn offset(&self) -> i64 {
-        self.offset
-    }
-}
 
 /// Why a record has no [`Receipt`].
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! The first thing that a webhook meets: `ingress` finishes a connection's handshake with the [`server_config`] made
 //! here. An [`Identity`] holds the certificate chain and private key that are served now; [`Identity::reload`] puts a
-//! new pair in their place without touching a connection, and keeps a broken pair out. Only this file reads
+//! new pair in their place without touching a connection, and keeps a broken pair out. Only this module reads
 //! certificate files and knows rustls' settings.
 //!
 //! It never judges a certificate's dates (the expiry is a gauge, and serving an expired one is no worse than serving

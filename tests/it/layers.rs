@@ -12,24 +12,26 @@ use std::process::Command;
 
 /// Every module below `src`, lowest layer first. A module may import those of lower layers, and its own parts. `operate`
 /// and `workshop` are wings: each of their modules stands for itself.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["answer", "webhook", "record", "signature", "error", "dead_letter", "backoff"],
     &["config", "tls", "metrics"],
     &["http", "admin"],
     &["kafka", "flinks"],
     &["ingress", "enrich", "link", "operate"],
-    &["serve", "run"],
-    &["workshop", "main"],
+    &["serve"],
+    &["workshop"],
+    &["main"],
 ];
 const VALUES: usize = 0;
 const ROLES: usize = 4;
 const WORKSHOP: usize = 6;
+const MAIN: usize = 7;
 
 /// What only some may touch: paths that begin with `touching`, allowed in `only` (a module and all below it).
 const GUARDS: &[Guard] = &[
     Guard { touching: &["rdkafka", "rdkafka_sys"], only: &["kafka", "workshop::embedded"] },
     Guard { touching: &["hyper::server", "hyper_util::server"], only: &["admin", "ingress", "workshop::stub"] },
-    Guard { touching: &["hyper::client", "hyper_util::client"], only: &["admin", "flinks", "workshop::simulate"] },
+    Guard { touching: &["hyper::client", "hyper_util::client"], only: &["admin", "workshop::simulate"] },
     Guard { touching: &["reqwest"], only: &["http", "flinks"] },
     // `main` hands the process's variables to `config`, which asks for them through a lookup function.
     Guard {
@@ -44,25 +46,41 @@ const GUARDS: &[Guard] = &[
     Guard { touching: &["rcgen"], only: &["workshop"] },
     Guard {
         touching: &["std::fs", "tokio::fs"],
-        only: &["config", "tls", "operate::redrive", "operate::recover", "operate::check", "workshop", "main"],
+        only: &[
+            "config",
+            "tls",
+            "operate::redrive",
+            "operate::recover",
+            "operate::check",
+            "workshop::audit",
+            "workshop::dev",
+            "workshop::simulate",
+            "main",
+        ],
     },
     // A filter is a value: `config` checks that `log.level` is one.
-    Guard { touching: &["tracing_subscriber::EnvFilter"], only: &["config", "workshop::dev", "run", "main"] },
+    Guard { touching: &["tracing_subscriber::EnvFilter"], only: &["config", "workshop::dev", "main"] },
     Guard {
         touching: &["tokio::signal", "std::process::exit", "std::process::abort", "tracing_subscriber"],
-        only: &["workshop::dev", "run", "main"],
+        only: &["workshop::dev", "main"],
     },
-    // A receipt for nothing is for what stands in for Kafka in tests.
-    Guard { touching: &["crate::kafka::Receipt::made_up", "Receipt::made_up"], only: &["workshop"] },
+    Guard {
+        touching: &["hyper::Response", "hyper::http::Response"],
+        only: &["ingress::handler", "admin", "workshop::stub"],
+    },
 ];
 
 /// What layer 0 never touches: it holds values, without async or I/O.
 const NOT_IN_VALUES: &[&str] =
     &["tokio", "tokio_util", "hyper_util", "std::fs", "std::process", "std::thread", "std::net::TcpStream", "std::env"];
 
-/// Where the keyword `unsafe` may stand.
-const UNSAFE_IN: &[&str] =
-    &["kafka::cause", "kafka::operations", "kafka::publish::handover", "kafka::publish::producer", "main"];
+/// Words that may stand only in these modules.
+const WORDS: &[(&str, &[&str])] = &[
+    ("unsafe", &["kafka::cause", "kafka::operations", "kafka::publish::handover", "kafka::publish::producer", "main"]),
+    // What makes a receipt of a delivery report, and what makes one of nothing, for tests.
+    ("from_report", &["kafka::publish::receipt", "kafka::publish::producer", "kafka::publish::tombstone"]),
+    ("made_up", &["kafka::publish::receipt"]),
+];
 
 /// Top-level names besides dot files; `target` is Cargo's and ignored by git.
 const TOP_LEVEL: &[&str] =
@@ -145,54 +163,60 @@ fn top_level(root: &Path) -> Vec<String> {
 fn check(sources: &[(String, String)]) -> Vec<Fault> {
     let mut faults = Vec::new();
     let modules: BTreeSet<String> = sources.iter().map(|(file, _)| module_of(file)).collect();
+    let names = names(sources, &modules);
     let mut edges = Vec::new();
     for (file, text) in sources {
         let module = module_of(file);
         let unit = unit(&module);
         let mut fault = |line, rule: String| faults.push(Fault { file: file.clone(), line, rule });
-        // The crate root declares the modules and imports none.
-        if unit == "lib" {
-            continue;
-        }
-        let Some(own) = layer(unit) else {
+        // The crate root declares the modules; it and the binary's may name all of them.
+        let own = if unit == "lib" { Some(MAIN) } else { layer(unit) };
+        let Some(own) = own else {
             fault(1, format!("`{unit}` stands in no layer; give it one in tests/it/layers.rs"));
             continue;
         };
+        // What a simulation knows of a webhook is a value too.
+        let value = own == VALUES || unit == "workshop::ledger";
 
         let tokens = without_tests(tokens(text));
         for token in &tokens {
-            if token.text == "unsafe" && !UNSAFE_IN.contains(&module.as_str()) {
-                fault(token.line, format!("`unsafe` only in {}", UNSAFE_IN.join(", ")));
+            for (word, only) in WORDS {
+                if token.text == *word && !only.contains(&module.as_str()) {
+                    fault(token.line, format!("`{word}` only in {}", only.join(", ")));
+                }
             }
-            if own == VALUES && matches!(token.text.as_str(), "async" | "await") {
+            if value && matches!(token.text.as_str(), "async" | "await") {
                 fault(token.line, format!("no async in layer 0, `{unit}`"));
             }
         }
-        for Import { path, line, alias } in imports(&tokens, &module) {
+        for Import { path, line, alias, .. } in imports(&tokens, &module) {
             let guard = GUARDS.iter().find(|guard| guard.touching.iter().any(|guarded| begins(&path, guarded)));
             if let Some(guard) = guard {
                 if !guard.only.iter().any(|allowed| begins(&module, allowed)) {
                     fault(line, format!("`{path}` only in {}", guard.only.join(", ")));
                 }
-            } else if own == VALUES && NOT_IN_VALUES.iter().any(|barred| begins(&path, barred)) {
+            } else if value && NOT_IN_VALUES.iter().any(|barred| begins(&path, barred)) {
                 fault(line, format!("no I/O in layer 0, `{unit}`: `{path}`"));
             }
             // A shorter path than the guarded one, under another name, would hide what is reached through it.
             let hides = |guarded: &&&str| guarded.starts_with(&format!("{path}::"));
-            let guarded = GUARDS.iter().flat_map(|guard| guard.touching).filter(|path| !path.starts_with("crate::"));
-            if alias && guarded.clone().any(|guarded| hides(&guarded)) {
+            if alias && GUARDS.iter().flat_map(|guard| guard.touching).any(|guarded| hides(&guarded)) {
                 fault(line, format!("`{path}` under another name hides what is guarded below it"));
             }
             if unit == "backoff" && (path.ends_with("Instant::now") || path.ends_with("SystemTime::now")) {
                 fault(line, "no clock in `backoff`".to_owned());
             }
 
+            let full = resolved(&path, &module, &names);
+            if let Some(to) = full.strip_prefix("crate::").and_then(|full| module_at(full, &modules)) {
+                edges.push(Edge { from: module.clone(), to: to.to_owned(), file: file.clone(), line });
+            }
             let Some(target) = path.strip_prefix("crate::") else { continue };
-            if let Some(to) = modules.iter().filter(|module| begins(target, module)).max_by_key(|module| module.len()) {
-                edges.push(Edge { from: module.clone(), to: to.clone(), file: file.clone(), line });
+            if target.ends_with("::*") {
+                fault(line, format!("`{path}` hides what it brings in"));
             }
             let target = self::unit(target);
-            if target == unit || unit == "main" {
+            if target == unit || own == MAIN {
                 continue;
             }
             let Some(theirs) = layer(target) else {
@@ -211,6 +235,43 @@ fn check(sources: &[(String, String)]) -> Vec<Fault> {
     }
     faults.extend(circles(&edges));
     faults
+}
+
+/// The lowest module that a path from the crate root leads into.
+fn module_at<'a>(path: &str, modules: &'a BTreeSet<String>) -> Option<&'a str> {
+    modules.iter().filter(|module| begins(path, module)).max_by_key(|module| module.len()).map(String::as_str)
+}
+
+/// What each module calls what it imports, as paths from the crate root (`crate::kafka::Producers`), and what that is there.
+fn names(sources: &[(String, String)], modules: &BTreeSet<String>) -> BTreeMap<String, String> {
+    let mut names = BTreeMap::new();
+    for (file, text) in sources {
+        let module = module_of(file);
+        for import in imports(&without_tests(tokens(text)), &module).into_iter().filter(|import| import.used) {
+            // A part of its own may be named without `self`.
+            let first = import.path.split("::").next().unwrap_or_default();
+            let part = modules.contains(&format!("{module}::{first}"));
+            let path = if part { format!("crate::{module}::{}", import.path) } else { import.path };
+            if let Some((_, last)) = path.rsplit_once("::").filter(|_| path.starts_with("crate::")) {
+                names.insert(format!("crate::{module}::{last}"), path.clone());
+            }
+        }
+    }
+    names
+}
+
+/// A path with what was imported under other paths followed to where it stands.
+fn resolved(path: &str, module: &str, names: &BTreeMap<String, String>) -> String {
+    // What is used in this module may begin with a name that it imports.
+    let local = format!("crate::{module}::{path}");
+    let mut path = if path.starts_with("crate::") { path.to_owned() } else { local };
+    // As many steps as folders are deep, twice over.
+    for _ in 0..8 {
+        let known = names.iter().filter(|(name, _)| begins(&path, name)).max_by_key(|(name, _)| name.len());
+        let Some((name, full)) = known.filter(|(name, full)| name != full) else { break };
+        path = format!("{full}{}", &path[name.len()..]);
+    }
+    path
 }
 
 /// That a module imports another.
@@ -288,6 +349,8 @@ struct Import {
     path: String,
     line: usize,
     alias: bool,
+    /// By `use`, not where it is named.
+    used: bool,
 }
 
 /// Every path of more than one part, and every import, each branch of a tree apart.
@@ -301,7 +364,9 @@ fn imports(tokens: &[Token], module: &str) -> Vec<Import> {
         let is_path = used || (is_word(first) && tokens.get(start + 1).is_some_and(|next| next.text == "::"));
         // The part of a path after `<T as Trait>` is no path of its own.
         if is_path && (start == 0 || used || tokens[start - 1].text != "::") {
+            let before = found.len();
             at = tree(tokens, start, "", &mut found).max(at + 1);
+            found[before..].iter_mut().for_each(|import| import.used = used);
         } else {
             at += 1;
         }
@@ -367,7 +432,7 @@ fn tree(tokens: &[Token], mut at: usize, before: &str, found: &mut Vec<Import>) 
         at += 2;
     }
     if !path.is_empty() {
-        found.push(Import { path, line, alias });
+        found.push(Import { path, line, alias, used: false });
     }
     at
 }
@@ -562,6 +627,18 @@ fn the_check_finds_what_it_should() {
         ("src/utils.rs", "", &["src/utils.rs:1: `utils` stands in no layer; give it one in tests/it/layers.rs"]),
         // What is guarded.
         (
+            "src/lib.rs",
+            "fn f() { unsafe {} }",
+            &["src/lib.rs:1: `unsafe` only in kafka::cause, kafka::operations, kafka::publish::handover, \
+                 kafka::publish::producer, main"],
+        ),
+        ("src/enrich.rs", "use crate::config::*;", &["src/enrich.rs:1: `crate::config::*` hides what it brings in"]),
+        (
+            "src/ingress/mod.rs",
+            "use hyper::Response;",
+            &["src/ingress/mod.rs:1: `hyper::Response` only in ingress::handler, admin, workshop::stub"],
+        ),
+        (
             "src/ingress/mod.rs",
             "use rdkafka::error;",
             &["src/ingress/mod.rs:1: `rdkafka::error` only in kafka, workshop::embedded"],
@@ -594,7 +671,7 @@ fn the_check_finds_what_it_should() {
         (
             "src/ingress/handler.rs",
             "use crate::kafka::Receipt;\nfn f() { Receipt::made_up(0, 0); }",
-            &["src/ingress/handler.rs:2: `Receipt::made_up` only in workshop"],
+            &["src/ingress/handler.rs:2: `made_up` only in kafka::publish::receipt"],
         ),
         (
             "src/ingress/mod.rs",
@@ -610,7 +687,7 @@ fn the_check_finds_what_it_should() {
         (
             "src/link.rs",
             "fn f() { std::process::exit(1) }",
-            &["src/link.rs:1: `std::process::exit` only in workshop::dev, run, main"],
+            &["src/link.rs:1: `std::process::exit` only in workshop::dev, main"],
         ),
         // Values.
         (
@@ -642,12 +719,26 @@ fn the_check_finds_what_it_should() {
         ("src/kafka/mod.rs", "use self::publish::Producers;\npub struct Receipt;"),
         ("src/kafka/client.rs", "use super::publish::probe::Probe;"),
         ("src/kafka/publish/probe.rs", "use crate::kafka::{Receipt, client::log};"),
+        ("src/kafka/publish/mod.rs", ""),
     ]
     .map(|(file, source)| (file.to_owned(), source.to_owned()));
     let faults = check(&inside);
-    assert_eq!(
-        lines(&faults),
-        "src/kafka/client.rs:1: `kafka::client` and `kafka::publish` import each other in a circle\n\
-         src/kafka/publish/probe.rs:1: `kafka::publish` and `kafka::client` import each other in a circle"
-    );
+    let expected = "src/kafka/client.rs:1: `kafka::client` and `kafka::publish` import each other in a circle\n\
+         src/kafka/publish/probe.rs:1: `kafka::publish` and `kafka::client` import each other in a circle";
+    assert_eq!(lines(&faults), expected);
+    // Through what the folder hands out, and through a module's name.
+    for source in [
+        "use super::Producers;",
+        "use crate::kafka;\nfn f() -> kafka::Producers {}",
+        "use super::publish;\nfn f() { publish::f() }",
+    ] {
+        let mut inside = inside.clone();
+        inside[1].1 = source.to_owned();
+        let faults = check(&inside);
+        assert!(
+            lines(&faults).contains("`kafka::client` and `kafka::publish` import each other"),
+            "{source}: {}",
+            lines(&faults)
+        );
+    }
 }

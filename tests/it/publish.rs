@@ -330,31 +330,28 @@ async fn a_record_never_sent_is_not_possibly_persisted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_in_flight_at_the_deadline_is_possibly_persisted() {
-    let cluster = mock_cluster(1);
-    let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
-    let before = webhook("before", 0);
-    assert_eq!(post(&bridge, &before).await.status, 200);
-    // The mock stores what it is sent at once and answers after the socket timeout, each time.
-    cluster.broker_round_trip_time(1, Duration::from_secs(4)).expect("there is a broker 1");
-    // One may wait for its deadline behind a question to the leader, and is then never sent.
-    let mut failed = Vec::new();
-    while counted(&bridge).possibly_persisted == 0 {
-        assert!(failed.len() < 10, "none of the records was under way at its deadline");
-        failed.push(webhook(&format!("failed-{}", failed.len()), 0));
+    // A question to the leader may be in the record's way, which is then never sent: again, until it is.
+    for _ in 0..20 {
+        let cluster = mock_cluster(1);
+        let bridge = Bridge::start(quick(&cluster.bootstrap_servers()));
+        let (before, failed) = (webhook("before", 0), webhook("failed", 0));
+        assert_eq!(post(&bridge, &before).await.status, 200);
+        // The mock stores what it is sent at once and answers after the socket timeout, each time.
+        cluster.broker_round_trip_time(1, Duration::from_secs(4)).expect("there is a broker 1");
         let begun = Instant::now();
-        let answer = post(&bridge, failed.last().expect("just added")).await;
-        assert_unavailable(&answer, "publish-deadline", "slow broker");
+        assert_unavailable(&post(&bridge, &failed).await, "publish-deadline", "slow broker");
         assert!(begun.elapsed() < DEADLINE + SLACK, "{:?}", begun.elapsed());
+        cluster.broker_round_trip_time(1, Duration::ZERO).expect("there is a broker 1");
+        let stored = all_stored(&cluster.bootstrap_servers(), 1);
+        let sent = times(&stored, &failed) >= 1;
+        assert_eq!(counted(&bridge), Counted { errors: 1, possibly_persisted: sent.into(), ..plain(2, 1) });
+        assert_eq!(times(&stored, &before), 1);
+        bridge.stop().await;
+        if sent {
+            return;
+        }
     }
-    let errors = failed.len() as u64;
-    assert_eq!(counted(&bridge), Counted { errors, possibly_persisted: 1, ..plain(1 + errors, 1) });
-    cluster.broker_round_trip_time(1, Duration::ZERO).expect("there is a broker 1");
-    let stored = all_stored(&cluster.bootstrap_servers(), 2);
-    assert_eq!(times(&stored, &before), 1);
-    let there: Vec<bool> = failed.iter().map(|body| times(&stored, body) >= 1).collect();
-    assert_eq!(there.iter().filter(|there| **there).count(), 1, "{there:?}: the one that was sent, without a 200");
-    assert_eq!(there.last(), Some(&true), "{there:?}");
-    bridge.stop().await;
+    panic!("none of the records was under way at its deadline");
 }
 
 #[tokio::test(flavor = "multi_thread")]

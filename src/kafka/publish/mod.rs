@@ -5,6 +5,7 @@ mod handover;
 mod probe;
 mod producer;
 mod readiness;
+mod receipt;
 pub mod tombstone;
 pub mod transaction;
 
@@ -17,6 +18,7 @@ use crate::metrics::Lane;
 
 pub use self::producer::Producers;
 pub use self::readiness::Readiness;
+pub use self::receipt::Receipt;
 
 /// The properties of one lane's producer. What the promise rests on is stated here, with its reason; configuration
 /// refuses to override it.

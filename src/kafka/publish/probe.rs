@@ -27,7 +27,7 @@ const MIN_INSYNC_EVERY: u64 = 30;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the question what may be done may take, without which a probe is good as well.
 const WRITABLE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a probe waits for the answers of leaders. One that comes later counts with the next.
+/// How long a probe waits for the answers of leaders. One that comes later counts as soon as it does.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Has a lane's producer ask the leader of a partition.

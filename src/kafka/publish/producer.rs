@@ -555,7 +555,7 @@ impl ProducerContext for Context {
     fn delivery(&self, report: &DeliveryResult<'_>, outstanding: Box<Outstanding>) {
         let (Ok(reported) | Err((_, reported))) = report;
         self.count_possibly_doubled(outstanding.handed_over, report.is_err(), &persistence(reported));
-        let outcome = Receipt::of(report);
+        let outcome = Receipt::from_report(report);
         match &outcome {
             Ok(_) => {
                 self.metrics.record_acked(self.lane, outstanding.handed_over.elapsed());

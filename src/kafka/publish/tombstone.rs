@@ -72,7 +72,7 @@ impl ProducerContext for Context {
 
     fn delivery(&self, report: &DeliveryResult<'_>, (): ()) {
         // Who waited has given up, and has said so.
-        let _ = self.tell.send(Receipt::of(report));
+        let _ = self.tell.send(Receipt::from_report(report));
     }
 }
 

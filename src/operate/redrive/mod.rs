@@ -573,10 +573,12 @@ impl Batch<'_> {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
-            if matches!(failure, TransactionError::Abort(_))
-                && let Err(error) = returner.abort()
-            {
-                failure = error;
+            if matches!(failure, TransactionError::Abort(_)) {
+                match returner.abort() {
+                    Ok(()) => {}
+                    Err(fatal @ TransactionError::Fatal(_)) => failure = fatal,
+                    Err(error) => return Err(error),
+                }
             }
             match &failure {
                 // Aborted; or, as when its coordinator falls, a new producer is made below.
