@@ -569,7 +569,8 @@ async fn killed_over_and_over_each_record_has_its_results() {
         }
     }
     let killed = stub.counts().of(FlinksCall::Attributes);
-    let deadline = Instant::now() + Duration::from_secs(600);
+    // However long all of it takes on a busy machine, some of it is always being done.
+    let (mut seen, mut newest) = (0, Instant::now());
     let results = loop {
         let results = tokio::task::block_in_place(|| cluster.read_topic(ATTRIBUTES));
         let ids: HashSet<&str> = results.iter().filter_map(|result| result.header("ce_id")).collect();
@@ -577,7 +578,10 @@ async fn killed_over_and_over_each_record_has_its_results() {
             break results;
         }
         let told = format!("{} of {} results: {}\n{}", ids.len(), 2 * records, stub.counts(), processes[0].log());
-        assert!(Instant::now() < deadline, "{told}");
+        if ids.len() > seen {
+            (seen, newest) = (ids.len(), Instant::now());
+        }
+        assert!(newest.elapsed() < 2 * PATIENCE, "{told}");
         tokio::time::sleep(Duration::from_secs(2)).await;
     };
     assert!(killed < 2 * records as u64, "all was done before the last process was killed");
