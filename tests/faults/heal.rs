@@ -14,7 +14,8 @@ use rustix::process::Signal;
 
 use crate::brokers::PLACE;
 use crate::frame::{
-    Expect, FAST, Fault, Ingress, LOAD, OVER_LINKS, REFUSED, Scene, Settings, UNNOTICED, incompressible, tail, watcher,
+    Expect, FAST, Fault, Ingress, LOAD, Load, OVER_LINKS, REFUSED, Scene, Settings, UNNOTICED, incompressible, tail,
+    watcher,
 };
 use crate::haproxy::Haproxy;
 use crate::kafka::free_ports;
@@ -34,7 +35,9 @@ pub const FAULTS: &[Fault] = &[
         long_only: false,
         place: &PLACE,
         ingress: OVER_LINKS,
-        load: Some(LOAD),
+        // Each that is refused comes again all the while: every three seconds, they would be hundreds a second in the end, and
+        // with them the row would never end on a slow machine.
+        load: Some(Load { retry_after: 20, ..LOAD }),
         // Of the topic that refuses.
         expect: REFUSED,
         make: epoch_used_up,
