@@ -3,7 +3,6 @@
 /// The project's sources.
 #[path = "../../src"]
 mod sources {
-    #[cfg(feature = "fuzz")]
     pub mod config;
     pub mod record;
     pub mod signature;
@@ -11,6 +10,4 @@ mod sources {
 }
 
 // Where the sources expect each other.
-#[cfg(feature = "fuzz")]
-pub use sources::config;
-pub use sources::{record, signature, webhook};
+pub use sources::{config, record, signature, webhook};
