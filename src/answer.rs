@@ -7,9 +7,9 @@
 /// Declares [`Refusal`] from the rows of its table: variant, code, status, cause, and what becomes of the record.
 macro_rules! refusals {
     ($($variant:ident = $code:literal, $status:expr, $cause:literal, $record:literal;)+) => {
-        /// Why a request is not answered 200: in the order in which that is decided, from the first byte of the headers to
-        /// the delivery report. The last two may come at any time, and a body that was not declared is found too large, or
-        /// without a budget, only while it is read.
+        /// Why a request is not answered 200: in the order in which that is decided, from the first byte of the headers
+        /// to the delivery report. The last two may come at any time, and a body that was not declared is found too
+        /// large, or without a budget, only while it is read.
         ///
         /// ```
         /// assert_eq!(flinks_bridge::answer::Refusal::Internal.status(), Some(500));
@@ -95,8 +95,8 @@ pub enum Outcome {
     Acked,
     /// It was refused.
     Refused(Refusal),
-    /// The sender went away before its answer; its publish went on, and `bridge_ingress_sender_gone_total` tells how that
-    /// ended.
+    /// The sender went away before its answer; its publish went on, and `bridge_ingress_sender_gone_total` tells how
+    /// that ended.
     SenderGone,
 }
 

@@ -187,7 +187,8 @@ impl Enricher {
                 }
                 Err(error) => error,
             };
-            // Here is decided how long to go on, as `operate::recover` does for itself; what each answer means is decided in `flinks`.
+            // Here is decided how long to go on, as `operate::recover` does for itself; what each answer means is
+            // decided in `flinks`.
             let now = Instant::now();
             let failed = match answer.verdict() {
                 Verdict::Wait => {

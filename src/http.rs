@@ -1,5 +1,6 @@
 //! The HTTP client for edges that call an API: whom it believes, over which proxy it goes, and what it never does
-//! (follow a redirect, take a proxy from the environment, speak HTTP/2). The edges say what they ask and how long it may take.
+//! (follow a redirect, take a proxy from the environment, speak HTTP/2). The edges say what they ask and how long it
+//! may take.
 
 use std::path::Path;
 use std::time::Duration;

@@ -6,9 +6,9 @@
 //! at zero from the start, so that rates and alerts work on the first day; those that cannot (a broker not yet met, a
 //! certificate not in use) say so in their help.
 //!
-//! Label values are variants of the enums in `labels` or names from the configuration, never anything that a sender wrote:
-//! cardinality is bounded, and no path, address or personal datum can get in. This file never encodes or serves
-//! anything (`admin` does) and knows nothing of hyper or rdkafka.
+//! Label values are variants of the enums in `labels` and `answer` or names from the configuration, never anything that
+//! a sender wrote: cardinality is bounded, and no path, address or personal datum can get in. This file never encodes
+//! or serves anything (`admin` does) and knows nothing of hyper or rdkafka.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Verdict};
-use crate::config::{Config, Loaded, OWN_FILES, TlsFiles, topics_of};
+use crate::config::{Config, Loaded, OWN_FILES, TlsFiles, all_topics, topics_of};
 use crate::dead_letter::Cause;
 use crate::enrich;
 use crate::error::chain;
@@ -61,53 +61,45 @@ fn settings(error: impl std::error::Error) -> ServeError {
 /// Why it ended otherwise.
 pub async fn ingress(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), ServeError> {
     started(loaded);
-    let config = loaded.config.clone();
-    let topics = topics_of(&config);
-    ingress_with(config, Variation { topics, company: None }, shutdown).await
+    ingress_in(loaded.config.clone(), None, shutdown).await
 }
 
-/// What an ingress has other than by its settings.
-pub struct Variation {
-    /// The topics that the producers look at.
-    pub topics: Vec<Arc<str>>,
-    /// What runs beside it in the same process.
-    pub company: Option<Company>,
-}
-
-/// What stands around an ingress that is tried out, in the place of files and of other processes. Both consumers run too.
-pub struct Company {
+/// What an ingress that is tried out has in its own process, instead of files and other processes. Both consumers run
+/// there too.
+pub struct InProcess {
     /// The certificate that is served.
     pub identity: Arc<Identity>,
     /// Called once it listens.
-    pub listening: Listening,
+    pub on_listening: OnListening,
 }
 
 /// Is given the addresses of the endpoint and of the admin port, and the settings in use.
-pub type Listening = Box<dyn FnOnce(&[SocketAddr], SocketAddr, &Config) + Send>;
+pub type OnListening = Box<dyn FnOnce(&[SocketAddr], SocketAddr, &Config) + Send>;
 
-/// Runs an ingress that varies from its settings until `shutdown`.
+/// Runs an ingress with these settings until `shutdown`, and what is to run in the same process.
 ///
 /// # Errors
 /// Why it ended otherwise.
-pub async fn ingress_with(
+pub async fn ingress_in(
     mut config: Config,
-    Variation { topics, company }: Variation,
+    in_process: Option<InProcess>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     config.ingress.max_connections = raise_file_limit(config.ingress.max_connections);
     let config = Arc::new(config);
 
     let registry = Registry::new();
+    let topics = if in_process.is_some() { all_topics(&config) } else { topics_of(&config) };
     let metrics = Metrics::new(&registry, &names(&config, &topics)).map_err(failed)?;
-    let consumers = if company.is_some() {
+    let consumers = if in_process.is_some() {
         // Keys stand in the settings.
         Some((Enriching::prepare(&config, |_| None, &registry)?, Linking::prepare(&config, &registry)?))
     } else {
         None
     };
     let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
-    let identity = match (&company, &config.ingress.tls) {
-        (Some(company), _) => Some(company.identity.clone()),
+    let identity = match (&in_process, &config.ingress.tls) {
+        (Some(in_process), _) => Some(in_process.identity.clone()),
         (None, Some(TlsFiles { certificate, private_key })) => {
             Some(Identity::load(certificate, private_key).map_err(settings)?)
         }
@@ -117,8 +109,8 @@ pub async fn ingress_with(
     let readiness = producers.readiness();
     let admin = Admin::start(&config, registry, metrics.clone(), &shutdown, move || readiness.check()).await?;
     tracing::info!(addresses = ?listeners.addresses(), admin = %admin.address, "listening");
-    if let Some(company) = company {
-        (company.listening)(&listeners.addresses(), admin.address, &config);
+    if let Some(in_process) = in_process {
+        (in_process.on_listening)(&listeners.addresses(), admin.address, &config);
     }
     let beside = tokio::spawn({
         let (producers, shutdown) = (producers.clone(), shutdown.clone());

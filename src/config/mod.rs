@@ -37,7 +37,7 @@ pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
 pub use secret::SecretSource;
-pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, topics_of, topics_of_types};
+pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, all_topics, topics_of, topics_of_types};
 
 /// The largest `ingress.body_limit`: librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
 pub const LARGEST_BODY: usize = 900_000_000;

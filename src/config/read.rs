@@ -2,8 +2,8 @@
 //!
 //! A [`Table`] is asked for each setting with its name, help, default and parser. Whatever is asked for is noted as a
 //! [`Setting`]; from these notes come the texts of faults, the resolved settings that are printed, the suggestions for
-//! misspelt names and the table of `deploy/SETTINGS.md`, so that none of them can drift from what is really read. A fault
-//! never ends the reading: it is collected, and a value that will not be used stands in.
+//! misspelt names and the table of `deploy/SETTINGS.md`, so that none of them can drift from what is really read. A
+//! fault never ends the reading: it is collected, and a value that will not be used stands in.
 //!
 //! It deliberately knows no setting by name, and never keeps a secret: a note holds only what may be shown.
 

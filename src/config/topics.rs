@@ -34,6 +34,13 @@ pub fn topics_of(config: &Config) -> Vec<Arc<str>> {
     topics
 }
 
+/// Every topic: of webhooks, and of what the consumers make of them.
+pub fn all_topics(config: &Config) -> Vec<Arc<str>> {
+    let OwnTopics { attributes, dead_letter, login_links } = &config.own_topics;
+    let own = [attributes, dead_letter, login_links].map(|topic| topic.as_str().into());
+    [topics_of(config), own.into()].concat()
+}
+
 /// The topics of some event types, what instances put in their place included.
 pub fn topics_of_types(config: &Config, event_types: &[String]) -> Vec<Arc<str>> {
     let chosen = config.event_types.types.iter().filter(|known| event_types.iter().any(|name| **name == *known.name));

@@ -1,9 +1,10 @@
-//! What librdkafka's codes mean: in a delivery report, where the record's being persisted is told too, and in a cluster's
-//! description of a topic. What fails in other ways (a commit, a question without an answer) is for whoever asked.
+//! What librdkafka's codes mean: in a delivery report, where the record's being persisted is told too, and in a
+//! cluster's description of a topic. What fails in other ways (a commit, a question without an answer) is for whoever
+//! asked.
 
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use super::PublishError;
 use crate::metrics::PublishCause;
@@ -26,6 +27,11 @@ pub(super) fn persistence(message: &BorrowedMessage<'_>) -> Persistence {
         Status::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Persistence::Possibly,
         Status::RD_KAFKA_MSG_STATUS_PERSISTED => Persistence::Yes,
     }
+}
+
+/// What metadata says of a topic.
+pub(super) fn described<'a>(metadata: &'a Metadata, topic: &str) -> Option<&'a MetadataTopic> {
+    metadata.topics().iter().find(|described| described.name() == topic)
 }
 
 /// Why a topic that was asked about has not been described.

@@ -192,6 +192,8 @@ impl ProducerContext for Asking {
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
+
+/// When our certificate ends, in seconds since 1970, if there is one.
 pub(super) fn certificate_ends(kafka: &config::Kafka) -> Option<i64> {
     tls::not_after(kafka.properties.current().values.get("ssl.certificate.pem")?)
 }

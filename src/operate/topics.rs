@@ -1,9 +1,9 @@
 //! Role `topics`: shows the topics of the configuration, makes what is missing, and says what is not as it should be.
 //!
-//! What each must look like and what mends it is `kafka::administer::topics`; here are the command line, the order of things, and
-//! what is printed. The plan comes first. Then one step after another is taken, and what could not be done is reported
-//! beside what was. The end is judged by what the cluster then says, and only when each partition has a leader, so that
-//! an ingress started right after finds its topics. It may be run again at any time, and twice at once.
+//! What each must look like and what mends it is `kafka::administer::topics`; here are the command line, the order of
+//! things, and what is printed. The plan comes first. Then one step after another is taken, and what could not be done
+//! is reported beside what was. The end is judged by what the cluster then says, and only when each partition has a
+//! leader, so that an ingress started right after finds its topics. It may be run again at any time, and twice at once.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -15,7 +15,8 @@ use x509_parser::extensions::GeneralName;
 
 use super::{TlsError, pem_fault};
 
-/// What a certificate file says, for who looks after it. Nothing here is decided: an [`Identity`](super::Identity) serves it all the same.
+/// What a certificate file says, for who looks after it. Nothing here is decided: an [`Identity`](super::Identity)
+/// serves it all the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// The certificates in the file's order, the leaf first. Never empty.

@@ -14,10 +14,10 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::certificates::{self, SelfMade};
-use crate::config::{Config, Faults, Loaded, Needs, OwnTopics, topics_of};
+use crate::config::{Config, Faults, Loaded, Needs, all_topics};
 use crate::error::chain;
 use crate::kafka::consume::reader::{self, ReadRecord};
-use crate::serve::{self, ServeError, Variation};
+use crate::serve::{self, InProcess, ServeError};
 use crate::signature::{ContentHash, Scheme, Secret, sign};
 use crate::tls::Identity;
 use crate::workshop::embedded::Embedded;
@@ -104,18 +104,11 @@ pub async fn run(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), Ser
     // Addresses of the embedded broker and the stand-in API are known only now.
     let company = Company::gather(&mut config).await.map_err(|error| ServeError::Failed(chain(&*error)))?;
     serve::started(loaded);
-    let variation = Variation { topics: topics(&config), company: Some(company.around(shutdown.clone())) };
-    let ended = serve::ingress_with(config, variation, shutdown).await;
+    let in_process = company.in_process(shutdown.clone());
+    let ended = serve::ingress_in(config, Some(in_process), shutdown).await;
     // They were needed until now.
     drop(company);
     ended
-}
-
-/// Every topic: of webhooks, and of what the consumers make of them.
-fn topics(config: &Config) -> Vec<Arc<str>> {
-    let OwnTopics { attributes, dead_letter, login_links } = &config.own_topics;
-    let own = [attributes, dead_letter, login_links].map(|topic| topic.as_str().into());
-    [topics_of(config), own.into()].concat()
 }
 
 /// What stands around the ingress in role `dev`.
@@ -134,7 +127,7 @@ impl Company {
     /// # Errors
     /// When one of the two cannot start or the certificate's authority cannot be written for curl to read.
     async fn gather(config: &mut Config) -> Result<Company, Box<dyn std::error::Error + Send + Sync>> {
-        let broker = Embedded::start(&topics(config))?;
+        let broker = Embedded::start(&all_topics(config))?;
         config.kafka.bootstrap_servers = broker.bootstrap_servers().to_owned();
         let options = StubOptions {
             authorize_key: AUTHORIZE_KEY.to_owned(),
@@ -152,14 +145,14 @@ impl Company {
         Ok(Company { identity, ca_file, _broker: broker, _stub: stub })
     }
 
-    /// The ingress' share of it: the certificate, and an introduction for the newcomer, after which each record that arrives
-    /// is printed, on a thread of its own, until the shutdown.
-    fn around(&self, shutdown: CancellationToken) -> serve::Company {
+    /// The ingress' share of it: the certificate, and an introduction for the newcomer, after which each record that
+    /// arrives is printed, on a thread of its own, until the shutdown.
+    fn in_process(&self, shutdown: CancellationToken) -> InProcess {
         let ca_file = self.ca_file.clone();
-        let listening = move |addresses: &[SocketAddr], admin: SocketAddr, config: &Config| {
+        let on_listening = move |addresses: &[SocketAddr], admin: SocketAddr, config: &Config| {
             print!("{}", introduction(&ca_file, addresses, admin, config));
             let kafka = config.kafka.clone();
-            let topics = topics(config);
+            let topics = all_topics(config);
             let own = config.own_topics.clone();
             let follow = move || {
                 let print = |record: Option<ReadRecord<'_>>| {
@@ -176,7 +169,7 @@ impl Company {
             };
             std::thread::spawn(follow);
         };
-        serve::Company { identity: self.identity.clone(), listening: Box::new(listening) }
+        InProcess { identity: self.identity.clone(), on_listening: Box::new(on_listening) }
     }
 }
 
@@ -184,7 +177,7 @@ impl Company {
 fn introduction(ca_file: &Path, addresses: &[SocketAddr], admin: SocketAddr, config: &Config) -> String {
     let [https, http] = [addresses[0], addresses[1]];
     let (ca, broker) = (ca_file.display(), &config.kafka.bootstrap_servers);
-    let topics = topics(config).join("\n             ");
+    let topics = all_topics(config).join("\n             ");
     let secret = Secret::new(SECRET);
     let signed = |scheme: Scheme, body: &str| {
         format!("-H '{}: {}' --data-binary '{body}'", scheme.default_header(), sign(scheme, &secret, body.as_bytes()))

@@ -1,5 +1,5 @@
-//! Where the bridge is tried, sized and tested. Nothing that takes, stores or enriches a webhook in production is in here,
-//! and nothing outside imports it but the command line: without the cargo feature `workshop` all else builds.
+//! Where the bridge is tried, sized and tested. Nothing that takes, stores or enriches a webhook in production is in
+//! here, and nothing outside imports it but the command line: without the cargo feature `workshop` all else builds.
 
 pub mod audit;
 pub mod certificates;

@@ -35,8 +35,8 @@ pub const FAULTS: &[Fault] = &[
         long_only: false,
         place: &PLACE,
         ingress: OVER_LINKS,
-        // Each that is refused comes again all the while: every three seconds, they would be hundreds a second in the end, and
-        // with them the row would never end on a slow machine.
+        // Each that is refused comes again all the while: every three seconds, they would be hundreds a second in the
+        // end, and with them the row would never end on a slow machine.
         load: Some(Load { retry_after: 20, ..LOAD }),
         // Of the topic that refuses.
         expect: REFUSED,

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Every module below `src`, lowest layer first. A module may import those of lower layers, and its own parts. `operate`
-/// and `workshop` are wings: each of their modules stands for itself.
+/// Every module below `src`, lowest layer first. A module may import those of lower layers, and its own parts.
+/// `operate` and `workshop` are wings: each of their modules stands for itself.
 const LAYERS: [&[&str]; 8] = [
     &["answer", "webhook", "record", "signature", "error", "dead_letter", "backoff"],
     &["config", "tls", "metrics"],
@@ -239,10 +239,16 @@ fn check(sources: &[(String, String)]) -> Vec<Fault> {
 
 /// The lowest module that a path from the crate root leads into.
 fn module_at<'a>(path: &str, modules: &'a BTreeSet<String>) -> Option<&'a str> {
-    modules.iter().filter(|module| begins(path, module)).max_by_key(|module| module.len()).map(String::as_str)
+    starts(path).find_map(|start| modules.get(start)).map(String::as_str)
 }
 
-/// What each module calls what it imports, as paths from the crate root (`crate::kafka::Producers`), and what that is there.
+/// A path and what it goes through, the longest first.
+fn starts(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::once(path).chain(path.rmatch_indices("::").map(|(at, _)| &path[..at]))
+}
+
+/// What each module calls what it imports, as paths from the crate root (`crate::kafka::Producers`), and what that is
+/// there.
 fn names(sources: &[(String, String)], modules: &BTreeSet<String>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();
     for (file, text) in sources {
@@ -267,7 +273,7 @@ fn resolved(path: &str, module: &str, names: &BTreeMap<String, String>) -> Strin
     let mut path = if path.starts_with("crate::") { path.to_owned() } else { local };
     // As many steps as folders are deep, twice over.
     for _ in 0..8 {
-        let known = names.iter().filter(|(name, _)| begins(&path, name)).max_by_key(|(name, _)| name.len());
+        let known = starts(&path).find_map(|start| Some((start, names.get(start)?)));
         let Some((name, full)) = known.filter(|(name, full)| name != full) else { break };
         path = format!("{full}{}", &path[name.len()..]);
     }
@@ -282,8 +288,9 @@ struct Edge {
     line: usize,
 }
 
-/// The modules of one folder import each other without a circle, what lies below each of them included. A folder's `mod.rs`
-/// and its parts may: it is what they share, and the door to them. Each import that is part of a circle is a fault.
+/// The modules of one folder import each other without a circle, what lies below each of them included. A folder's
+/// `mod.rs` and its parts may: it is what they share, and the door to them. Each import that is part of a circle is a
+/// fault.
 fn circles(edges: &[Edge]) -> Vec<Fault> {
     // The two neighbours in the lowest folder that holds both ends of an import.
     let neighbours = |edge: &Edge| {

@@ -1,5 +1,5 @@
-//! What `deploy/` and the papers ask of the metrics exists: each metric, label and label value that a rule, a dashboard or
-//! a paper names is one that the roles expose.
+//! What `deploy/` and the papers ask of the metrics exists: each metric, label and label value that a rule, a dashboard
+//! or a paper names is one that the roles expose.
 //!
 //! What is exposed is gathered from registries filled as the roles fill theirs; since series exist at zero from the
 //! start, they show every value of the labels that are enums. PromQL is parsed, and the labels of each expression's result

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, Place};
 use crate::kafka::brokers::Brokers;
-use crate::kafka::cause::{TopicFault, topic_fault};
+use crate::kafka::cause::{TopicFault, described, topic_fault};
 use crate::kafka::client;
 use crate::kafka::operations::{Operation, permitted};
 use crate::metrics::ConsumerMetrics;
@@ -215,7 +215,7 @@ impl Watch {
             }
             let metadata = self.client.fetch_metadata(Some(topic), PATIENCE)?;
             self.client.context().brokers().learn(&metadata);
-            let described = metadata.topics().iter().find(|described| described.name() == &**topic);
+            let described = described(&metadata, topic);
             let led = described.into_iter().flat_map(|topic| topic.partitions());
             for partition in led {
                 if partition.leader() < 0 {

@@ -16,6 +16,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config;
+use crate::kafka::cause;
 use crate::kafka::client::{self, client_config};
 use crate::record::Record;
 
@@ -234,7 +235,7 @@ fn described(consumer: &BaseConsumer<Context>, topics: &[impl AsRef<str>]) -> Re
     let mut spans = Vec::new();
     for topic in topics {
         let topic = topic.as_ref();
-        let described = metadata.topics().iter().find(|described| described.name() == topic);
+        let described = cause::described(&metadata, topic);
         let described = described.filter(|described| !described.partitions().is_empty());
         let described = described.ok_or_else(|| ScanError::NoTopic(topic.to_owned()))?;
         for partition in described.partitions() {

@@ -12,9 +12,10 @@ use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio_util::sync::CancellationToken;
 
-use super::readiness::{Look, Readiness, described};
+use super::readiness::{Look, Readiness};
 use crate::config;
 use crate::kafka::KafkaSettingError;
+use crate::kafka::cause::described;
 use crate::kafka::client::{Asking, Trouble, block_on, client_config};
 use crate::kafka::operations::{Operation, permitted};
 use crate::metrics::Lane;
@@ -33,8 +34,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Has a lane's producer ask the leader of a partition.
 pub(super) type AskLeader = Arc<dyn Fn(Lane, &str, i32) -> Look + Send + Sync>;
 
-/// The readiness probe, with a client of its own: a broker takes one request a connection at a time, and records are not to
-/// wait for it.
+/// The readiness probe, with a client of its own: a broker takes one request a connection at a time, and records are
+/// not to wait for it.
 pub(super) struct Probe {
     kafka: config::Kafka,
     client: BaseProducer<Asking>,
@@ -94,14 +95,14 @@ impl Probe {
         }
         let mut leaders = BTreeMap::new();
         for (topic, metadata) in &answers {
-            let partitions = described(topic, metadata).map_or(&[][..], |described| described.partitions());
+            let partitions = described(metadata, topic).map_or(&[][..], |described| described.partitions());
             for partition in partitions.iter().filter(|partition| partition.leader() >= 0) {
                 leaders.entry(partition.leader()).or_insert_with(|| (Arc::clone(topic), partition.id()));
             }
             readiness.learn_brokers(metadata);
         }
         self.look(readiness, &leaders);
-        readiness.described(&answers, &self.writable(readiness.topics()));
+        readiness.topics_described(&answers, &self.writable(readiness.topics()));
         true
     }
 
@@ -138,7 +139,6 @@ impl Probe {
             let (ask_leader, told_to, tell) = (self.ask_leader.clone(), readiness.clone(), tell.clone());
             let look = move || {
                 told_to.asked(lane, node, ask_leader(lane, &topic, partition));
-                drop(ask_leader);
                 drop(tell);
             };
             // A thread each: a leader that hangs keeps nobody waiting but the one who asks it.

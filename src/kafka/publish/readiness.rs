@@ -20,7 +20,7 @@ use rdkafka::statistics::{Broker, Statistics};
 use crate::config;
 use crate::kafka::PublishError;
 use crate::kafka::brokers::Brokers;
-use crate::kafka::cause::{TopicFault, topic_fault};
+use crate::kafka::cause::{TopicFault, described, topic_fault};
 use crate::metrics::{Lane, Metrics, PublishCause};
 
 /// How often a leader that was reached is asked again, where the connection to it is idle: below the limits of balancers
@@ -36,11 +36,6 @@ pub(super) enum Look {
     InVain,
     /// Neither: the question was not asked, or what was answered is not about the leader.
     Undecided,
-}
-
-/// What metadata says of a topic.
-pub(super) fn described<'a>(topic: &str, metadata: &'a Metadata) -> Option<&'a MetadataTopic> {
-    metadata.topics().iter().find(|described| described.name() == topic)
 }
 
 /// What is known of brokers, topics and records, and whether that is enough to serve.
@@ -383,10 +378,10 @@ impl Readiness {
     }
 
     /// Takes what the cluster says of each topic, and which may be written, as far as it tells.
-    pub(super) fn described(&self, answers: &[(&Arc<str>, Metadata)], writable: &BTreeMap<String, bool>) {
+    pub(super) fn topics_described(&self, answers: &[(&Arc<str>, Metadata)], writable: &BTreeMap<String, bool>) {
         let mut states = BTreeMap::new();
         for (topic, metadata) in answers {
-            let described = described(topic, metadata);
+            let described = described(metadata, topic);
             let known = self.lock();
             let mut state = described.map_or(TopicState::Missing, |described| known.judge(topic, described));
             let copies = described.and_then(|topic| topic.partitions().iter().map(|p| p.replicas().len()).min());

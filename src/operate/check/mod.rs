@@ -5,9 +5,9 @@
 //! failed, is said to be not checked, with the reason. Nothing is written anywhere, every wait has an end, and no secret
 //! and no record comes into a finding.
 //!
-//! What asks Kafka is in `kafka::administer::doctor`, what asks Flinks in `crate::flinks`; here is decided what an answer means. The
-//! parts, in the order in which they look: `settings` (secrets and certificates too), `machine`, `cluster`, `flinks`. Each
-//! puts what it sees into [`Findings`] and knows nothing of the others.
+//! What asks Kafka is in `kafka::administer::doctor`, what asks Flinks in `crate::flinks`; here is decided what an
+//! answer means. The parts, in the order in which they look: `settings` (secrets and certificates too), `machine`,
+//! `cluster`, `flinks`. Each puts what it sees into [`Findings`] and knows nothing of the others.
 
 mod cluster;
 mod findings;

@@ -572,8 +572,8 @@ pub fn overload(bench: &Bench<'_>) {
             // Those admitted, and those who wait.
             let connections = ((capacity * (times + 1.0)) as usize).clamp(600, 6_000);
             let connections_beside = 64;
-            // `deploy/OPERATE.md`, "Memory": 14 KiB for a plain connection and 16 KiB for its headers. How many were open
-            // at most is not known, only how many might be.
+            // `deploy/OPERATE.md`, "Memory": 14 KiB for a plain connection and 16 KiB for its headers. How many were
+            // open at most is not known, only how many might be.
             let rss = BYTE_BUDGET + 64.0 + (connections + connections_beside) as f64 * 30.0 / 1024.0;
             let began = Instant::now();
             let beside = bench.oha.begin(&running, &small.all[..1], connections_beside, Pace::Flood(50.0, long));

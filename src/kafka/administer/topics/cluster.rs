@@ -26,7 +26,7 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 use super::{Change, Found, Partition, Setting, Step, Topic, Wanted};
 use crate::config;
 use crate::kafka::KafkaSettingError;
-use crate::kafka::cause::{TopicFault, topic_fault};
+use crate::kafka::cause::{TopicFault, described, topic_fault};
 use crate::kafka::client::{block_on, client_config};
 
 /// How long the cluster may leave one question without an answer.
@@ -150,7 +150,7 @@ impl Cluster {
         let mut all = Vec::new();
         for name in &names {
             let metadata = self.metadata(Some(name))?;
-            let described = metadata.topics().iter().find(|described| described.name() == *name);
+            let described = described(&metadata, name);
             all.push(described.map_or(Found::Missing, found));
         }
         let deadline = Instant::now() + if just_made { SPREADING } else { SETTLING };
