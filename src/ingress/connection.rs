@@ -258,15 +258,15 @@ impl AsyncRead for Connection {
             }
             return Poll::Ready(read);
         }
+        let told = self.progress.closing.load(Ordering::Relaxed);
+        if told && self.progress.lock().0 == Phase::Idle && self.bytes_wait() {
+            self.progress.bytes_came();
+        }
         let (phase, since) = *self.progress.lock();
-        let closing = phase == Phase::Idle && self.progress.closing.load(Ordering::Relaxed);
-        if closing {
-            if self.bytes_wait() {
-                self.progress.bytes_came();
-            } else if since.elapsed() >= JUST_OPENED {
-                // As if the peer had closed: hyper ends an idle connection without a word.
-                return Poll::Ready(Ok(()));
-            }
+        let closing = told && phase == Phase::Idle;
+        if closing && since.elapsed() >= JUST_OPENED {
+            // As if the peer had closed: hyper ends an idle connection without a word.
+            return Poll::Ready(Ok(()));
         }
         let (deadline, expired) = match phase {
             Phase::Idle if closing => (since + JUST_OPENED, Expired::Idle),

@@ -215,19 +215,32 @@ async fn what_waits_on_a_connection_at_the_end_of_the_lag_is_answered() {
     let bytes = request(PATH, &signed(&body), &body);
     let mut streams: Vec<_> = (0..50).map(|_| behind_its_back(bridge.address, b"")).collect();
     eventually("accepted", Duration::from_secs(10), || bridge.metric("bridge_ingress_connections", &[]) == 50.0).await;
+    // Idle for so long that they would be closed at once.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     // Some have sent everything, some one byte.
-    let part = |n: usize| if n.is_multiple_of(2) { bytes.len() } else { 1 };
+    let (whole, length) = (bytes.clone(), bytes.len());
+    let part = move |n: usize| if n.is_multiple_of(2) { length } else { 1 };
+    let mut latest = streams.split_off(25);
+    // In the turn in which the lag ends, after the runtime has asked the system what is new.
+    let writer = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for (n, stream) in (25..).zip(&mut latest) {
+            stream.write_all(&whole[..part(n)]).expect("the system takes the bytes");
+        }
+        latest
+    });
     miss_the_end_of_the_lag(&bridge, || {
         for (n, stream) in streams.iter_mut().enumerate() {
             stream.write_all(&bytes[..part(n)]).expect("the system takes the bytes");
         }
     })
     .await;
+    streams.extend(writer.await.expect("no panic"));
     for (n, stream) in streams.into_iter().enumerate() {
         let mut client = client(stream);
         client.send(&bytes[part(n)..]).await;
         let answer = client.answer().await;
-        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{:?}", answer.error());
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{n}: {:?}", answer.error());
     }
     assert_eq!(bridge.ended("acked"), 50.0);
     bridge.stop().await;
