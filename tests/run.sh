@@ -141,6 +141,8 @@ fi
 beside 'instructions of the hot functions' tests/bench/counts.sh
 step 'tests' cargo_test
 step 'documentation tests' cargo test --locked --doc
+# Its rows fill disks and stop clocks: what others write and compile meanwhile would be among their faults.
+step 'what runs beside' alone
 step 'fault matrix' cargo test --locked --test faults -- ${FLINKS_BRIDGE_LONG_FAULTS:+--long}
 join_beside
 printf '\n== the slowest tests and rows\n%s\n' "$(slowest)"

@@ -39,10 +39,13 @@ beside() {
   shift
   if [[ -z $beside_directory ]]; then
     beside_directory=$(mktemp -d)
+    # For the scripts that this one calls.
+    export STEPS_BESIDE="${STEPS_BESIDE:-} $beside_directory"
     trap end_beside EXIT
   fi
   log=$beside_directory/$number
   beside_names+=("$name")
+  : >"$log.begun"
   # In a process group of its own, to be ended as a whole.
   set -m
   (
@@ -81,6 +84,16 @@ join_beside() {
     tell_beside "$number" || failed=1
   done
   [[ $failed == 0 ]]
+}
+
+# Waits until nothing runs beside, neither here nor in the scripts that call this one.
+alone() {
+  local directory begun
+  for directory in ${STEPS_BESIDE:-}; do
+    for begun in "$directory"/*.begun; do
+      until [[ ! -e $begun || -e ${begun%.begun}.ended ]]; do sleep 0.2; done
+    done
+  done
 }
 
 # Where the script ends before them: prints the steps beside that have ended, and ends the others.
