@@ -41,7 +41,9 @@ const JUST_OPENED: Duration = Duration::from_secs(1);
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Between requests, or before the first.
+    /// Before the first request.
+    New,
+    /// Between requests.
     Idle,
     /// Some bytes of a request's headers have come.
     Headers,
@@ -52,9 +54,9 @@ enum Phase {
 /// Why the stream itself ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expired {
-    /// No request came for the idle timeout.
+    /// No further request came for the idle timeout.
     Idle,
-    /// A request's headers did not end in time.
+    /// The first request did not begin in time, or a request's headers did not end so.
     Headers,
     /// The peer did not take the bytes of an answer.
     Write,
@@ -77,7 +79,7 @@ pub struct Progress {
 impl Progress {
     fn new() -> Progress {
         Progress {
-            phase: Mutex::new((Phase::Idle, Instant::now())),
+            phase: Mutex::new((Phase::New, Instant::now())),
             expired: Mutex::new(None),
             peer_closed: AtomicBool::new(false),
             unread_body: AtomicBool::new(false),
@@ -125,7 +127,7 @@ impl Progress {
 
     fn bytes_came(&self) {
         let mut phase = self.lock();
-        if phase.0 == Phase::Idle {
+        if matches!(phase.0, Phase::New | Phase::Idle) {
             *phase = (Phase::Headers, Instant::now());
         }
     }
@@ -170,7 +172,7 @@ impl Connection {
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
             linger_bytes: limits.body_limit,
-            read_timer: Box::pin(tokio::time::sleep(limits.idle_timeout)),
+            read_timer: Box::pin(tokio::time::sleep(limits.header_timeout)),
             write_timer: None,
         }
     }
@@ -259,19 +261,20 @@ impl AsyncRead for Connection {
             return Poll::Ready(read);
         }
         let told = self.progress.closing.load(Ordering::Relaxed);
-        if told && self.progress.lock().0 == Phase::Idle && self.bytes_wait() {
+        let idle = |phase| matches!(phase, Phase::New | Phase::Idle);
+        if told && idle(self.progress.lock().0) && self.bytes_wait() {
             self.progress.bytes_came();
         }
         let (phase, since) = *self.progress.lock();
-        let closing = told && phase == Phase::Idle;
+        let closing = told && idle(phase);
         if closing && since.elapsed() >= JUST_OPENED {
             // As if the peer had closed: hyper ends an idle connection without a word.
             return Poll::Ready(Ok(()));
         }
         let (deadline, expired) = match phase {
-            Phase::Idle if closing => (since + JUST_OPENED, Expired::Idle),
+            Phase::New | Phase::Idle if closing => (since + JUST_OPENED, Expired::Idle),
+            Phase::New | Phase::Headers => (since + self.header_timeout, Expired::Headers),
             Phase::Idle => (since + self.idle_timeout, Expired::Idle),
-            Phase::Headers => (since + self.header_timeout, Expired::Headers),
             Phase::Request => return Poll::Pending,
         };
         if self.read_timer.deadline() != deadline {

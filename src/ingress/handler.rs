@@ -12,21 +12,21 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::account::{Account, Known, Refused};
 use super::admission::{Admission, Permit};
+use super::body::Reading;
 use super::connection::Progress;
 use super::instance::Instance;
 use crate::answer::Refusal;
@@ -37,15 +37,9 @@ use crate::record::is_traceparent;
 use crate::signature::{ContentHash, Secret, Verifier};
 use crate::webhook::{EventTypes, Reception, Webhook};
 
-/// A body's rate is not looked at before this much time: the first round trips of a connection are slow.
-const RATE_GRACE: Duration = Duration::from_secs(2);
-
 /// The largest body that is understood where it was read, usually in half a millisecond. A larger one takes some, in which
 /// the other requests of its worker go to another one; that switch costs more than a smaller body does.
 const UNDERSTOOD_IN_PASSING: usize = 1024 * 1024;
-
-/// What a sender gets to go on in, after bytes of its had to wait for us.
-const CATCH_UP: Duration = Duration::from_millis(500);
 
 /// Answers requests. One value serves all connections.
 pub struct Handler {
@@ -164,6 +158,9 @@ impl Handler {
         }
         let signatures = instance.signatures(&parts.headers)?;
 
+        let mut reading = Reading::begin(body, &self.limits);
+        // A body that never comes takes nothing. `100 Continue` goes out here.
+        let first = reading.first_chunk().await?;
         let mut permit = self.admission.admit(declared).await?;
         let keyring = instance.keyring.load_full();
         let mut verifier = Verifier::new(&keyring.keys, signatures.iter().map(|claim| claim.signature.clone()));
@@ -173,7 +170,7 @@ impl Handler {
             content_hash.update(chunk);
             self.metrics.body_received(index, chunk.len());
         };
-        let payload = self.read_body(body, declared, &mut permit, on_chunk).await?;
+        let payload = reading.whole(first, declared, &mut permit, on_chunk).await?;
         account.body_read = true;
         let lane = self.admission.lane(payload.len());
         account.lane = Some(lane);
@@ -306,56 +303,6 @@ impl Handler {
         })
     }
 
-    /// Reads a body into one buffer, of the right size from the start where that is declared, within its deadlines.
-    async fn read_body(
-        &self,
-        body: &mut Incoming,
-        declared: Option<usize>,
-        permit: &mut Permit,
-        mut on_chunk: impl FnMut(&[u8]),
-    ) -> Result<Vec<u8>, Refused> {
-        let begun = Instant::now();
-        let mut rate_since = begun;
-        let mut newest_byte = begun;
-        let mut buffer = Vec::with_capacity(declared.unwrap_or(0));
-        loop {
-            let rate_kept_for =
-                RATE_GRACE + Duration::from_secs_f64(buffer.len() as f64 / self.limits.body_rate as f64);
-            let late = Instant::now().saturating_duration_since(rate_since + rate_kept_for);
-            if late > Duration::ZERO {
-                // The newest bytes were here in time, or the wait for them had ended: it is this task that comes late,
-                // on a busy machine. The sender, whom that has kept from sending, is not to pay for it.
-                rate_since += late + CATCH_UP;
-            }
-            let too_slow_at = (rate_since + rate_kept_for).min(begun + self.limits.body_timeout);
-            let stalled_at = newest_byte + self.limits.body_idle_timeout;
-            let frame = match tokio::time::timeout_at(too_slow_at.min(stalled_at), body.frame()).await {
-                Ok(None) => return Ok(buffer),
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => return Err(broken_body(&error)),
-                Err(_elapsed) => {
-                    let refusal = if stalled_at <= too_slow_at { Refusal::BodyStalled } else { Refusal::BodyTooSlow };
-                    return Err(Refused { refusal, detail: format!("{} bytes had come", buffer.len()) });
-                }
-            };
-            // Trailers carry nothing that a record has a place for.
-            let Some(chunk) = frame.data_ref() else { continue };
-            let size = buffer.len() + chunk.len();
-            if size > self.limits.body_limit {
-                return Err(Refused { refusal: Refusal::BodyTooLarge, detail: format!("over {} bytes", buffer.len()) });
-            }
-            if size > permit.bytes() {
-                permit.grow(size)?;
-            }
-            if size > buffer.capacity() {
-                buffer.reserve_exact(permit.bytes() - buffer.len());
-            }
-            buffer.extend_from_slice(chunk);
-            on_chunk(chunk);
-            newest_byte = Instant::now();
-        }
-    }
-
     /// The one 200: it takes a receipt.
     fn acknowledge(&self, _: Receipt, unread: bool) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::default());
@@ -404,21 +351,6 @@ fn refusal_of(cause: PublishCause) -> Refusal {
         | PublishCause::Unproven
         | PublishCause::Other => Refusal::KafkaRefused,
     }
-}
-
-/// hyper's errors of a body: the framing is broken, or the connection is.
-fn broken_body(error: &hyper::Error) -> Refused {
-    let refusal = if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-        Refusal::BodyIncomplete
-    } else if std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<std::io::Error>())
-        .is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData))
-    {
-        Refusal::BodyMalformed
-    } else {
-        Refusal::BodyIncomplete
-    };
-    Refused { refusal, detail: error.to_string() }
 }
 
 fn traceparent(headers: &HeaderMap) -> Option<&[u8]> {

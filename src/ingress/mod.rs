@@ -9,6 +9,7 @@
 
 mod account;
 mod admission;
+mod body;
 mod connection;
 mod handler;
 mod instance;

@@ -51,6 +51,11 @@ async fn headers_must_end_in_time_but_a_connection_may_be_idle() {
     eventually("it is counted", SOON, || failed(&bridge, "header-timeout") == 2.0).await;
 
     let mut client = Client::connect(bridge.address).await;
+    assert!(client.ended().await, "so is one that never begins");
+    eventually("it is counted", SOON, || failed(&bridge, "header-timeout") == 3.0).await;
+
+    let mut client = Client::connect(bridge.address).await;
+    assert_eq!(client.post(PATH, &signed(&body), &body).await.status, 200);
     for _ in 0..3 {
         // Idle for longer than headers may take: it is the waiting that is tested.
         tokio::time::sleep(Duration::from_millis(700)).await;
@@ -58,8 +63,8 @@ async fn headers_must_end_in_time_but_a_connection_may_be_idle() {
     }
     client.send("POST /fl").await;
     assert!(client.ended().await, "the same holds for a later request");
-    eventually("it is counted", SOON, || failed(&bridge, "header-timeout") == 3.0).await;
-    assert_eq!(bridge.ended("acked"), 3.0);
+    eventually("it is counted", SOON, || failed(&bridge, "header-timeout") == 4.0).await;
+    assert_eq!(bridge.ended("acked"), 4.0);
     bridge.stop().await;
 }
 
@@ -68,12 +73,11 @@ async fn an_idle_connection_is_closed_at_last() {
     let cluster = mock_cluster(1);
     let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), "ingress.idle_timeout = \"400ms\""));
     let body = kyc_of(150, 0);
-    let mut fresh = Client::connect(bridge.address).await;
     let mut used = Client::connect(bridge.address).await;
     assert_eq!(used.post(PATH, &signed(&body), &body).await.status, 200);
-    assert!(fresh.ended().await && used.ended().await);
+    assert!(used.ended().await);
     let closed = || bridge.metric("bridge_ingress_connections_closed_idle_total", &[]);
-    eventually("both are counted", SOON, || closed() == 2.0).await;
+    eventually("it is counted", SOON, || closed() == 1.0).await;
     assert_eq!(bridge.metric("bridge_ingress_connection_errors_total", &[]), 0.0, "that is no fault");
     bridge.stop().await;
 }
@@ -120,7 +124,7 @@ async fn a_body_must_not_stall() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_must_not_dribble_nor_take_too_long() {
     // The rate by itself, then the whole time by itself with no least rate.
-    for (more, least) in [("", 2_000), ("ingress = { body_rate = 1, body_timeout = \"600ms\" }", 600)] {
+    for (more, least) in [("", 1_000), ("ingress = { body_rate = 1, body_timeout = \"600ms\" }", 600)] {
         let cluster = mock_cluster(1);
         let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), more));
         let body = kyc_of(100_000, 0);
