@@ -22,7 +22,7 @@ pub use self::consumer::{ConsumerMetrics, Rebalance};
 pub use self::enrich::{EnrichMetrics, Enrichment};
 use self::family::{Family, families};
 pub use self::flinks::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
-pub use self::labels::{ConnectionError, Lane, PublishCause, Reload};
+pub use self::labels::{ConnectionError, Lane, PublishCause, Reload, TurnedAway};
 pub use self::link::{LinkMetrics, LinkOutcome};
 use crate::answer::{Outcome, Refusal};
 use crate::signature::Scheme;
@@ -149,6 +149,21 @@ impl Metrics {
     /// A connection ended badly, or none came of it.
     pub fn connection_failed(&self, cause: ConnectionError) {
         self.0.connection_errors[cause as usize].inc();
+    }
+
+    /// A connection was closed without an answer, because of who made it or for want of room.
+    pub fn turned_away(&self, why: TurnedAway) {
+        self.0.connections_turned_away[why as usize].inc();
+    }
+
+    /// So many addresses are proven.
+    pub fn proven_addresses(&self, addresses: usize) {
+        self.0.proven_addresses.set(addresses as i64);
+    }
+
+    /// A body got no budget.
+    pub fn no_budget(&self, proven: bool) {
+        self.0.no_budget[usize::from(proven)].inc();
     }
 
     /// A connection was closed by us because it had been idle for long enough.
@@ -352,6 +367,14 @@ families! {
         "Connections that ended badly, or that could not be accepted.";
     CONNECTIONS_CLOSED_IDLE: "counter" "bridge_ingress_connections_closed_idle_total" []
         "Connections closed by the bridge because they were idle for long enough.";
+    CONNECTIONS_TURNED_AWAY: "counter" "bridge_ingress_connections_turned_away_total" ["cause"]
+        "Connections closed without an answer because of who made them or for want of room. All but not-allowed are of \
+         addresses that are not proven, or all connections are in use.";
+    PROVEN_ADDRESSES: "gauge" "bridge_ingress_proven_addresses" []
+        "Addresses from which a signature was verified in the last 30 days: half of all connections and of the budget is \
+         theirs.";
+    NO_BUDGET: "counter" "bridge_ingress_no_budget_total" ["proven"]
+        "Bodies that got no budget in time, by whether their sender's address is proven.";
     SIGNATURES_VERIFIED: "counter" "bridge_ingress_signatures_verified_total" ["instance", "scheme", "label"]
         "Signatures verified by each secret: one that no longer grows is no longer in use.";
     SENDER_GONE: "counter" "bridge_ingress_sender_gone_total" ["outcome"]
@@ -415,6 +438,9 @@ struct Families {
     connections_accepted: IntCounter,
     connection_errors: Vec<IntCounter>,
     connections_closed_idle: IntCounter,
+    connections_turned_away: Vec<IntCounter>,
+    proven_addresses: IntGauge,
+    no_budget: Vec<IntCounter>,
     signatures_verified: IntCounterVec,
     sender_gone: Vec<IntCounter>,
     secret_reloads: Vec<IntCounter>,
@@ -444,6 +470,8 @@ impl Families {
         let reloads = &Reload::ALL.iter().map(|outcome| outcome.as_str()).collect::<Vec<_>>();
         let connection_errors: Vec<_> = ConnectionError::ALL.iter().map(|cause| cause.as_str()).collect();
 
+        let turned_away: Vec<_> = TurnedAway::ALL.iter().map(|why| why.as_str()).collect();
+
         let signatures_verified = SIGNATURES_VERIFIED.counters(ingress)?;
         for (instance, scheme, label) in &names.secrets {
             if let Some(instance) = names.instances.get(*instance) {
@@ -471,6 +499,9 @@ impl Families {
             connections_accepted: CONNECTIONS_ACCEPTED.counter(ingress)?,
             connection_errors: CONNECTION_ERRORS.counters_of(ingress, &connection_errors)?,
             connections_closed_idle: CONNECTIONS_CLOSED_IDLE.counter(ingress)?,
+            connections_turned_away: CONNECTIONS_TURNED_AWAY.counters_of(ingress, &turned_away)?,
+            proven_addresses: PROVEN_ADDRESSES.gauge(ingress)?,
+            no_budget: NO_BUDGET.counters_of(ingress, &["false", "true"])?,
             signatures_verified,
             sender_gone: SENDER_GONE.counters_of(ingress, &["acked", "failed"])?,
             secret_reloads: SECRET_RELOADS.counters_of(ingress, reloads)?,

@@ -220,26 +220,35 @@ impl Config {
         let (table, slower) = if small.1.publish_deadline > large.1.publish_deadline { small } else { large };
         reader.nest(
             &[
-                ("ingress.admission_wait", ingress.admission_wait),
+                ("ingress.header_timeout", ingress.header_timeout),
                 ("ingress.body_timeout", ingress.body_timeout),
                 (&format!("{table}.publish_deadline"), slower.publish_deadline),
             ],
-            Bound::Below("ingress.request_timeout", ingress.request_timeout),
+            Bound::AtMost("ingress.request_timeout", ingress.request_timeout),
             parse::show_duration,
         );
+        // A body has what the wait leaves.
         reader.nest(
-            &[("shutdown.drain_lag", shutdown.drain_lag), ("ingress.request_timeout", ingress.request_timeout)],
-            Bound::Below("shutdown.grace_period", shutdown.grace_period),
+            &[("ingress.admission_wait", ingress.admission_wait)],
+            Bound::Below("ingress.body_timeout", ingress.body_timeout),
             parse::show_duration,
         );
+        // A connection that comes as the lag ends is served to its end.
+        let handshake = ingress.tls.is_some().then_some(("ingress.handshake_timeout", ingress.handshake_timeout));
+        let lag = [("shutdown.drain_lag", shutdown.drain_lag)];
+        let request = [("ingress.request_timeout", ingress.request_timeout)];
+        let served: Vec<_> = lag.into_iter().chain(handshake).chain(request).collect();
+        reader.nest(&served, Bound::Below("shutdown.grace_period", shutdown.grace_period), parse::show_duration);
         let small_body = [("ingress.small_body", ingress.small_body)];
         reader.nest(&small_body, Bound::AtMost("ingress.body_limit", ingress.body_limit), parse::show_bytes);
-        reader.nest(&small_body, Bound::AtMost("ingress.small_reserve", ingress.small_reserve), parse::show_bytes);
-        reader.nest(
-            &[("ingress.body_limit", ingress.body_limit), ("ingress.small_reserve", ingress.small_reserve)],
-            Bound::AtMost("ingress.bytes_in_flight", ingress.bytes_in_flight),
-            parse::show_bytes,
-        );
+        // Half of each lane is for proven senders, and either half takes the largest body.
+        let halves = if ingress.shared_address { 1 } else { 2 };
+        let bodies = |name, bytes| std::iter::repeat_n((name, bytes), halves);
+        let small: Vec<_> = bodies("ingress.small_body", ingress.small_body).collect();
+        reader.nest(&small, Bound::AtMost("ingress.small_reserve", ingress.small_reserve), parse::show_bytes);
+        let reserve = [("ingress.small_reserve", ingress.small_reserve)];
+        let all: Vec<_> = bodies("ingress.body_limit", ingress.body_limit).chain(reserve).collect();
+        reader.nest(&all, Bound::AtMost("ingress.bytes_in_flight", ingress.bytes_in_flight), parse::show_bytes);
 
         for (n, instance) in self.instances.iter().enumerate() {
             let endpoints = instance.api.iter().flat_map(|api| &api.endpoints);
@@ -361,6 +370,11 @@ settings! {
         pub tls: Option<TlsFiles> = optional_table(TlsFiles::read),
         /// Proxies whose `X-Forwarded-For` is believed: addresses or networks.
         pub trusted_proxies: Vec<IpNet> = list("", parse::network),
+        /// Senders that are proven from the start: addresses or networks.
+        pub proven: Vec<IpNet> = list("", parse::network),
+        /// Whether all senders come from one address, as behind a balancer that does not tell theirs: nobody is proven
+        /// then, and nothing is kept for those who are.
+        pub shared_address: bool = value("false", choice(&[("false", false), ("true", true)])),
         /// Largest body.
         pub body_limit: usize = value("32MiB", bytes(1..=LARGEST_BODY)),
         /// Bodies in the process at once, all together.
@@ -373,7 +387,7 @@ settings! {
         pub max_connections: usize = value("10000", number(1..=MOST_CONNECTIONS)),
         /// From accept to the end of the TLS handshake.
         pub handshake_timeout: Duration = value("10s", deadline),
-        /// From a request's first byte to the end of its headers.
+        /// From a request's first byte to the end of its headers; and to the first byte of a connection's first.
         pub header_timeout: Duration = value("10s", deadline),
         /// How long a connection may be idle between requests.
         pub idle_timeout: Duration = value("150s", deadline),
@@ -381,9 +395,9 @@ settings! {
         pub admission_wait: Duration = value("5s", deadline),
         /// How long no byte of a body may come.
         pub body_idle_timeout: Duration = value("10s", deadline),
-        /// How long a whole body may take.
+        /// How long a whole body may take, from the end of the headers, the wait for its share included.
         pub body_timeout: Duration = value("20s", deadline),
-        /// Bytes a second that a body must keep up, counted from its third second.
+        /// Bytes a second that a body must keep up once it has its share; the first second's are given.
         pub body_rate: usize = value("256KiB", bytes(1..=LARGEST_BODY)),
         /// How long a peer may leave an answer's bytes untaken.
         pub write_timeout: Duration = value("10s", deadline),
@@ -424,7 +438,7 @@ settings! {
         pub drain_lag: Duration = value("5s", duration(Duration::ZERO..=Duration::from_secs(3600))),
         /// Everything must have ended this long after the signal. Keep it below the pod's
         /// `terminationGracePeriodSeconds`.
-        pub grace_period: Duration = value("70s", deadline),
+        pub grace_period: Duration = value("80s", deadline),
     }
 }
 
@@ -591,7 +605,7 @@ listen = "127.0.0.1:9464"
             assert_eq!((consumer.in_flight, consumer.bytes_in_flight), (200, 128 << 20));
         }
         assert_eq!(admin.listen, "127.0.0.1:9464".parse().expect("an address"));
-        assert_eq!((shutdown.drain_lag, shutdown.grace_period), (seconds(5), seconds(70)));
+        assert_eq!((shutdown.drain_lag, shutdown.grace_period), (seconds(5), seconds(80)));
     }
 
     /// Cases with a blank line between them: TOML that stands before [`BASE`], `$` variables, `!` each fault.
@@ -842,8 +856,11 @@ response_type = "KYC"
 ! event_type.0.name = "a" (bridge.toml:3): discriminator already selects event type `kyc`
 
 ingress.body_timeout = "25s"
-! ingress.admission_wait = "5s" (default) + ingress.body_timeout = "25s" (bridge.toml:2)
-  + kafka.large.publish_deadline = "30s" (default) = 1m: must be less than ingress.request_timeout = "60s" (default)
+! ingress.header_timeout = "10s" (default) + ingress.body_timeout = "25s" (bridge.toml:2)
+  + kafka.large.publish_deadline = "30s" (default) = 1m 5s: must be at most ingress.request_timeout = "60s" (default)
+
+ingress.admission_wait = "20s"
+! ingress.admission_wait = "20s" (bridge.toml:2): must be less than ingress.body_timeout = "20s" (default)
 
 shutdown.grace_period = "65s"
 ! shutdown.drain_lag = "5s" (default) + ingress.request_timeout = "60s" (default) = 1m 5s:
@@ -862,10 +879,12 @@ ingress = { body_limit = "2KiB", small_body = "4KiB" }
 ! ingress.small_body = "4KiB" (bridge.toml:2): must be at most ingress.body_limit = "2KiB" (bridge.toml:2)
 
 ingress.small_reserve = "1KiB"
-! ingress.small_body = "64KiB" (default): must be at most ingress.small_reserve = "1KiB" (bridge.toml:2)
+! ingress.small_body = "64KiB" (default) + ingress.small_body = "64KiB" (default) = 128KiB:
+  must be at most ingress.small_reserve = "1KiB" (bridge.toml:2)
 
 ingress.bytes_in_flight = "63MiB"
-! ingress.body_limit = "32MiB" (default) + ingress.small_reserve = "32MiB" (default) = 64MiB:
+! ingress.body_limit = "32MiB" (default) + ingress.body_limit = "32MiB" (default) +
+  ingress.small_reserve = "32MiB" (default) = 96MiB:
   must be at most ingress.bytes_in_flight = "63MiB" (bridge.toml:2)
 
 ingress.plain_listen = "127.0.0.1:8443"

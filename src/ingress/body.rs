@@ -141,6 +141,7 @@ fn broken_body(error: &hyper::Error) -> Refused {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::path::Path;
     use std::pin::Pin;
     use std::sync::Arc;
@@ -152,6 +153,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, Needs};
     use crate::ingress::admission::Admission;
+    use crate::ingress::door::Proven;
     use crate::metrics::{Metrics, Names};
 
     /// A body without an end, of which so many bytes come at each tick.
@@ -176,12 +178,13 @@ mod tests {
         let loaded = Config::parse(text, Path::new("test.toml"), &[], Needs::NEITHER);
         let limits = loaded.unwrap_or_else(|faults| panic!("{faults}")).config.ingress;
         let metrics = Metrics::new(&prometheus::Registry::new(), &Names::default()).unwrap();
-        let admission = Arc::new(Admission::new(&limits, metrics));
+        let admission = Arc::new(Admission::new(&limits, 1, metrics.clone()));
         let mut body = Dribble(interval(every), bytes);
         let begun = Instant::now();
         let mut reading = Reading::begin(&mut body, &limits);
         let first = reading.first_chunk().await.ok().unwrap();
-        let mut permit = admission.admit(None).await.unwrap();
+        let sender = Proven::new(&limits, metrics).sender(Ipv4Addr::LOCALHOST.into());
+        let mut permit = admission.admit(0, sender, None).await.unwrap();
         let refused = reading.whole(first, None, &mut permit, |_| {}).await.unwrap_err();
         (refused.refusal, begun.elapsed())
     }

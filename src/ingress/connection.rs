@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
+use super::door::Place;
 use crate::config;
 
 /// How long a sender that is still sending is listened to after an early answer, so that the answer is not overtaken by
@@ -63,8 +64,8 @@ pub enum Expired {
 }
 
 /// What the stream and the handler tell each other about one connection.
-#[derive(Debug)]
 pub struct Progress {
+    place: Place,
     phase: Mutex<(Phase, Instant)>,
     expired: Mutex<Option<Expired>>,
     peer_closed: AtomicBool,
@@ -77,8 +78,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    fn new() -> Progress {
+    fn new(place: Place) -> Progress {
         Progress {
+            place,
             phase: Mutex::new((Phase::New, Instant::now())),
             expired: Mutex::new(None),
             peer_closed: AtomicBool::new(false),
@@ -87,6 +89,11 @@ impl Progress {
             published: Mutex::new(None),
             sender_gone: Mutex::new(None),
         }
+    }
+
+    /// The connection's place among all.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// hyper has handed a request to the handler. When its first byte came.
@@ -102,6 +109,7 @@ impl Progress {
         self.unread_body.fetch_or(unread, Ordering::Relaxed);
         *self.published.lock().expect("no panic while held") = published;
         *self.lock() = (Phase::Idle, Instant::now());
+        self.place.waits();
     }
 
     /// From now on the connection ends once it is idle. Takes effect when it is polled next.
@@ -164,10 +172,10 @@ pub struct Connection {
 
 impl Connection {
     /// Wraps a transport that is ready for its first request.
-    pub fn new(transport: Transport, limits: &config::Ingress) -> Connection {
+    pub fn new(transport: Transport, place: Place, limits: &config::Ingress) -> Connection {
         Connection {
             transport,
-            progress: Arc::new(Progress::new()),
+            progress: Arc::new(Progress::new(place)),
             idle_timeout: limits.idle_timeout,
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,

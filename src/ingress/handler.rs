@@ -8,7 +8,7 @@
 //! the record: what a log line says of a webhook is its instance, event type, key, `ce_id` and size.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +28,8 @@ use super::account::{Account, Known, Refused};
 use super::admission::{Admission, Permit};
 use super::body::Reading;
 use super::connection::Progress;
-use super::instance::Instance;
+use super::door::{Proven, Sender};
+use super::instance::{Instance, client_address};
 use crate::answer::Refusal;
 use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
@@ -47,6 +48,7 @@ pub struct Handler {
     by_path: ArcSwap<HashMap<Secret, usize>>,
     event_types: EventTypes,
     admission: Arc<Admission>,
+    proven: Arc<Proven>,
     publisher: Arc<dyn Publish>,
     metrics: Metrics,
     limits: config::Ingress,
@@ -61,7 +63,12 @@ impl Handler {
     ///
     /// # Errors
     /// Every fault of the secrets, each naming its instance.
-    pub fn new(config: &config::Config, publisher: Arc<dyn Publish>, metrics: Metrics) -> Result<Handler, Vec<String>> {
+    pub fn new(
+        config: &config::Config,
+        publisher: Arc<dyn Publish>,
+        proven: Arc<Proven>,
+        metrics: Metrics,
+    ) -> Result<Handler, Vec<String>> {
         let mut faults = Vec::new();
         let mut instances = Vec::new();
         for settings in &config.instances {
@@ -78,7 +85,8 @@ impl Handler {
             by_path: ArcSwap::from_pointee(paths.map(|(index, instance)| (instance.path.clone(), index)).collect()),
             instances,
             event_types: config.event_types.clone(),
-            admission: Arc::new(Admission::new(&config.ingress, metrics.clone())),
+            admission: Arc::new(Admission::new(&config.ingress, config.instances.len(), metrics.clone())),
+            proven,
             publisher,
             metrics,
             limits: config.ingress.clone(),
@@ -86,6 +94,11 @@ impl Handler {
             draining: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
         })
+    }
+
+    /// Whether any instance may take webhooks from this peer, as far as that can be known before a request.
+    pub fn takes_from(&self, peer: IpAddr) -> bool {
+        !self.limits.trusted_proxies.is_empty() || self.instances.iter().any(|instance| instance.lists(peer))
     }
 
     /// From now on each answer carries `Connection: close`.
@@ -123,7 +136,7 @@ impl Handler {
         let mut account = Account::open(&self.metrics, id, peer);
         // From the first byte, so that headers in no haste cannot outlast the grace period.
         let deadline = first_byte + self.limits.request_timeout;
-        let decision = AssertUnwindSafe(self.decide(&parts, &mut body, &mut account)).catch_unwind();
+        let decision = AssertUnwindSafe(self.decide(&parts, &mut body, progress, &mut account)).catch_unwind();
         let end = match tokio::time::timeout_at(deadline, decision).await {
             Ok(Ok(decided)) => decided,
             Ok(Err(_panic)) => Err(Refusal::Internal.into()),
@@ -146,7 +159,13 @@ impl Handler {
         answer
     }
 
-    async fn decide(&self, parts: &Parts, body: &mut Incoming, account: &mut Account<'_>) -> Result<Receipt, Refused> {
+    async fn decide(
+        &self,
+        parts: &Parts,
+        body: &mut Incoming,
+        progress: &Progress,
+        account: &mut Account<'_>,
+    ) -> Result<Receipt, Refused> {
         let received_at = SystemTime::now();
         let index = self.check_target(parts, account)?;
         let instance = &self.instances[index];
@@ -161,7 +180,11 @@ impl Handler {
         let mut reading = Reading::begin(body, &self.limits);
         // A body that never comes takes nothing. `100 Continue` goes out here.
         let first = reading.first_chunk().await?;
-        let mut permit = self.admission.admit(declared).await?;
+        progress.place().works();
+        let peer = account.peer.ip();
+        let client = client_address(peer, &parts.headers, &self.limits).unwrap_or(peer);
+        let sender = self.proven.sender(client);
+        let mut permit = self.admission.admit(index, sender, declared).await?;
         let keyring = instance.keyring.load_full();
         let mut verifier = Verifier::new(&keyring.keys, signatures.iter().map(|claim| claim.signature.clone()));
         let mut content_hash = ContentHash::new();
@@ -181,6 +204,7 @@ impl Handler {
             for (_, (scheme, label)) in keyring.keys.labels().enumerate().filter(|(at, _)| verified.contains(at)) {
                 self.metrics.signature_verified(index, scheme, label);
             }
+            self.proves(sender, client == peer, progress);
         }
 
         let reception = Reception {
@@ -230,6 +254,17 @@ impl Handler {
             return Err(Refusal::ContentEncoding.into());
         }
         Ok(index)
+    }
+
+    /// The signature of a webhook from there has been verified.
+    fn proves(&self, sender: Sender, direct: bool, progress: &Progress) {
+        self.proven.verified(sender.address);
+        if !sender.proven {
+            self.admission.proves(sender.address);
+        }
+        if direct {
+            progress.place().proves();
+        }
     }
 
     /// Understands a body and hands its record over, without a pause in which the request could be dropped: once a body

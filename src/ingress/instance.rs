@@ -107,9 +107,14 @@ impl Instance {
             return Ok(());
         }
         match client_address(peer, headers, limits) {
-            Some(client) if self.settings.allow.iter().any(|range| range.contains(&client)) => Ok(()),
+            Some(client) if self.lists(client) => Ok(()),
             _ => Err(Refusal::AddressNotAllowed.into()),
         }
+    }
+
+    /// Whether the address is on the instance's list, or there is none.
+    pub fn lists(&self, address: IpAddr) -> bool {
+        self.settings.allow.is_empty() || self.settings.allow.iter().any(|range| range.contains(&address))
     }
 
     /// The signature headers of a request: each that the instance has secrets for must be there at most once and be
@@ -138,7 +143,7 @@ impl Instance {
 
 /// The address that a request comes from: the peer's, or, where that is a trusted proxy, the newest address in
 /// `X-Forwarded-For` that is none. `None` where that header cannot be read as far as needed.
-fn client_address(peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Option<IpAddr> {
+pub fn client_address(peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Option<IpAddr> {
     let trusted = |address: &IpAddr| limits.trusted_proxies.iter().any(|range| range.contains(address));
     let mut client = peer.to_canonical();
     let lines: Vec<&HeaderValue> = headers.get_all("x-forwarded-for").iter().collect();

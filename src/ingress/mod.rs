@@ -1,7 +1,7 @@
 //! Role `ingress`: the webhook endpoint. Accepts connections and hands each request to the handler.
 //!
-//! A connection is accepted only under a permit, so that their number is bounded before anything is allocated for
-//! them. TLS handshakes run in the connection's own task, so one slow peer delays nobody.
+//! A connection is served only if there is a [`Place`](door) for it, so that their number is bounded before anything is
+//! allocated for them. TLS handshakes run in the connection's own task, so one slow peer delays nobody.
 //!
 //! Shutdown, in order: from the signal on each answer ends its connection, and for the drain lag all goes on, since
 //! balancers notice late. Then what waits in the listeners' queues is taken, the listeners are closed, and idle
@@ -11,11 +11,12 @@ mod account;
 mod admission;
 mod body;
 mod connection;
+mod door;
 mod handler;
 mod instance;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,17 +24,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::{Connection, Expired, Transport};
+use self::door::{Place, Places, Proven};
 use self::handler::Handler;
 use crate::config::Config;
 use crate::kafka::Publish;
-use crate::metrics::{ConnectionError, Held, Metrics};
+use crate::metrics::{ConnectionError, Metrics, TurnedAway};
 use crate::tls::{self, Identity};
 
 /// The largest head of a request in bytes, and all that is read of a connection ahead of what is asked for.
@@ -109,9 +110,11 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), IngressError> {
     metrics.connections_limit(config.ingress.max_connections);
+    let proven = Arc::new(Proven::new(&config.ingress, metrics.clone()));
+    let handler = Handler::new(&config, publisher, proven.clone(), metrics.clone()).map_err(IngressError::Secrets)?;
     let server = Arc::new(Server {
-        handler: Handler::new(&config, publisher, metrics.clone()).map_err(IngressError::Secrets)?,
-        connections: Arc::new(Semaphore::new(config.ingress.max_connections)),
+        handler,
+        places: Arc::new(Places::new(&config.ingress, proven, metrics.clone())),
         tasks: TaskTracker::new(),
         closing: CancellationToken::new(),
         config,
@@ -158,7 +161,7 @@ pub enum IngressError {
 
 struct Server {
     handler: Handler,
-    connections: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Connections.
     tasks: TaskTracker,
     /// Cancelled at the end of the drain lag.
@@ -203,24 +206,38 @@ impl Server {
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
-        let take = |permit, (stream, peer): (TcpStream, SocketAddr)| {
-            let held = (permit, self.metrics.connection_accepted());
-            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-            self.tasks.spawn(self.clone().connection(stream, peer, acceptor.clone(), held));
+        let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let take = |place: Place, stream: TcpStream, peer: SocketAddr| {
+            let (server, acceptor, held) = (self.clone(), acceptor.clone(), self.metrics.connection_accepted());
+            self.tasks.spawn(async move {
+                let evicted = place.evicted();
+                tokio::select! {
+                    () = server.connection(stream, peer, acceptor, place) => {}
+                    () = evicted => tracing::debug!(peer = %peer.ip(), "connection made room for another"),
+                }
+                drop(held);
+            });
         };
         let closing = self.closing.cancelled();
         tokio::pin!(closing);
         loop {
-            let permit = tokio::select! {
-                () = &mut closing => break,
-                permit = self.connections.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
-            };
             let accepted = tokio::select! {
                 () = &mut closing => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok(accepted) => take(permit, accepted),
+                Ok((stream, peer)) => {
+                    let peer = canonical(peer);
+                    let place = tokio::select! {
+                        biased;
+                        place = self.place(peer.ip()) => place,
+                        () = &mut closing => break,
+                    };
+                    match place {
+                        Ok(place) => take(place, stream, peer),
+                        Err(why) => self.turned_away(why, peer),
+                    }
+                }
                 Err(error) => {
                     self.metrics.connection_failed(ConnectionError::Accept);
                     tracing::warn!(%error, "connection not accepted");
@@ -231,15 +248,29 @@ impl Server {
         // What waits in the listener's queue may have sent its request already. The system is asked directly, since
         // the runtime hears of new connections a moment later.
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok(permit) = self.connections.clone().try_acquire_owned()
-            && let Ok((stream, peer)) = listener.accept()
-        {
-            if stream.set_nonblocking(true).is_ok()
-                && let Ok(stream) = TcpStream::from_std(stream)
-            {
-                take(permit, (stream, peer));
+        while let Ok((stream, peer)) = listener.accept() {
+            let peer = canonical(peer);
+            match self.places.try_take(peer.ip()) {
+                Ok(place) => {
+                    if stream.set_nonblocking(true).is_ok()
+                        && let Ok(stream) = TcpStream::from_std(stream)
+                    {
+                        take(place, stream, peer);
+                    }
+                }
+                Err((why, _)) => self.turned_away(why, peer),
             }
         }
+    }
+
+    /// A place for a connection of this peer, if any instance may take webhooks from there.
+    async fn place(&self, peer: IpAddr) -> Result<Place, TurnedAway> {
+        if self.handler.takes_from(peer) { self.places.take(peer).await } else { Err(TurnedAway::NotAllowed) }
+    }
+
+    fn turned_away(&self, why: TurnedAway, peer: SocketAddr) {
+        self.metrics.turned_away(why);
+        tracing::debug!(cause = why.as_str(), peer = %peer.ip(), "connection closed at once");
     }
 
     async fn connection(
@@ -247,7 +278,7 @@ impl Server {
         stream: TcpStream,
         peer: SocketAddr,
         acceptor: Option<TlsAcceptor>,
-        _held: (tokio::sync::OwnedSemaphorePermit, Held),
+        place: Place,
     ) {
         // Answers are small and awaited: they are not to wait for more to be sent along.
         if let Err(error) = stream.set_nodelay(true) {
@@ -273,7 +304,7 @@ impl Server {
                 }
             }
         };
-        self.serve(Connection::new(transport, &self.config.ingress), peer).await;
+        self.serve(Connection::new(transport, place, &self.config.ingress), peer).await;
     }
 
     async fn serve(&self, connection: Connection, peer: SocketAddr) {

@@ -60,6 +60,20 @@ label! {
 }
 
 label! {
+    /// Why a connection was closed without an answer, because of who made it or for want of room.
+    pub enum TurnedAway {
+        /// No instance takes webhooks from its address.
+        NotAllowed = "not-allowed",
+        /// Its unproven address has as many as one may have.
+        Share = "share",
+        /// There are as many as there may be.
+        Full = "full",
+        /// It was unproven and had waited longest when another one came.
+        MadeRoom = "made-room",
+    }
+}
+
+label! {
     /// Why a publish failed.
     pub enum PublishCause {
         /// The producer's queue was full; nothing was handed over.

@@ -205,12 +205,12 @@ struct Held {
 
 impl Held {
     /// With so many pods that carry the load. How bodies are spread over the lanes is not known, so each lane has room for
-    /// what may come at the worst: all of them small, or all of them large.
+    /// what may come at the worst: all of them small, or all of them large. Either half of a lane takes its largest body.
     fn of(load: &Load, serving: f64, small_body: usize, body_limit: usize) -> Held {
         let held = |bytes: f64| load.rate * bytes * HELD / serving;
         Held {
-            small: whole_mib(held(load.mean.min(small_body as f64)).max(small_body as f64)),
-            large: whole_mib(held(load.mean).max(body_limit as f64)),
+            small: whole_mib(held(load.mean.min(small_body as f64)).max(2.0 * small_body as f64)),
+            large: whole_mib(held(load.mean).max(2.0 * body_limit as f64)),
             connections: held(1.0).ceil() as u64,
         }
     }
@@ -459,7 +459,7 @@ fn budget(planned: &mut Planned, load: &Load, config: &Config, wanted: &mut Conf
     // A larger reserve than needed is kept where there is room for it.
     let room = LARGEST_BUDGET.saturating_sub(held.large);
     let small = (used.small_reserve as u64).min(room).max(held.small);
-    let small = small.min(LARGEST_BUDGET - body_limit as u64);
+    let small = small.min(LARGEST_BUDGET - 2 * body_limit as u64);
     let whole = small.saturating_add(held.large).min(LARGEST_BUDGET).max(used.bytes_in_flight as u64);
     let refused = format!("when a broker dies, webhooks are answered 503 before the {HELD} s are over");
     if small > used.small_reserve as u64 {
@@ -936,7 +936,11 @@ mod tests {
                 "",
                 Load { rate: 0.1, p99: 60_000_000, mean: 600_000.0, ..example() },
                 2,
-                &[(Error, "ingress.body_limit"), (Warning, "socket.request.max.bytes")],
+                &[
+                    (Error, "ingress.body_limit"),
+                    (Warning, "ingress.bytes_in_flight"),
+                    (Warning, "socket.request.max.bytes"),
+                ],
                 "socket.request.max.bytes = ",
             ),
         ];

@@ -25,7 +25,7 @@ const FAR_CLOCK: Place = Place { name: "clock-far-ahead", cluster: ClusterOption
 const BRISK: Settings = Settings { root: "shutdown.drain_lag = \"2s\"", ..DEFAULTS };
 /// A small budget, so that it binds before the machine's cores do.
 const NARROW: Settings = Settings {
-    root: "ingress.bytes_in_flight = \"48MiB\"\ningress.small_reserve = \"8MiB\"\ningress.admission_wait = \"200ms\"",
+    root: "ingress.bytes_in_flight = \"48MiB\"\ningress.small_reserve = \"8MiB\"\ningress.body_limit = \"16MiB\"\ningress.admission_wait = \"200ms\"",
     ..DEFAULTS
 };
 const NARROW_BUDGET: f64 = 48.0 * 1024.0 * 1024.0;

@@ -420,10 +420,14 @@ fn keeps_its_word(loaded: &Loaded) {
         assert!(lane.publish_deadline > METADATA_PROPAGATION);
     }
     let publish = kafka.small.publish_deadline.max(kafka.large.publish_deadline);
-    assert!(ingress.admission_wait + ingress.body_timeout + publish < ingress.request_timeout);
-    assert!(shutdown.drain_lag + ingress.request_timeout < shutdown.grace_period);
-    assert!(0 < ingress.small_body && ingress.small_body <= ingress.body_limit.min(ingress.small_reserve));
-    assert!(ingress.body_limit + ingress.small_reserve <= ingress.bytes_in_flight);
+    assert!(ingress.admission_wait < ingress.body_timeout);
+    assert!(ingress.header_timeout + ingress.body_timeout + publish <= ingress.request_timeout);
+    let handshake = if ingress.tls.is_some() { ingress.handshake_timeout } else { Duration::ZERO };
+    assert!(shutdown.drain_lag + handshake + ingress.request_timeout < shutdown.grace_period);
+    let halves = if ingress.shared_address { 1 } else { 2 };
+    assert!(0 < ingress.small_body && ingress.small_body <= ingress.body_limit);
+    assert!(halves * ingress.small_body <= ingress.small_reserve);
+    assert!(halves * ingress.body_limit + ingress.small_reserve <= ingress.bytes_in_flight);
     assert!(!ingress.listen.is_empty() && ingress.listen.len() + ingress.plain_listen.len() <= ingress.max_connections);
     let mut addresses: Vec<_> = ingress.listen.iter().chain(&ingress.plain_listen).chain([&admin.listen]).collect();
     addresses.retain(|address| address.port() != 0);

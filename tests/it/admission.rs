@@ -10,6 +10,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// A large lane of 64 KiB, which is one body of the largest size, and a small one of 4 KiB.
 const LOW: &str = r#"
     [ingress]
+    shared_address = true
     small_body = "1KiB"
     small_reserve = "4KiB"
     body_limit = "64KiB"

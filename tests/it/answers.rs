@@ -316,6 +316,7 @@ async fn an_early_answer_reaches_a_sender_that_writes_all_before_it_reads() {
         [ingress]
         plain_listen = "127.0.0.1:0"
         body_limit = "20MiB"
+        shared_address = true
         bytes_in_flight = "40MiB"
         small_reserve = "20MiB"
         admission_wait = "1ms"

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::publish::each;
-use crate::support::http::{Client, request};
+use crate::support::http::{Client, connect_narrow, raw, request};
 use crate::support::{mock_cluster, payload, signed_with};
 
 /// How long the binary may take for what it does at once: it is a debug build on a busy machine.
@@ -351,6 +351,7 @@ large = { publish_deadline = "5100ms", socket_timeout = "1s", request_timeout = 
 [ingress]
 listen = "127.0.0.1:0"
 admission_wait = "10ms"
+header_timeout = "100ms"
 body_timeout = "100ms"
 request_timeout = "5500ms"
 [shutdown]
@@ -376,9 +377,12 @@ fn a_grace_period_that_is_over_ends_with_75_and_a_second_signal_at_once() {
         let environment = [("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")];
         let mut bridge = Running::start(&["ingress", "--config", "low.toml"], directory.path(), &environment);
         let (addresses, admin) = bridge.addresses().await;
-        // Headers that never end are waited for as long as headers may take, which is longer than this grace period.
-        let mut dawdler = Client::connect(addresses[0]).await;
-        dawdler.send("POST /flinks/toolbox HTTP/1.1\r\nHost:").await;
+        // A peer that does not take its answers is waited for until the write timeout, which is longer than this grace
+        // period: it has sent so many requests that the next ones wait with the system.
+        let mut dawdler = connect_narrow(addresses[0]).await;
+        let many = raw("GET /flinks/toolbox HTTP/1.1", &["Host: a"], "").repeat(1_000);
+        let send = async { while dawdler.try_send(&many).await.is_ok() {} };
+        assert!(tokio::time::timeout(Duration::from_secs(2), send).await.is_err(), "the ingress has closed");
         let connected = async || get(admin, "/metrics").await.1.contains("bridge_ingress_connections 1\n");
         let deadline = Instant::now() + PATIENCE;
         while !connected().await {

@@ -1,13 +1,11 @@
 //! Every wait of the ingress has an end, and the right one: with the deadlines lowered, so that it comes soon.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use flinks_bridge::tls::Identity;
 use flinks_bridge::workshop::certificates;
-use tokio::net::TcpSocket;
 
-use crate::support::http::{Client, lines, raw, request};
+use crate::support::http::{Client, connect_narrow, lines, raw, request};
 use crate::support::{Bridge, PATH, eventually, kyc_of, mock_cluster, settings, signed};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -124,7 +122,9 @@ async fn a_body_must_not_stall() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_must_not_dribble_nor_take_too_long() {
     // The rate by itself, then the whole time by itself with no least rate.
-    for (more, least) in [("", 1_000), ("ingress = { body_rate = 1, body_timeout = \"600ms\" }", 600)] {
+    for (more, least) in
+        [("", 1_000), ("ingress = { body_rate = 1, admission_wait = \"100ms\", body_timeout = \"600ms\" }", 600)]
+    {
         let cluster = mock_cluster(1);
         let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), more));
         let body = kyc_of(100_000, 0);
@@ -149,13 +149,6 @@ async fn a_body_must_not_dribble_nor_take_too_long() {
     }
 }
 
-/// Connects with a small receive buffer, so that answers pile up at the ingress soon.
-async fn connect_narrow(address: SocketAddr) -> Client {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(4 * 1024).expect("a small buffer");
-    Client::over(socket.connect(address).await.expect("the ingress accepts"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_does_not_read_is_closed() {
     let cluster = mock_cluster(1);
@@ -173,7 +166,10 @@ async fn a_peer_that_does_not_read_is_closed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn beyond_the_connection_limit_nothing_is_accepted() {
     let cluster = mock_cluster(1);
-    let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), "ingress.max_connections = 2"));
+    let bridge = Bridge::start(settings(
+        &cluster.bootstrap_servers(),
+        "ingress = { max_connections = 2, shared_address = true }",
+    ));
     let body = kyc_of(150, 0);
     let mut first = Client::connect(bridge.address).await;
     let mut second = Client::connect(bridge.address).await;

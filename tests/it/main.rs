@@ -10,6 +10,7 @@ mod consumer;
 mod contract;
 mod deadlines;
 mod docs;
+mod door;
 mod durability;
 mod enrich;
 mod examples;

@@ -225,12 +225,13 @@ async fn check_address(trusted: &str, allow: &str, forwarded: &[&str], allowed: 
 async fn source_addresses() {
     let own = r#"["127.0.0.0/8", "::1"]"#;
     let list = r#"["192.0.2.0/24", "2001:db8::/32"]"#;
+    let other = r#"["198.51.100.0/24"]"#;
     let cases: [(&str, &str, &[&str], bool); 17] = [
         ("[]", "[]", &[], true),
         ("[]", own, &[], true),
-        ("[]", list, &[], false),
-        // Nobody is trusted, so nobody is believed.
-        ("[]", list, &["192.0.2.7"], false),
+        // Nobody who has come is trusted, so nobody is believed.
+        (other, list, &[], false),
+        (other, list, &["192.0.2.7"], false),
         ("[]", own, &["198.51.100.1"], true),
         (own, list, &["192.0.2.7"], true),
         (own, list, &["2001:db8::7"], true),

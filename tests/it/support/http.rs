@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
@@ -39,6 +39,13 @@ impl Answer {
         let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
         body.get("error")?.as_str().map(str::to_owned)
     }
+}
+
+/// Connects with a small receive buffer, so that answers pile up at the ingress soon.
+pub async fn connect_narrow(address: SocketAddr) -> Client {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4 * 1024).expect("a small buffer");
+    Client::over(socket.connect(address).await.expect("the ingress accepts"))
 }
 
 /// A connection, plain or anything else that carries bytes.

@@ -1,0 +1,301 @@
+//! Who may take how much of what all senders share: connections here, bytes in [`Admission`](super::admission).
+//!
+//! Half of each is for *proven* addresses, those from which a webhook's signature was verified of late. So who has no
+//! secret cannot keep out who has one, whatever he sends and from however many addresses. In the other half, one
+//! unproven address gets at most an eighth. At its limit, the unproven connection that has waited longest makes room:
+//! waiting is all before the first byte of a body.
+//!
+//! All tables are bounded: addresses that are remembered by a number, the rest by what is open.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::config;
+use crate::metrics::{Metrics, TurnedAway};
+
+/// For how long a verified signature proves its address.
+const PROVEN_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How many proven addresses are remembered. Only senders with a secret make any.
+const REMEMBERED: usize = 32 * 1024;
+/// An unproven address gets at most this part of the common half.
+const EIGHTH: usize = 8;
+
+/// Where a sender is, as far as it is told apart from others: an IPv4 address, or the /64 of an IPv6 address, since
+/// that is what one subscriber has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Address(IpAddr);
+
+impl Address {
+    /// The address of a sender.
+    pub fn of(ip: IpAddr) -> Address {
+        Address(match ip.to_canonical() {
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
+            ip => ip,
+        })
+    }
+}
+
+/// A sender, as far as it matters to what it may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Sender {
+    /// Where it is.
+    pub address: Address,
+    /// Whether a signature from there was verified of late.
+    pub proven: bool,
+}
+
+/// Both parts of what is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// For proven addresses alone.
+    Proven,
+    /// For everybody; proven ones come here when the other is used up.
+    Common,
+}
+
+/// How much each half has, by [`Half`].
+pub fn halves(all: usize, limits: &config::Ingress) -> [usize; 2] {
+    if limits.shared_address { [all, 0] } else { [all / 2, all - all / 2] }
+}
+
+/// What one unproven address may have of the common half, and never less than `least`.
+pub fn share(halves: [usize; 2], least: usize) -> usize {
+    (halves[Half::Common as usize] / EIGHTH).max(least)
+}
+
+/// The addresses that are proven.
+pub struct Proven {
+    networks: Vec<IpNet>,
+    everyone: bool,
+    since: Mutex<HashMap<Address, Instant>>,
+    metrics: Metrics,
+}
+
+impl Proven {
+    /// Those that the settings name.
+    pub fn new(limits: &config::Ingress, metrics: Metrics) -> Proven {
+        Proven { networks: limits.proven.clone(), everyone: limits.shared_address, since: Mutex::default(), metrics }
+    }
+
+    /// The sender at this address.
+    pub fn sender(&self, ip: IpAddr) -> Sender {
+        let (ip, address) = (ip.to_canonical(), Address::of(ip));
+        let of_late = || self.since().get(&address).is_some_and(|since| since.elapsed() < PROVEN_FOR);
+        let proven = self.everyone || self.networks.iter().any(|network| network.contains(&ip)) || of_late();
+        Sender { address, proven }
+    }
+
+    /// A signature from this address was verified.
+    pub fn verified(&self, address: Address) {
+        if self.everyone {
+            return;
+        }
+        let mut since = self.since();
+        if since.len() >= REMEMBERED && !since.contains_key(&address) {
+            since.retain(|_, since| since.elapsed() < PROVEN_FOR);
+            let oldest = since.iter().min_by_key(|(_, since)| **since).map(|(address, _)| *address);
+            if let Some(oldest) = oldest.filter(|_| since.len() >= REMEMBERED) {
+                since.remove(&oldest);
+            }
+        }
+        since.insert(address, Instant::now());
+        self.metrics.proven_addresses(since.len());
+    }
+
+    fn since(&self) -> MutexGuard<'_, HashMap<Address, Instant>> {
+        self.since.lock().expect("no panic while held")
+    }
+}
+
+/// The places for connections.
+pub struct Places {
+    taken: Mutex<Taken>,
+    freed: Notify,
+    share: usize,
+    proven: Arc<Proven>,
+    /// Whose connections carry those of many.
+    proxies: Vec<IpNet>,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Taken {
+    free: [usize; 2],
+    /// All that are taken and that nobody had to give up, by number.
+    places: HashMap<u64, Entry>,
+    /// Connections of each unproven address.
+    of_address: HashMap<Address, usize>,
+    /// Unproven ones that wait, since when, with their numbers.
+    waiting: BTreeSet<(Instant, u64)>,
+    next: u64,
+}
+
+struct Entry {
+    half: Half,
+    /// Of one that is not proven.
+    unproven: Option<Address>,
+    waits_since: Option<Instant>,
+    evicted: Arc<Notify>,
+}
+
+impl Places {
+    /// All places free.
+    pub fn new(limits: &config::Ingress, proven: Arc<Proven>, metrics: Metrics) -> Places {
+        let free = halves(limits.max_connections, limits);
+        Places {
+            taken: Mutex::new(Taken { free, ..Taken::default() }),
+            freed: Notify::new(),
+            share: share(free, 1),
+            proven,
+            proxies: limits.trusted_proxies.clone(),
+            metrics,
+        }
+    }
+
+    /// A place for a connection of this peer. A proven one waits for it.
+    ///
+    /// # Errors
+    /// Why an unproven one gets none.
+    pub async fn take(self: &Arc<Self>, ip: IpAddr) -> Result<Place, TurnedAway> {
+        loop {
+            match self.try_take(ip) {
+                Err((TurnedAway::Full, true)) => self.freed.notified().await,
+                taken => return taken.map_err(|(why, _)| why),
+            }
+        }
+    }
+
+    /// The same at once; an error says as well whether the peer is proven.
+    pub fn try_take(self: &Arc<Self>, ip: IpAddr) -> Result<Place, (TurnedAway, bool)> {
+        let Sender { address, proven } = self.proven.sender(ip);
+        // Behind a trusted proxy are many; what each of them may take is told by its bytes.
+        let proven = proven || self.proxies.iter().any(|network| network.contains(&ip.to_canonical()));
+        let mut taken = self.lock();
+        if !proven && taken.of_address.get(&address).is_some_and(|count| *count >= self.share) {
+            return Err((TurnedAway::Share, false));
+        }
+        let half = match taken.free {
+            [free, _] if proven && free > 0 => Half::Proven,
+            [_, free] if free > 0 => Half::Common,
+            _ => {
+                let (_, longest) = taken.waiting.pop_first().ok_or((TurnedAway::Full, proven))?;
+                let evicted = taken.remove(longest).expect("who waits has a place");
+                evicted.evicted.notify_one();
+                self.metrics.turned_away(TurnedAway::MadeRoom);
+                Half::Common
+            }
+        };
+        taken.free[half as usize] -= 1;
+        let number = taken.next;
+        taken.next += 1;
+        if !proven {
+            *taken.of_address.entry(address).or_default() += 1;
+        }
+        let evicted = Arc::new(Notify::new());
+        let unproven = (!proven).then_some(address);
+        taken.places.insert(number, Entry { half, unproven, waits_since: None, evicted: evicted.clone() });
+        drop(taken);
+        let place = Place { places: self.clone(), number, unproven: AtomicBool::new(!proven), evicted };
+        place.waits();
+        Ok(place)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().expect("no panic while held")
+    }
+}
+
+impl Taken {
+    /// Gives a place back.
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.places.remove(&number)?;
+        self.free[entry.half as usize] += 1;
+        if let Some(since) = entry.waits_since {
+            self.waiting.remove(&(since, number));
+        }
+        self.leaves(entry.unproven);
+        Some(entry)
+    }
+
+    /// One connection less of an unproven address.
+    fn leaves(&mut self, unproven: Option<Address>) {
+        if let Some(address) = unproven
+            && let Some(count) = self.of_address.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.of_address.remove(&address);
+            }
+        }
+    }
+
+    fn waits(&mut self, number: u64, since: Option<Instant>) {
+        let Some(entry) = self.places.get_mut(&number) else { return };
+        if let Some(before) = std::mem::replace(&mut entry.waits_since, since) {
+            self.waiting.remove(&(before, number));
+        }
+        self.waiting.extend(since.map(|since| (since, number)));
+    }
+}
+
+/// A connection's place, given back when dropped.
+pub struct Place {
+    places: Arc<Places>,
+    number: u64,
+    unproven: AtomicBool,
+    evicted: Arc<Notify>,
+}
+
+impl Place {
+    /// The connection waits for its sender.
+    pub fn waits(&self) {
+        if self.unproven.load(Ordering::Relaxed) {
+            self.places.lock().waits(self.number, Some(Instant::now()));
+        }
+    }
+
+    /// Bytes of a body have come.
+    pub fn works(&self) {
+        if self.unproven.load(Ordering::Relaxed) {
+            self.places.lock().waits(self.number, None);
+        }
+    }
+
+    /// The peer itself has proven its address: it moves to the other half, if there is room.
+    pub fn proves(&self) {
+        if self.unproven.swap(false, Ordering::Relaxed) {
+            let mut guard = self.places.lock();
+            let taken = &mut *guard;
+            taken.waits(self.number, None);
+            let Some(entry) = taken.places.get_mut(&self.number) else { return };
+            let unproven = entry.unproven.take();
+            if taken.free[Half::Proven as usize] > 0 {
+                entry.half = Half::Proven;
+                taken.free[Half::Proven as usize] -= 1;
+                taken.free[Half::Common as usize] += 1;
+            }
+            taken.leaves(unproven);
+        }
+    }
+
+    /// Resolves once another connection has this place.
+    pub fn evicted(&self) -> impl Future<Output = ()> + use<> {
+        let evicted = self.evicted.clone();
+        async move { evicted.notified().await }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.places.lock().remove(self.number).is_some() {
+            self.places.freed.notify_one();
+        }
+    }
+}
