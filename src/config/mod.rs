@@ -397,7 +397,7 @@ settings! {
         pub body_idle_timeout: Duration = value("10s", deadline),
         /// How long a whole body may take, from the end of the headers, the wait for its share included.
         pub body_timeout: Duration = value("20s", deadline),
-        /// Bytes a second that a body must keep up once it has its share; the first second's are given.
+        /// Bytes a second that a body must keep up once it has its share, after one second, or five of a proven sender.
         pub body_rate: usize = value("256KiB", bytes(1..=LARGEST_BODY)),
         /// How long a peer may leave an answer's bytes untaken.
         pub write_timeout: Duration = value("10s", deadline),

@@ -16,7 +16,10 @@ use crate::answer::Refusal;
 use crate::config;
 
 /// What a body is given beyond its rate: the first round trips of a connection are slow.
-const RATE_CREDIT: Duration = Duration::from_secs(1);
+const CREDIT: Duration = Duration::from_secs(1);
+
+/// What a proven sender's is given: a packet that is lost twice is sent again only after seconds.
+const PROVEN_CREDIT: Duration = Duration::from_secs(5);
 
 /// A timer that fires so late shows a machine that is busy. One that is on time may be read a millisecond or two after.
 const RUNTIME_LATE: Duration = Duration::from_millis(20);
@@ -28,7 +31,7 @@ pub struct Reading<'a, B> {
     /// When the headers had come.
     begun: Instant,
     newest_byte: Instant,
-    /// From when on the rate is counted; `None` before there is budget.
+    /// From when on the rate is counted, what is given beyond it included; `None` before there is budget.
     rate_since: Option<Instant>,
 }
 
@@ -44,9 +47,11 @@ impl<'a, B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Reading<'a, B> {
         self.chunk(0).await
     }
 
-    /// Reads the rest into one buffer, of the right size from the start where that is declared.
+    /// Reads the rest into one buffer, of the right size from the start where that is declared. A sender who is proven
+    /// may be slower at first.
     pub async fn whole(
         mut self,
+        proven: bool,
         first: Option<Bytes>,
         declared: Option<usize>,
         permit: &mut Permit,
@@ -54,7 +59,7 @@ impl<'a, B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Reading<'a, B> {
     ) -> Result<Vec<u8>, Refused> {
         // Waiting for budget is not the sender's doing, so the rate is counted from when it is there.
         self.newest_byte = Instant::now();
-        self.rate_since = Some(self.newest_byte);
+        self.rate_since = Some(self.newest_byte + if proven { PROVEN_CREDIT } else { CREDIT });
         let mut buffer = Vec::with_capacity(declared.unwrap_or(0));
         let mut next = first;
         while let Some(chunk) = next {
@@ -78,7 +83,7 @@ impl<'a, B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Reading<'a, B> {
     /// The next bytes of the body, of which so many have come; `None` at its end.
     async fn chunk(&mut self, so_far: usize) -> Result<Option<Bytes>, Refused> {
         let whole_until = self.begun + self.limits.body_timeout;
-        let kept_for = RATE_CREDIT + Duration::from_secs_f64(so_far as f64 / self.limits.body_rate as f64);
+        let kept_for = Duration::from_secs_f64(so_far as f64 / self.limits.body_rate as f64);
         loop {
             let stalled_at = self.newest_byte + self.limits.body_idle_timeout;
             let too_slow_at = self.rate_since.map_or(whole_until, |since| whole_until.min(since + kept_for));
@@ -172,7 +177,7 @@ mod tests {
         }
     }
 
-    async fn ends(every: Duration, bytes: usize) -> (Refusal, Duration) {
+    async fn ends(proven: bool, every: Duration, bytes: usize) -> (Refusal, Duration) {
         let text = "kafka.bootstrap_servers = \"127.0.0.1:1\"\n\
                     [[instance]]\nname = \"a\"\npath = \"/a\"\nauthentication = \"none\"";
         let loaded = Config::parse(text, Path::new("test.toml"), &[], Needs::NEITHER);
@@ -185,7 +190,7 @@ mod tests {
         let first = reading.first_chunk().await.ok().unwrap();
         let sender = Proven::new(&limits, metrics).sender(Ipv4Addr::LOCALHOST.into());
         let mut permit = admission.admit(0, sender, None).await.unwrap();
-        let refused = reading.whole(first, None, &mut permit, |_| {}).await.unwrap_err();
+        let refused = reading.whole(proven, first, None, &mut permit, |_| {}).await.unwrap_err();
         (refused.refusal, begun.elapsed())
     }
 
@@ -194,15 +199,18 @@ mod tests {
         let second = Duration::from_secs(1);
         // A byte that comes as the time ends, or just after it, earns nothing.
         for every in [1, 3, 10, 100, 999] {
-            let (refusal, after) = ends(Duration::from_millis(every), 1).await;
+            let (refusal, after) = ends(false, Duration::from_millis(every), 1).await;
             assert_eq!(refusal, Refusal::BodyTooSlow, "{every} ms");
             assert!(after >= second && after < second + Duration::from_millis(25), "{every} ms: {after:?}");
         }
+        let (refusal, after) = ends(true, Duration::from_millis(1), 1).await;
+        assert_eq!(refusal, Refusal::BodyTooSlow);
+        assert!(after >= second * 5 && after < second * 51 / 10, "{after:?}");
         // Half of the rate is enough for two seconds, all of it for as long as a body may take.
-        let (refusal, after) = ends(Duration::from_millis(100), 13_107).await;
+        let (refusal, after) = ends(false, Duration::from_millis(100), 13_107).await;
         assert_eq!(refusal, Refusal::BodyTooSlow);
         assert!(after > second * 19 / 10 && after < second * 22 / 10, "{after:?}");
-        let (refusal, after) = ends(Duration::from_millis(100), 26_215).await;
+        let (refusal, after) = ends(false, Duration::from_millis(100), 26_215).await;
         assert_eq!(refusal, Refusal::BodyTooSlow);
         assert!(after >= second * 20 && after < second * 21, "{after:?}");
     }

@@ -193,7 +193,9 @@ impl Handler {
             content_hash.update(chunk);
             self.metrics.body_received(index, chunk.len());
         };
-        let payload = reading.whole(first, declared, &mut permit, on_chunk).await?;
+        // Of senders behind one address, nobody is told from a stranger.
+        let proven = sender.proven && !self.limits.shared_address;
+        let payload = reading.whole(proven, first, declared, &mut permit, on_chunk).await?;
         account.body_read = true;
         let lane = self.admission.lane(payload.len());
         account.lane = Some(lane);

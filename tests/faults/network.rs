@@ -4,12 +4,16 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flinks_bridge::workshop::ledger::Expect as Fate;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use socket2::{Domain, Socket, Type};
 
 use crate::frame::{DEFAULTS, Expect, Fault, LOAD, Load, PATIENCE, Place, Scene, Settings, UNNOTICED, now_ms};
 use crate::kafka::ClusterOptions;
@@ -38,6 +42,8 @@ const RESTLESS: Load = Load { more: &["--misbehave", "hang-up=0.2,half-body=0.1"
 /// How many misbehave at once.
 const CROWD: usize = 300;
 const IDLE: usize = 10_000;
+/// More than there is room for, by default.
+const SILENT: usize = 10_500;
 /// Files of a process besides those connections: the load's, Kafka's, listeners, logs.
 const OTHER_FILES: u64 = 600;
 /// What an idle connection may cost in KiB: its 16 KiB of headers, as the settings say, and as much again.
@@ -59,6 +65,13 @@ pub const FAULTS: &[Fault] = &[
         ..row("hang-up", "senders that hang up before the answer, or half-way", hang_up)
     },
     Fault { ingress: MANY, ..row("idle-connections", "10,000 idle connections", idle_connections) },
+    Fault {
+        ingress: DEFAULTS,
+        ..row("door-declared", "bodies of 32 MiB that strangers declare and never send", door_declared)
+    },
+    Fault { ingress: DEFAULTS, ..row("door-chunked", "strangers' chunked headers without a body", door_chunked) },
+    Fault { ingress: DEFAULTS, ..row("door-trickles", "strangers' bodies, a byte at a time", door_trickles) },
+    Fault { ingress: DEFAULTS, ..row("door-silent", "10,500 strangers' connections that send nothing", door_silent) },
     Fault { ingress: HASTY_TLS, ..row("endless-handshake", "300 TLS handshakes that never end", endless_handshake) },
     Fault {
         ingress: HASTY_TLS,
@@ -174,9 +187,10 @@ fn hang_up(scene: &mut Scene<'_>) -> String {
     format!("{gone} gone before their answer and published all the same, {incomplete} bodies left incomplete")
 }
 
-fn idle_connections(scene: &mut Scene<'_>) -> String {
+/// Lets the ingress and this process have so many connections.
+fn allow_files(scene: &Scene<'_>, connections: usize) {
     for pid in [None, Pid::from_raw(scene.ingress.pid() as i32)] {
-        let needed = IDLE as u64 + OTHER_FILES;
+        let needed = connections as u64 + OTHER_FILES;
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert!(
             maximum.is_none_or(|maximum| maximum >= needed),
@@ -185,10 +199,20 @@ fn idle_connections(scene: &mut Scene<'_>) -> String {
         let wanted = current.unwrap_or(u64::MAX).max(needed);
         prlimit(pid, Resource::Nofile, Rlimit { current: Some(wanted), maximum }).expect("below the hard limit");
     }
+}
+
+fn idle_connections(scene: &mut Scene<'_>) -> String {
+    allow_files(scene, IDLE);
     let [before, _] = scene.ingress.memory();
-    let crowd = Crowd::connect(scene.ingress.address, IDLE);
+    // Their address is proven by then, and they have had an answer, so that they may be idle.
+    scene.acks(60);
+    let mut crowd = Crowd::connect(scene.ingress.address, IDLE);
+    crowd.send(b"GET / HTTP/1.1\r\nHost: bridge.test\r\n\r\n");
     let open = |scene: &Scene<'_>| scene.metric("bridge_ingress_connections", &[]);
-    scene.wait("all are accepted", || open(scene) >= IDLE as f64);
+    scene.wait("all are accepted and answered", || {
+        crowd.listen();
+        open(scene) >= IDLE as f64 && crowd.answered("404") == IDLE
+    });
     scene.acks(300);
     let [after, _] = scene.ingress.memory();
     let cost = after.saturating_sub(before) * 1024 / IDLE as u64;
@@ -254,6 +278,70 @@ fn broken_certificate(scene: &mut Scene<'_>) -> String {
     scene.mended();
     authority.wait_for(scene, 2);
     format!("{refused} broken pairs refused while the one before went on serving, the next good one taken over")
+}
+
+fn door_declared(scene: &mut Scene<'_>) -> String {
+    attack(scene, 300, &stranger(&format!("Content-Length: {}", 32 << 20)), b"")
+}
+
+fn door_chunked(scene: &mut Scene<'_>) -> String {
+    attack(scene, 2000, &stranger("Transfer-Encoding: chunked"), b"")
+}
+
+fn door_trickles(scene: &mut Scene<'_>) -> String {
+    attack(scene, 300, &stranger(&format!("Content-Length: {}", 32 << 20)), b" ")
+}
+
+fn door_silent(scene: &mut Scene<'_>) -> String {
+    attack(scene, SILENT, b"", b"")
+}
+
+/// The head of a request as a stranger makes it who knows the path: all but the secret is right.
+fn stranger(framing: &str) -> Vec<u8> {
+    let mut headers = lines(&signed(b"something else"));
+    headers.extend(["Host: bridge.test".to_owned(), framing.to_owned()]);
+    raw(&format!("POST {PATH} HTTP/1.1"), &headers, b"")
+}
+
+/// Strangers at a hundred addresses who send this as they connect, and that now and then, while senders with a secret go on;
+/// who is closed comes again.
+fn attack(scene: &mut Scene<'_>, count: usize, first: &[u8], then: &[u8]) -> String {
+    allow_files(scene, count);
+    let (address, over) = (scene.ingress.address, AtomicBool::new(false));
+    let again = thread::scope(|scope| {
+        let strangers = scope.spawn(|| {
+            let mut peers: Vec<Peer> = (0..count).map(|n| Peer::stranger(address, n, first)).collect();
+            let (mut turn, mut again) = (0, 0);
+            while !over.load(Ordering::Relaxed) {
+                // Some at a time: it is the ingress that is to be pressed, not the machine.
+                for n in (0..200).map(|n| (turn + n) % count) {
+                    let _ = peers[n].stream.write(then);
+                    peers[n].listen();
+                    if peers[n].closed {
+                        peers[n] = Peer::stranger(address, n, first);
+                        again += 1;
+                    }
+                }
+                turn = (turn + 200) % count;
+                thread::sleep(Duration::from_millis(50));
+            }
+            again
+        });
+        // Also where a check fails, since the scope waits for them.
+        let passed = catch_unwind(AssertUnwindSafe(|| {
+            scene.wait("strangers press", || scene.metric("bridge_ingress_connections", &[]) >= count.min(4000) as f64);
+            scene.acks(300);
+        }));
+        over.store(true, Ordering::Relaxed);
+        let again = strangers.join().expect("no panic");
+        passed.unwrap_or_else(|panic| resume_unwind(panic));
+        again
+    });
+    let turned = scene.rise("bridge_ingress_connections_turned_away_total", &[]);
+    let kept_out = scene.rise("bridge_ingress_no_budget_total", &[("proven", "true")]);
+    assert_eq!(kept_out, 0.0, "a proven sender got no budget");
+    scene.mended();
+    format!("{count} strangers, who came {again} times again; {turned} connections turned away")
 }
 
 /// An authority for a row's certificates, whose time of expiry tells one from another.
@@ -380,6 +468,19 @@ impl Peer {
         let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("no connection: {error}"));
         stream.set_nodelay(true).expect("a socket option");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+        Peer { stream, heard: Vec::new(), closed: false }
+    }
+
+    /// The same from one of a hundred other addresses, 127.0.0.2 to 127.0.0.101; sends this, and waits for nothing.
+    fn stranger(address: SocketAddr, n: usize, bytes: &[u8]) -> Peer {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let from = SocketAddr::from(([127, 0, 0, 2 + (n % 100) as u8], 0));
+        socket.bind(&from.into()).expect("all of loopback is ours");
+        socket.connect(&address.into()).unwrap_or_else(|error| panic!("no connection: {error}"));
+        socket.set_nonblocking(true).expect("a socket option");
+        let mut stream = TcpStream::from(socket);
+        // What fails shows when it is listened to.
+        let _ = stream.write(bytes);
         Peer { stream, heard: Vec::new(), closed: false }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::door::connect_from;
 use crate::support::http::{Client, lines, raw};
 use crate::support::{Bridge, PATH, eventually, kyc_of, mock_cluster, settings, signed};
 
@@ -147,7 +148,7 @@ async fn dribbled_bodies_do_not_stop_others() {
         .map(|n| {
             let address = bridge.address;
             tokio::spawn(async move {
-                let mut client = Client::connect(address).await;
+                let mut client = Client::over(connect_from(2 + n as u8, address).await.expect("it accepts"));
                 let mut headers = lines(&signed(&kyc_of(100, n)));
                 headers.push(format!("Content-Length: {}", 32 << 20));
                 client.send(raw(&format!("POST {PATH} HTTP/1.1"), &headers, "")).await;

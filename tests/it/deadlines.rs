@@ -123,7 +123,7 @@ async fn a_body_must_not_stall() {
 async fn a_body_must_not_dribble_nor_take_too_long() {
     // The rate by itself, then the whole time by itself with no least rate.
     for (more, least) in
-        [("", 1_000), ("ingress = { body_rate = 1, admission_wait = \"100ms\", body_timeout = \"600ms\" }", 600)]
+        [("", 5_000), ("ingress = { body_rate = 1, admission_wait = \"100ms\", body_timeout = \"600ms\" }", 600)]
     {
         let cluster = mock_cluster(1);
         let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), more));

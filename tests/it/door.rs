@@ -26,10 +26,11 @@ const LARGEST: usize = 64 << 10;
 
 /// Connects from 127.0.0.`n`.
 async fn from(n: u8, bridge: &Bridge) -> Client {
-    Client::over(try_from(n, bridge.address).await.expect("the system takes the connection"))
+    Client::over(connect_from(n, bridge.address).await.expect("the system takes the connection"))
 }
 
-async fn try_from(n: u8, address: SocketAddr) -> std::io::Result<tokio::net::TcpStream> {
+/// The same as a stream.
+pub async fn connect_from(n: u8, address: SocketAddr) -> std::io::Result<tokio::net::TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(Ipv4Addr::new(127, 0, 0, n).into(), 0))?;
     socket.connect(address).await
