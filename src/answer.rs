@@ -45,11 +45,12 @@ macro_rules! refusals {
 }
 
 refusals! {
+    Host = "host", Some(400), "no `Host`, as HTTP/1.1 wants it (RFC 9112, 3.2), or more than one", "none";
     TransferEncoding = "transfer-encoding", Some(400), "`Transfer-Encoding` other than exactly `chunked`", "none";
     PathNotFound = "path-not-found", Some(404), "no instance has this path", "none";
     MethodNotAllowed = "method-not-allowed", Some(405), "not a POST", "none";
     AddressNotAllowed = "address-not-allowed", Some(403), "the source address is not on the instance's list", "none";
-    ContentEncoding = "content-encoding", Some(415), "`Content-Encoding` other than `identity`", "none";
+    ContentEncoding = "content-encoding", Some(415), "a `Content-Encoding` that is one, such as `gzip`", "none";
     BodyTooLarge = "body-too-large", Some(413), "body over the limit", "none";
     SignatureRepeated = "signature-repeated", Some(401), "a signature header given more than once", "none";
     SignatureMalformed = "signature-malformed", Some(401), "a signature header that no signature looks like", "none";
@@ -147,7 +148,12 @@ pub fn reference() -> String {
     // hyper's, before there is a request.
     let broken = "`bridge_ingress_connection_errors_total`";
     row("headers stalled; idle too long; TLS handshake failed", "closed without an answer", broken, "none");
-    row("no HTTP/1 request / target and headers over 16 KiB", "400 / 431 by hyper, empty", broken, "none");
+    row(
+        "no HTTP/1 request / target and headers over 16 KiB, or over 100 headers",
+        "400 / 431 by hyper, empty",
+        broken,
+        "none",
+    );
     for refusal in Refusal::ALL {
         let (cause, record) = refusal.about();
         let answer = match refusal.status() {

@@ -589,10 +589,9 @@ const fn expected(outcome: Outcome, instance: bool, event_type: bool) -> bool {
         Outcome::Refused(refusal) => refusal,
     };
     match refusal {
-        Refusal::PathNotFound => !instance,
+        Refusal::Host | Refusal::TransferEncoding | Refusal::PathNotFound => !instance,
         Refusal::QueueFull | Refusal::PublishDeadline | Refusal::KafkaRefused => event_type,
         Refusal::NotJson
-        | Refusal::TransferEncoding
         | Refusal::BodyMalformed
         | Refusal::SignatureMissing
         | Refusal::SignatureRepeated

@@ -26,8 +26,8 @@ use super::door::Place;
 use crate::config;
 
 /// How long a sender that is still sending is listened to after an early answer, so that the answer is not overtaken by
-/// the reset that closing an unread connection sends. Many senders write all of a body before they read, so as many
-/// bytes are taken as a body may have.
+/// the reset that closing an unread connection sends. Many senders write all of a body before they read, so twice as
+/// many bytes are taken as a body may have.
 const LINGER: Duration = Duration::from_secs(3);
 
 /// `MSG_TRUNC`: of a TCP stream Linux then drops the bytes where they are instead of copying them (tcp(7)). Elsewhere
@@ -179,7 +179,7 @@ impl Connection {
             idle_timeout: limits.idle_timeout,
             header_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
-            linger_bytes: limits.body_limit,
+            linger_bytes: limits.body_limit.saturating_mul(2),
             read_timer: Box::pin(tokio::time::sleep(limits.header_timeout)),
             write_timer: None,
         }
@@ -201,7 +201,7 @@ impl Connection {
         }
     }
 
-    /// Drops what the peer sends, as many bytes as a body may have, until it stops. Below TLS: nobody reads them any more.
+    /// Drops what the peer sends, twice as many bytes as a body may have, until it stops. Below TLS: nobody reads them any more.
     async fn discard(&self) {
         let stream = self.stream();
         let mut left = self.linger_bytes;

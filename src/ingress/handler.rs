@@ -21,7 +21,7 @@ use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::oneshot;
 
 use super::account::{Account, Known, Refused};
@@ -235,6 +235,10 @@ impl Handler {
     /// What can be decided from the request's target, method and headers before its size and signature are looked at;
     /// the index of its instance.
     fn check_target(&self, parts: &Parts, account: &mut Account<'_>) -> Result<usize, Refused> {
+        let hosts = parts.headers.get_all(header::HOST).iter().count();
+        if hosts > 1 || hosts == 0 && parts.version >= Version::HTTP_11 {
+            return Err(Refusal::Host.into());
+        }
         // hyper lets a list that ends in `chunked` pass. What stands before it is an encoding that nobody undoes here.
         let mut transfer_encodings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
         if transfer_encodings.next().is_some_and(|first| !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -251,8 +255,7 @@ impl Handler {
             return Err(Refusal::MethodNotAllowed.into());
         }
         instance.allows(account.peer.ip(), &parts.headers, &self.limits)?;
-        let mut encodings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
-        if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        if parts.headers.get_all(header::CONTENT_ENCODING).iter().any(encodes) {
             return Err(Refusal::ContentEncoding.into());
         }
         Ok(index)
@@ -374,6 +377,30 @@ impl Handler {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
     }
+}
+
+/// What changes a body's bytes: the content codings that are registered (IANA, HTTP Content Coding Registry), without
+/// `identity`.
+const CODINGS: &[&[u8]] = &[
+    b"aes128gcm",
+    b"br",
+    b"compress",
+    b"dcb",
+    b"dcz",
+    b"deflate",
+    b"exi",
+    b"gzip",
+    b"pack200-gzip",
+    b"x-compress",
+    b"x-gzip",
+    b"zstd",
+];
+
+/// Whether a `Content-Encoding` names a coding. Senders are known to write a charset there, or nothing, which encodes
+/// nothing.
+fn encodes(value: &HeaderValue) -> bool {
+    let mut names = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    names.any(|name| CODINGS.iter().any(|coding| name.eq_ignore_ascii_case(coding)))
 }
 
 fn refusal_of(cause: PublishCause) -> Refusal {

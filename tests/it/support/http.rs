@@ -184,9 +184,14 @@ pub fn request(path: &str, headers: &[(String, String)], body: &[u8]) -> Vec<u8>
     request
 }
 
-/// The bytes of any request: its first line, header lines as they are, and what follows them. No header is added.
+/// The bytes of any request: its first line, header lines as they are, and what follows them. No header is added but
+/// the `Host` that HTTP/1.1 wants, where none is given.
 pub fn raw(first_line: &str, headers: &[impl AsRef<str>], body: impl AsRef<[u8]>) -> Vec<u8> {
     let mut request = format!("{first_line}\r\n");
+    let has_host = headers.iter().any(|header| header.as_ref().to_ascii_lowercase().starts_with("host:"));
+    if first_line.ends_with("HTTP/1.1") && !has_host {
+        request.push_str("Host: bridge.test\r\n");
+    }
     for header in headers {
         request.push_str(header.as_ref());
         request.push_str("\r\n");
