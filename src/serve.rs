@@ -193,7 +193,8 @@ pub async fn recover(
     environment: fn(&str) -> Option<String>,
     shutdown: CancellationToken,
 ) -> recover::Ending {
-    let begun = tokio::task::spawn_blocking(move || Recovery::begin(options, &variables)).await;
+    let beginning = shutdown.clone();
+    let begun = tokio::task::spawn_blocking(move || Recovery::begin(options, &variables, &beginning)).await;
     let mut recovery = match begun.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
         Ok(recovery) => recovery,
         Err(ending) => return ending,

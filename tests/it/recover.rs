@@ -1,11 +1,14 @@
-//! Recover, through the real binary: what Flinks gave up on comes back on its topic, once for each LoginId if a journal is
-//! kept; what cannot is told one by one; and neither a dry run nor a kill does harm.
+//! Recover, through the real binary: what Flinks gave up on comes back on its topic, and nothing that stands in Kafka is
+//! fetched; what cannot be recovered is told one by one; and neither a dry run nor a kill does harm.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Read;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use flinks_bridge::kafka::consume::reader;
@@ -26,6 +29,8 @@ use crate::support::{mock_cluster, payload, settings};
 
 const DETAIL: &str = "flinks.accounts-detail";
 const LINKS: &str = "flinks.login-links";
+/// Before all that the tests publish.
+const LONG_AGO: &str = "2020-01-01T00:00:00Z";
 /// How long one run may take: a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -193,7 +198,7 @@ async fn five_hundred_login_ids_twice() {
     let scene = Scene::new(StubOptions { pending: 2, ..StubOptions::default() }).await;
     let file = scene.write("ids", &ids(500));
     let done = scene.file("done").to_str().expect("text").to_owned();
-    let arguments = ["--file", &file, "--done", &done, "--concurrency", "64"];
+    let arguments = ["--file", &file, "--lost-at", LONG_AGO, "--done", &done, "--concurrency", "64"];
 
     // What would be done, and that nothing is.
     let (code, report) = scene.run(&[&arguments[..], &["--dry-run"]].concat()).await;
@@ -235,7 +240,14 @@ async fn five_hundred_login_ids_twice() {
     assert_eq!((code, &report["recovered"], &report["recovered_before"]), (0, &0.into(), &500.into()), "{report:#}");
     assert_eq!((scene.stub.counts().total(), scene.all(DETAIL).len()), (asked.total(), 500));
 
-    // Without the journal each is there twice. The answers name their sessions, so these are other bytes.
+    // So has Kafka.
+    std::fs::remove_file(&done).expect("it was there");
+    let (code, report) = scene.run(&arguments).await;
+    assert_eq!((code, &report["recovered"], &report["stored"]), (0, &0.into(), &500.into()), "{report:#}");
+    assert_eq!(report["read"]["records"], 500, "{report:#}");
+    assert_eq!((scene.stub.counts().total(), scene.all(DETAIL).len()), (asked.total(), 500));
+
+    // Named without a time each is there twice. The answers name their sessions, so these are other bytes.
     let (code, report) = scene.run(&["--file", &file]).await;
     assert_eq!((code, &report["recovered"]), (0, &500.into()), "{report:#}");
     let records = scene.all(DETAIL);
@@ -338,7 +350,7 @@ async fn killed_halfway_and_run_again() {
     let scene = Scene::new(StubOptions { latency: Duration::from_millis(10), ..StubOptions::default() }).await;
     let file = scene.write("ids", &ids(200));
     let done = scene.file("done").to_str().expect("text").to_owned();
-    let arguments = ["--file", &file, "--done", &done, "--concurrency", "4"];
+    let arguments = ["--file", &file, "--lost-at", LONG_AGO, "--done", &done, "--concurrency", "4"];
     let lines = || std::fs::read_to_string(&done).unwrap_or_default().lines().count();
     for halfway in [40, 80] {
         let running = scene.start("", &arguments);
@@ -352,9 +364,12 @@ async fn killed_halfway_and_run_again() {
     assert_eq!((code, &report["recovered_before"]), (0, &before.into()), "{report:#}");
     let records = scene.all(DETAIL);
     let keys = keys(&records);
-    assert_eq!((keys.len(), lines()), (200, 200));
-    // What was under way at a kill may be there twice, and nothing else.
+    assert_eq!(keys.len(), 200);
+    // What was under way at a kill stands in Kafka or does not: the next run sees which. Only what Kafka took after that was
+    // seen is there twice.
     assert!(records.len() <= 200 + 2 * 4 && keys.values().all(|count| *count <= 3), "{}", records.len());
+    let told = ["recovered", "recovered_before", "stored"].map(|name| report[name].as_u64().expect("a number"));
+    assert_eq!(told.iter().sum::<u64>(), 200, "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -399,9 +414,16 @@ async fn a_link_that_role_link_has_written_is_understood() {
     let link = Running(link.stderr(Stdio::null()).spawn().expect("the binary starts"));
     until("there is a link", || !scene.all(LINKS).is_empty()).await;
     drop(link);
-    let (code, report) = scene.run(&["--not-seen-since", "2026-01-01T00:00:00Z"]).await;
-    assert_eq!((code, &report["recovered"], &report["notes"]), (0, &0.into(), &Value::Array(Vec::new())), "{report:#}");
-    let (code, report) = scene.run(&["--not-seen-since", "9999-01-01T00:00:00Z"]).await;
+    let seen = |since: &'static str, not_since: &'static str| {
+        let scene = &scene;
+        async move { scene.run(&["--seen-since", since, "--not-seen-since", not_since]).await }
+    };
+    for (since, not_since) in [(LONG_AGO, "2026-01-01T00:00:00Z"), ("9998-01-01T00:00:00Z", "9999-01-01T00:00:00Z")] {
+        let (code, report) = seen(since, not_since).await;
+        assert_eq!((code, &report["recovered"]), (0, &0.into()), "{report:#}");
+        assert_eq!(report["notes"], Value::Array(Vec::new()), "{report:#}");
+    }
+    let (code, report) = seen(LONG_AGO, "9999-01-01T00:00:00Z").await;
     assert_eq!((code, &report["recovered"]), (0, &1.into()), "{report:#}");
     assert_eq!(keys(&scene.all(DETAIL)), BTreeMap::from([("login-0", 2)]));
 }
@@ -417,6 +439,7 @@ async fn links_not_seen_since_a_time() {
     };
     let (early, late) = ("2026-11-20T12:00:00.000Z", "2026-11-22T12:00:00.000Z");
     let links = [
+        ("login-given-up-long-ago", Some(link("toolbox", "2026-01-01T00:00:00.000Z"))),
         ("login-early", Some(link("toolbox", early))),
         ("login-late", Some(link("toolbox", early))),
         ("login-late", Some(link("toolbox", late))),
@@ -433,18 +456,23 @@ async fn links_not_seen_since_a_time() {
         assert!(producer.send(record).is_ok(), "room in the queue");
     }
     producer.flush(PATIENCE).expect("every record acknowledged");
-    let (code, report) = scene.run(&["--not-seen-since", "2026-11-21T00:00:00Z"]).await;
+    let age = ["--seen-since", "2026-11-01T00:00:00Z", "--not-seen-since", "2026-11-21T00:00:00Z"];
+    let (code, report) = scene.run(&age).await;
     assert_eq!((code, &report["recovered"]), (0, &1.into()), "{report:#}");
     assert_eq!(key(&scene.all(DETAIL)[0]), "login-early");
+    let (code, again) = scene.run(&age).await;
+    assert_eq!((code, &again["recovered"], &again["stored"]), (0, &0.into(), &1.into()), "{again:#}");
     assert!(report["notes"][0].as_str().is_some_and(|note| note.starts_with("1 links are of instances")), "{report:#}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_ingress_could_not_store_is_named_by_its_log() {
-    let scene = Scene::new(StubOptions::default()).await;
-    // An ingress whose Kafka is away.
-    let settings = r#"
-        kafka.bootstrap_servers = "127.0.0.1:1"
+/// Where no Kafka is.
+const AWAY: &str = "127.0.0.1:1";
+
+/// An ingress with the default log, the name of the file with its log, and its address.
+async fn ingress(scene: &Scene, servers: &str) -> (Running, String, SocketAddr) {
+    let settings = format!(
+        r#"
+        kafka.bootstrap_servers = "{servers}"
         admin.listen = "127.0.0.1:0"
         shutdown.drain_lag = "0s"
         [kafka.small]
@@ -458,8 +486,11 @@ async fn what_the_ingress_could_not_store_is_named_by_its_log() {
         name = "toolbox"
         path = "/toolbox"
         authentication = "none"
-    "#;
-    let (settings, log) = (scene.write("ingress.toml", settings), scene.write("ingress.log", ""));
+        "#
+    );
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let log = scene.write(&format!("ingress-{}.log", NUMBER.fetch_add(1, Ordering::Relaxed)), "");
+    let settings = scene.write("ingress.toml", &settings);
     let mut command = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
     command.args(["ingress", "--config", &settings]).stdin(Stdio::null()).stderr(Stdio::null());
     let log_file = std::fs::File::options().append(true).open(&log).expect("just made");
@@ -474,6 +505,76 @@ async fn what_the_ingress_could_not_store_is_named_by_its_log() {
     })
     .await;
     let address = address.expect("found").parse().expect("an address");
+    (ingress, log, address)
+}
+
+/// Posts the webhooks of these LoginIds all at once: how often each status was the answer.
+async fn post(address: SocketAddr, login_ids: Range<usize>, request: &'static str) -> BTreeMap<u16, usize> {
+    let mut posts = tokio::task::JoinSet::new();
+    for n in login_ids {
+        let body = format!(
+            r#"{{"ResponseType":"GetAccountsDetail","Login":{{"Id":"login-{n}"}},"RequestId":"{request}-{n}","Accounts":[]}}"#
+        );
+        posts.spawn(async move { Client::connect(address).await.post("/toolbox", &[], body.as_bytes()).await.status });
+    }
+    let mut statuses = BTreeMap::new();
+    for status in posts.join_all().await {
+        *statuses.entry(status).or_default() += 1;
+    }
+    statuses
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_at_a_later_try_is_not_fetched_and_a_later_loss_is() {
+    let scene = Scene::new(StubOptions::default()).await;
+    let (without, lost, address) = ingress(&scene, AWAY).await;
+    assert_eq!(post(address, 0..500, "first").await, BTreeMap::from([(503, 500)]));
+    let (with, kept, working) = ingress(&scene, &scene.servers).await;
+    assert_eq!(post(working, 0..300, "first").await, BTreeMap::from([(200, 300)]));
+    drop(with);
+    let told = std::fs::read_to_string(&kept).expect("its log");
+    assert!(!told.contains("stored"), "the log at its default level does not say what was stored: {told}");
+
+    let done = scene.file("done").to_str().expect("text").to_owned();
+    let arguments = ["--from-log", &lost, "--from-log", &kept, "--done", &done];
+    let (code, report) = scene.run(&[&arguments[..], &["--dry-run"]].concat()).await;
+    assert_eq!((code, &report["stored"], &report["read"]["records"]), (0, &300.into(), &300.into()), "{report:#}");
+    let to_fetch = report["to_fetch"].as_array().expect("rows").iter().map(|row| row["id"].as_str().expect("an id"));
+    let expected: Vec<String> = (300..500).map(|n| format!("login-{n}")).collect();
+    assert_eq!(to_fetch.collect::<BTreeSet<_>>(), expected.iter().map(String::as_str).collect(), "{report:#}");
+    assert_eq!(scene.stub.counts().total(), 0);
+
+    let (code, report) = scene.run(&arguments).await;
+    let counts = |report: &Value| ["recovered", "recovered_before", "stored"].map(|name| report[name].as_u64());
+    assert_eq!((code, counts(&report)), (0, [Some(200), Some(0), Some(300)]), "{report:#}");
+    let records = scene.all(DETAIL);
+    assert!(records.len() == 500 && keys(&records).values().all(|count| *count == 1), "{}", records.len());
+    let recovered = records.iter().filter(|record| record.header(header::RECOVERED).is_some()).map(key);
+    assert_eq!(recovered.collect::<BTreeSet<_>>(), expected.iter().map(String::as_str).collect());
+
+    // Twice, and without the journal: Kafka has them.
+    let asked = scene.stub.counts().total();
+    let (code, report) = scene.run(&arguments).await;
+    assert_eq!((code, counts(&report)), (0, [Some(0), Some(200), Some(300)]), "{report:#}");
+    let (code, report) = scene.run(&arguments[..4]).await;
+    assert_eq!((code, counts(&report)), (0, [Some(0), Some(0), Some(500)]), "{report:#}");
+    assert_eq!((scene.stub.counts().total(), scene.all(DETAIL).len()), (asked, 500));
+
+    // One of those is lost once more: with the journal, and with what Kafka has, it is fetched once more.
+    assert_eq!(post(address, 400..401, "second").await, BTreeMap::from([(503, 1)]));
+    drop(without);
+    let (code, report) = scene.run(&[&arguments[..4], &["--dry-run"]].concat()).await;
+    assert_eq!((code, &report["to_fetch"][0]["id"], &report["to_fetch"][1]), (0, &"login-400".into(), &Value::Null));
+    let (code, report) = scene.run(&arguments).await;
+    assert_eq!((code, counts(&report)), (0, [Some(1), Some(199), Some(300)]), "{report:#}");
+    let records = scene.all(DETAIL);
+    assert_eq!((records.len(), keys(&records)["login-400"]), (501, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_ingress_could_not_store_is_named_by_its_log() {
+    let scene = Scene::new(StubOptions::default()).await;
+    let (ingress, log, address) = ingress(&scene, AWAY).await;
     for name in ["accounts_detail.json", "kyc.json"] {
         assert_eq!(Client::connect(address).await.post("/toolbox", &[], &payload(name)).await.status, 503, "{name}");
     }
@@ -501,7 +602,7 @@ async fn what_kafka_does_not_take_is_not_recovered() {
     use RDKafkaRespErr as E;
     let scene = Scene::new(StubOptions::default()).await;
     let done = scene.file("done").to_str().expect("text").to_owned();
-    let arguments = ["--done", &done, "--concurrency", "1", "login-0", "login-1", "login-2"];
+    let arguments = ["--done", &done, "--lost-at", LONG_AGO, "--concurrency", "1", "login-0", "login-1", "login-2"];
     // One record is too large: told of its LoginId, and the others go on.
     scene.cluster.request_errors(RDKafkaApiKey::Produce, &[E::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
     let (code, report) = scene.run(&arguments).await;
@@ -526,7 +627,14 @@ async fn faults_are_told_by_exit_code() {
     let scene = Scene::new(StubOptions::default()).await;
     let bad = scene.write("bad", "login 1\n");
     let no_log = scene.write("no-log", "what is this\n");
-    let cases: [&[&str]; 7] = [
+    let old = scene.write("old", "accounts-detail\ttoolbox\tlogin-0\n");
+    let cases: [&[&str]; 12] = [
+        &["--not-seen-since", LONG_AGO],
+        &["--seen-since", LONG_AGO],
+        &["--seen-since", LONG_AGO, "--not-seen-since", LONG_AGO],
+        // It would hide what is lost of them later.
+        &["--done", "new", "login-0"],
+        &["--done", &old, "--lost-at", LONG_AGO, "login-0"],
         &[],
         &["--instance", "other", "login-0"],
         &["--file", &bad],
@@ -546,7 +654,7 @@ async fn faults_are_told_by_exit_code() {
     let (code, report) = tokio::task::spawn_blocking(move || report(&elsewhere.end())).await.expect("no panic");
     assert!(code == 1 && report["failure"].as_str().is_some_and(|what| what.contains("flinks.other")), "{report:#}");
     assert_eq!(report["not_attempted"], 1, "{report:#}");
-    let (code, report) = scene.run(&["--done", "/nowhere/done", "login-0"]).await;
+    let (code, report) = scene.run(&["--done", "/nowhere/done", "--lost-at", LONG_AGO, "login-0"]).await;
     assert!(code == 1 && report["failure"].as_str().is_some_and(|what| what.contains("/nowhere/done")), "{report:#}");
     assert_eq!(scene.stub.counts().total(), 0);
 }

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod handover;
+pub mod partition;
 mod probe;
 mod producer;
 mod readiness;
@@ -60,8 +61,7 @@ fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) 
     client.set("reconnect.backoff.max.ms", "1000");
     client.set("socket.keepalive.enable", "true");
     client.set("socket.nagle.disable", "true");
-    // What Java's producer does, so that these topics and others keyed by LoginId can be joined by partition.
-    client.set("partitioner", "murmur2_random");
+    client.set("partitioner", partition::PARTITIONER);
     client.set("statistics.interval.ms", "2000");
     // Last, so that they win. Not copied from another `ClientConfig`, which does not give passwords away again.
     set_client_properties(&mut client, kafka, &format!("flinks-bridge-{}", lane.as_str()));

@@ -1,7 +1,8 @@
 //! Role `recover`: fetches from Flinks what it gave up delivering, and publishes it as the webhook would have been.
 //!
 //! Flinks delivers a webhook ten times at most and Pay events once; what no attempt got stored is still known to its API.
-//! For each LoginId (`select`) a session of our own is authorised, the accounts detail is asked for as often as it is
+//! The log or a file names candidates (`select`); whoever stands in Kafka after all, or has a newer webhook there, is left
+//! out (`stored`). For each LoginId that is left a session of our own is authorised, the accounts detail is asked for as often as it is
 //! pending, and the answer goes byte for byte to the topic of accounts detail, by the same key and with the same headers
 //! as the webhook's, and with `ce_recovered`. For a Pay session its status goes to the topic of Pay events.
 //!
@@ -9,13 +10,13 @@
 //! throttles is nobody's fault and is waited out. What is given up is told one by one, since this is where the way back
 //! ends: there is no dead letter of it.
 //!
-//! Nothing is asked at a dry run, nothing counts as recovered before its ack, and a second run does no harm: the same
-//! bytes have the same `ce_id`. Flinks names the session in its answer, though, so its answer to a second question has
-//! other bytes; the journal (`journal`) keeps a second question from being asked.
+//! Nothing is asked of Flinks at a dry run, nothing counts as recovered before its ack, and a second run does no harm: what
+//! the first has published is newer than the loss, and stands in Kafka. The journal (`journal`) only saves the reading.
 
 mod journal;
 mod report;
 mod select;
+mod stored;
 
 use std::collections::VecDeque;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -53,16 +54,24 @@ pub struct Recover {
     /// LoginIds whose accounts detail is fetched.
     #[arg(value_name = "LOGINID")]
     pub login_ids: Vec<String>,
-    /// Those of a file as well: one a line; `#` begins a comment.
+    /// Those of a file as well: one a line, and after it, if known, when it was lost (RFC 3339, UTC) and the lost webhook's
+    /// ce_id; `#` begins a comment.
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// What the ingress's own log (log.format = "json") says was not stored, and not stored later: accounts detail and Pay
-    /// events. It knows the LoginId of a webhook that it has read and could not store, mostly with a 503; not of one that
+    /// When the ids that come without a time were lost (RFC 3339, UTC): those with a newer webhook in Kafka are left out.
+    /// Without it they are fetched, whatever Kafka has.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    pub lost_at: Option<SystemTime>,
+    /// What the ingress's own log (log.format = "json", any log.level) says was not stored, unless it was stored later or a
+    /// newer webhook was: that is asked of Kafka. Accounts detail and Pay events. It knows the LoginId of a webhook that it has read and could not store, mostly with a 503; not of one that
     /// was refused before its body was read (413, 408, a 503 without room): those are counted. May be repeated.
     #[arg(long, value_name = "FILE")]
     pub from_log: Vec<PathBuf>,
-    /// Every LoginId of the topic of login links that was last seen before this time (RFC 3339, UTC). Role link writes a
-    /// later sighting at most once an hour, so this may take in some that were seen up to an hour after it.
+    /// With --not-seen-since: every LoginId of the topic of login links that was seen at this time (RFC 3339, UTC) or later.
+    /// Role link writes a later sighting at most once an hour, so give an hour more.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    pub seen_since: Option<SystemTime>,
+    /// With --seen-since: and was not seen at this time or later, and has no newer webhook in Kafka.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
     pub not_seen_since: Option<SystemTime>,
     /// Pay sessions whose status is fetched. May be repeated.
@@ -81,11 +90,11 @@ pub struct Recover {
     /// How many are under way at once at most. Each may hold an answer of up to flinks.answer_limit bytes.
     #[arg(long, value_name = "N", default_value = "32")]
     pub concurrency: NonZeroUsize,
-    /// Leave out what this file says is recovered, and add to it what is recovered now, at once. It is made if it is not
-    /// there.
+    /// Leave out the losses that this file says are made up for, and add to it what is recovered now, at once. It is made if
+    /// it is not there. Without it Kafka is asked about them, which has them as long as it keeps records.
     #[arg(long, value_name = "FILE")]
     pub done: Option<PathBuf>,
-    /// Print what would be fetched, and ask nothing of Flinks.
+    /// Print what would be fetched, and how much of Kafka was read to know it. Asks nothing of Flinks.
     #[arg(long)]
     pub dry_run: bool,
     /// Print the summary as JSON.
@@ -101,11 +110,12 @@ pub const EXAMPLES: &str = "\
 Examples:
   flinks-bridge recover --config bridge.toml 7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1
   flinks-bridge recover --config bridge.toml --from-log ingress.log --dry-run
-  flinks-bridge recover --config bridge.toml --not-seen-since 2026-11-20T00:00:00Z --rate 5 --done recovered.txt
+  flinks-bridge recover --config bridge.toml --from-log ingress.log --rate 5
+  flinks-bridge recover --config bridge.toml --seen-since 2026-11-18T00:00:00Z --not-seen-since 2026-11-20T00:00:00Z
   flinks-bridge recover --config bridge.toml --pay-session aadd08f2-83ce-456d-84ed-c68cfed4ee7b
 
-Safe to repeat: the same bytes have the same ce_id. But Flinks names its session in each answer, so an answer that is
-fetched twice has two ids; --done fetches each once. It is the newest that Flinks has, not what the lost webhook said.
+Safe to repeat: what stands in Kafka is not fetched, nor what has a newer webhook there; only a LoginId that is named
+without a time is. What is fetched is the newest that Flinks has, not what the lost webhook said.
 Exit code: 0 all recovered, 1 some could not be, 64 command line or settings, 130 or 143 ended by a signal. The first
 signal lets what is under way end, as far as Flinks and Kafka are there; the second ends at once.";
 
@@ -158,7 +168,10 @@ pub enum Failure {
 
 impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Failure {
-        Failure::Journal(chain(&error))
+        match error {
+            JournalError::File { .. } => Failure::Journal(chain(&error)),
+            JournalError::NoLoss { .. } => Failure::Usage(error.to_string()),
+        }
     }
 }
 
@@ -191,11 +204,15 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// Finds out what is to be fetched, and that there are topics for it. Blocks.
+    /// Finds out what is to be fetched, and that there are topics for it. Blocks, until that is known or `shutdown` has come.
     ///
     /// # Errors
     /// How it has ended already; that is told.
-    pub fn begin(options: Recover, environment: &[(String, String)]) -> Result<Recovery, Ending> {
+    pub fn begin(
+        options: Recover,
+        environment: &[(String, String)],
+        shutdown: &CancellationToken,
+    ) -> Result<Recovery, Ending> {
         let found = find(&options, environment);
         let report = Report { dry_run: options.dry_run, ..Report::default() };
         match found {
@@ -203,26 +220,52 @@ impl Recovery {
             Ok(Found { config, selected, journal }) => {
                 let config = Arc::new(config);
                 let mut recovery = Recovery { options, config, targets: VecDeque::new(), journal, report };
-                recovery.sort_out(selected);
-                // Nothing is asked of Flinks that would then have no place to go to.
-                for topic in recovery.topics() {
-                    if let Err(error) = reader::whole(&recovery.config.kafka, &topic) {
-                        return Err(recovery.end(Err(error.into())));
-                    }
+                match recovery.sort_out(selected, shutdown) {
+                    Ok(()) if recovery.report.stopped => Err(recovery.end(Ok(()))),
+                    Ok(()) => Ok(recovery),
+                    Err(error) => Err(recovery.end(Err(error.into()))),
                 }
-                Ok(recovery)
             }
         }
     }
 
-    /// Sets apart what needs no call.
-    fn sort_out(&mut self, selected: Selected) {
-        self.report.notes = selected.notes;
-        for target in selected.targets {
+    /// Sets apart what needs no call, and sees that there are topics for the rest.
+    fn sort_out(&mut self, selected: Selected, shutdown: &CancellationToken) -> Result<(), ScanError> {
+        let Selected { mut targets, notes, .. } = selected;
+        self.report.notes = notes;
+        if let Some(journal) = &self.journal {
+            self.report.done_before = leave_out(&mut targets, |target| {
+                let done: Vec<bool> =
+                    target.losses.iter().map(|loss| journal.has(target, loss, &self.config)).collect();
+                let mut done = done.into_iter();
+                target.losses.retain(|_| done.next() == Some(false));
+            });
+        }
+        let bar = bar(&self.options, 0, "asking Kafka");
+        let told = stored::leave_out(&self.config, &mut targets, shutdown, |records| {
+            bar.set_length(records);
+            bar.inc(1);
+        })?;
+        bar.finish_and_clear();
+        self.report.notes.extend(told.notes);
+        self.report.reading = told.reading;
+        if told.stopped {
+            // Nothing is said of any of them: which are lost is not known.
+            self.targets = targets.into();
+            self.report.stopped = true;
+            return Ok(());
+        }
+        self.report.stored = leave_out(&mut targets, |_| {});
+        // Nothing is asked of Flinks that would then have no place to go to.
+        for topic in topics(&self.config, &targets) {
+            if let Err(error) = reader::whole(&self.config.kafka, &topic) {
+                self.targets = targets.into();
+                return Err(error);
+            }
+        }
+        for target in targets {
             let named = self.named(&target);
-            if self.journal.as_ref().is_some_and(|journal| journal.has(&target, &self.config)) {
-                self.report.done_before += 1;
-            } else if self.config.instances[target.instance].api.is_none() {
+            if self.config.instances[target.instance].api.is_none() {
                 self.report.given_up.push((named, no_api()));
             } else if self.options.dry_run {
                 self.report.to_fetch.push(named);
@@ -230,6 +273,7 @@ impl Recovery {
                 self.targets.push_back(target);
             }
         }
+        Ok(())
     }
 
     /// The settings.
@@ -261,7 +305,7 @@ impl Recovery {
             backoff: Backoff::new(self.config.flinks.backoff_min, self.config.flinks.backoff_max),
             shutdown: shutdown.clone(),
         });
-        let bar = bar(&self.options, self.targets.len() as u64);
+        let bar = bar(&self.options, self.targets.len() as u64, "recover");
         let between = self.options.rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.get());
         let mut under_way = JoinSet::new();
         let mut next_at = Instant::now();
@@ -368,8 +412,9 @@ struct Found {
 
 fn find(options: &Recover, environment: &[(String, String)]) -> Result<Found, Failure> {
     let named = [&options.login_ids, &options.pay_session].iter().any(|ids| !ids.is_empty());
-    if !named && options.file.is_none() && options.from_log.is_empty() && options.not_seen_since.is_none() {
-        let ways = "LOGINID, --file, --from-log, --not-seen-since or --pay-session";
+    let by_age = options.seen_since.is_some() || options.not_seen_since.is_some();
+    if !named && !by_age && options.file.is_none() && options.from_log.is_empty() {
+        let ways = "LOGINID, --file, --from-log, --seen-since with --not-seen-since, or --pay-session";
         return Err(Failure::Usage(format!("nothing says what to fetch: give {ways}")));
     }
     // A dry run needs no keys.
@@ -399,13 +444,29 @@ fn topics<'t>(config: &Config, targets: impl IntoIterator<Item = &'t Target>) ->
     topics
 }
 
+/// Lets `less` take losses away, and drops whom none is left of; how many those are.
+fn leave_out(targets: &mut Vec<Target>, mut less: impl FnMut(&mut Target)) -> u64 {
+    let before = targets.len();
+    targets.retain_mut(|target| {
+        less(target);
+        target.whatever || !target.losses.is_empty()
+    });
+    (before - targets.len()) as u64
+}
+
 /// The index of the event type, and the topic.
 fn place(config: &Config, target: &Target) -> (usize, Arc<str>) {
     let name = target.what.as_str();
     let types = &config.event_types.types;
     let at = types.iter().position(|event_type| *event_type.name == *name).expect("it is a built-in type");
-    let own = config.instances[target.instance].topics.get(name).map(|topic| topic.as_str().into());
-    (at, own.unwrap_or_else(|| types[at].topic.clone()))
+    (at, topic_of(config, target.instance, at))
+}
+
+/// Where an instance's records of this event type go.
+fn topic_of(config: &Config, instance: usize, event_type: usize) -> Arc<str> {
+    let event_type = &config.event_types.types[event_type];
+    let own = config.instances[instance].topics.get(&*event_type.name).map(|topic| topic.as_str().into());
+    own.unwrap_or_else(|| event_type.topic.clone())
 }
 
 fn no_api() -> GivenUp {
@@ -414,12 +475,12 @@ fn no_api() -> GivenUp {
 }
 
 /// On a terminal only; elsewhere indicatif keeps it hidden.
-fn bar(options: &Recover, length: u64) -> ProgressBar {
+fn bar(options: &Recover, length: u64, what: &'static str) -> ProgressBar {
     if options.quiet {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}");
-    ProgressBar::new(length).with_style(style.expect("the template is right")).with_message("recover")
+    ProgressBar::new(length).with_style(style.expect("the template is right")).with_message(what)
 }
 
 /// What became of one target.
@@ -643,8 +704,12 @@ mod tests {
         loaded.unwrap_or_else(|faults| panic!("{faults}")).config
     }
 
+    fn target(what: What, instance: usize, id: &str) -> Target {
+        Target { what, instance, id: id.to_owned(), losses: Vec::new(), whatever: true }
+    }
+
     fn made(what: What, instance: usize, id: &str, body: &str) -> Result<Record, GivenUp> {
-        let target = Target { what, instance, id: id.to_owned() };
+        let target = target(what, instance, id);
         let answer = Answer { body: Bytes::copy_from_slice(body.as_bytes()), request_id: Some("session".to_owned()) };
         record(&config(), &target, answer, UNIX_EPOCH + Duration::from_millis(1_795_446_000_007))
     }
@@ -694,7 +759,7 @@ mod tests {
 
     #[test]
     fn topics_are_told_once() {
-        let target = |what, instance| Target { what, instance, id: "id".to_owned() };
+        let target = |what, instance| target(what, instance, "id");
         let targets = [
             target(What::Accounts, 0),
             target(What::Accounts, 0),

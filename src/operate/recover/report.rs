@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
+use super::stored::Reading;
+
 /// One thing that was to be fetched, as it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Named {
@@ -34,6 +36,10 @@ pub(super) struct Report {
     pub(super) recovered: u64,
     /// By an earlier run, as the journal has it.
     pub(super) done_before: u64,
+    /// Not lost, or not any more, as Kafka has it.
+    pub(super) stored: u64,
+    /// What of Kafka was read to know that.
+    pub(super) reading: Reading,
     /// What would be fetched, if it is only asked for.
     pub(super) to_fetch: Vec<Named>,
     pub(super) given_up: Vec<(Named, GivenUp)>,
@@ -77,8 +83,10 @@ impl Report {
         } else {
             line(row("recovered", self.recovered));
         }
-        if self.done_before > 0 {
-            line(row("recovered before", self.done_before));
+        for (what, count) in [("recovered before", self.done_before), ("stored, says Kafka", self.stored)] {
+            if count > 0 {
+                line(row(what, count));
+            }
         }
         line(row("given up", self.given_up.len() as u64));
         for ((cause, code), count) in self.causes() {
@@ -93,6 +101,10 @@ impl Report {
             let Named { what, instance, id } = named;
             let GivenUp { cause, attempts, detail, .. } = given_up;
             line(format!("{what} {instance} {}: {cause}, attempts {attempts}: {detail}", id.escape_debug()));
+        }
+        let Reading { partitions, records, bytes } = self.reading;
+        if partitions > 0 {
+            line(format!("read of Kafka: {partitions} partitions, up to {records} records, {bytes} bytes"));
         }
         for note in &self.notes {
             line(format!("note: {note}"));
@@ -120,6 +132,12 @@ impl Report {
             "dry_run": self.dry_run,
             "recovered": self.recovered,
             "recovered_before": self.done_before,
+            "stored": self.stored,
+            "read": {
+                "partitions": self.reading.partitions,
+                "records": self.reading.records,
+                "bytes": self.reading.bytes,
+            },
             "to_fetch": self.to_fetch.iter().map(named).collect::<Vec<_>>(),
             "causes": causes.collect::<Vec<_>>(),
             "given_up": given_up.collect::<Vec<_>>(),

@@ -1,10 +1,14 @@
-//! Which LoginIds and Pay sessions to fetch, from wherever they are named, each once.
+//! Which webhooks may be lost: candidates, from wherever they are named, each LoginId and Pay session once. Whether one is
+//! lost indeed is asked of Kafka (`stored`), not of the log, which says at its default level what was refused and not what
+//! was stored at a later try.
 //!
 //! The ingress's log and the links' topic are read for the few facts that are needed here, by their names: both are
 //! formats that others may read too, and the integration tests hold them against who writes them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -46,14 +50,27 @@ impl What {
     }
 }
 
-/// One thing to fetch.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A webhook that may be lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Loss {
+    /// When it was first refused, as far as is known, in milliseconds since 1970.
+    pub(super) at_ms: u64,
+    /// The id that its record would have, where a log has told.
+    pub(super) ce_id: Option<String>,
+}
+
+/// One thing to fetch: one answer makes up for all that was lost of an id, since it is newer than all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) what: What,
     /// Index of its instance.
     pub(super) instance: usize,
     /// The LoginId, or the session's id: 1 to 256 bytes without control characters.
     pub(super) id: String,
+    /// What may be lost of it.
+    pub(super) losses: Vec<Loss>,
+    /// Whether it is fetched whatever Kafka has: it was named without a time, so nothing can be said to be newer.
+    pub(super) whatever: bool,
 }
 
 /// What was found.
@@ -63,14 +80,31 @@ pub(super) struct Selected {
     pub(super) targets: Vec<Target>,
     /// What is to be said of how they were found, for people.
     pub(super) notes: Vec<String>,
-    known: HashSet<Target>,
+    /// Where each stands among them.
+    known: HashMap<(What, usize, String), usize>,
 }
 
 impl Selected {
-    fn add(&mut self, what: What, instance: usize, id: &str) {
-        let target = Target { what, instance, id: id.to_owned() };
-        if self.known.insert(target.clone()) {
-            self.targets.push(target);
+    /// Without a loss it is fetched whatever Kafka has.
+    fn add(&mut self, what: What, instance: usize, id: &str, loss: Option<Loss>) {
+        let target = match self.known.entry((what, instance, id.to_owned())) {
+            Entry::Occupied(known) => &mut self.targets[*known.get()],
+            Entry::Vacant(new) => {
+                new.insert(self.targets.len());
+                self.targets.push(Target { what, instance, id: id.to_owned(), losses: Vec::new(), whatever: false });
+                self.targets.last_mut().expect("just put there")
+            }
+        };
+        let Some(loss) = loss else {
+            target.whatever = true;
+            return;
+        };
+        // Each try of one webhook has a line; the first says how old it is.
+        match target.losses.iter_mut().find(|known| known.ce_id == loss.ce_id) {
+            Some(known) if known.ce_id.is_some() => known.at_ms = known.at_ms.min(loss.at_ms),
+            // What is newer than the last of these is newer than all.
+            Some(known) => known.at_ms = known.at_ms.max(loss.at_ms),
+            None => target.losses.push(loss),
         }
     }
 
@@ -90,11 +124,16 @@ pub(super) fn select(options: &Recover, config: &Config) -> Result<Selected, Fai
     let instance = instance.transpose()?;
     let mut selected = Selected::default();
 
-    let of_file = options.file.as_deref().map(|file| text(file).and_then(|text| login_ids(&text, file))).transpose()?;
-    let named = options.login_ids.iter().chain(of_file.iter().flatten());
-    let named = named.map(|id| (What::Accounts, id)).chain(options.pay_session.iter().map(|id| (What::PaySession, id)));
+    let age = age(options)?;
+
+    let lost_at = options.lost_at.map(|at| Loss { at_ms: unix_millis(at), ce_id: None });
+    let of_file =
+        options.file.as_deref().map(|file| text(file).and_then(|text| candidates(&text, file))).transpose()?;
+    let of_file = of_file.iter().flatten().map(|(id, loss)| (What::Accounts, id, loss.as_ref()));
+    let named = options.login_ids.iter().map(|id| (What::Accounts, id, None)).chain(of_file);
+    let named = named.chain(options.pay_session.iter().map(|id| (What::PaySession, id, None)));
     let mut default = None;
-    for (what, id) in named {
+    for (what, id, loss) in named {
         if !is_id(id) {
             let fault = format!("{id:?}: expected an id, 1 to {LONGEST_ID} bytes without control characters");
             return Err(Failure::Usage(fault));
@@ -103,17 +142,48 @@ pub(super) fn select(options: &Recover, config: &Config) -> Result<Selected, Fai
             Some(instance) => instance,
             None => *default.insert(the_instance(instance, config)?),
         };
-        selected.add(what, instance, id);
+        let loss = loss.or(lost_at.as_ref()).cloned();
+        if loss.is_none() && options.done.is_some() {
+            let fault = "--done keeps losses by their time, and would hide what is lost of it later: give --lost-at";
+            return Err(Failure::Usage(format!("{id} is named without a time. {fault}, or a time in --file")));
+        }
+        selected.add(what, instance, id, loss);
     }
     let mut log = Log::default();
     for file in &options.from_log {
         log.read(file)?;
     }
     log.select(instance, config, &mut selected);
-    if let Some(since) = options.not_seen_since {
-        not_seen_since(since, instance, config, &mut selected)?;
+    if let Some(age) = age {
+        seen_last_within(&age, instance, config, &mut selected)?;
     }
     Ok(selected)
+}
+
+/// Both ends of a choice by age, in milliseconds since 1970: all that was last seen from the first on, and not since the
+/// second. Without the first it would take in every LoginId that was ever given up.
+fn age(options: &Recover) -> Result<Option<Range<u64>>, Failure> {
+    let ends = match (options.seen_since, options.not_seen_since) {
+        (None, None) => return Ok(None),
+        (Some(seen), Some(not_seen)) => unix_millis(seen)..unix_millis(not_seen),
+        (seen, _) => {
+            let (given, other) = if seen.is_some() { ("seen", "not-seen") } else { ("not-seen", "seen") };
+            let fault =
+                format!("--{given}-since is one end of a choice by age: give the other, --{other}-since, as well");
+            return Err(Failure::Usage(fault));
+        }
+    };
+    if ends.is_empty() {
+        return Err(Failure::Usage(
+            "--seen-since is not before --not-seen-since: nothing was last seen then".to_owned(),
+        ));
+    }
+    Ok(Some(ends))
+}
+
+fn unix_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).expect("a time that can be written has so few")
 }
 
 fn is_id(id: &str) -> bool {
@@ -143,25 +213,32 @@ fn text(file: &Path) -> Result<String, Failure> {
         .map_err(|error| Failure::Usage(format!("{}: cannot be read: {error}", file.display())))
 }
 
-/// The LoginIds of a file: one a line, `#` and what follows it left out.
-fn login_ids(text: &str, file: &Path) -> Result<Vec<String>, Failure> {
-    let mut ids = Vec::new();
+/// The LoginIds of a file, each with what was lost of it where that is said: one a line, `#` and what follows it left out.
+fn candidates(text: &str, file: &Path) -> Result<Vec<(String, Option<Loss>)>, Failure> {
+    let mut candidates = Vec::new();
     for (at, line) in text.lines().enumerate() {
-        let id = line.split('#').next().unwrap_or_default().trim();
-        if id.contains(char::is_whitespace) {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(id) = words.next() else { continue };
+        let fault = || {
             let place = format!("{}, line {}", file.display(), at + 1);
-            return Err(Failure::Usage(format!("{place}: expected one LoginId")));
+            Failure::Usage(format!(
+                "{place}: expected a LoginId, and after it the time of its loss (RFC 3339, UTC) and ce_id"
+            ))
+        };
+        let at_ms = words.next().map(|time| record::millis_of(time).ok_or_else(fault)).transpose()?;
+        let ce_id = words.next().map(str::to_owned);
+        if words.next().is_some() {
+            return Err(fault());
         }
-        if !id.is_empty() {
-            ids.push(id.to_owned());
-        }
+        candidates.push((id.to_owned(), at_ms.map(|at_ms| Loss { at_ms, ce_id })));
     }
-    Ok(ids)
+    Ok(candidates)
 }
 
 /// A line of the ingress's log, as `log.format = "json"` writes it.
 #[derive(Deserialize)]
 struct Line {
+    timestamp: Option<String>,
     message: String,
     instance: Option<String>,
     event_type: Option<String>,
@@ -170,12 +247,10 @@ struct Line {
     status: Option<u16>,
 }
 
-/// What logs of the ingress tell of webhooks that were not stored. One file may say that what failed in another was
-/// stored after all.
+/// What logs of the ingress tell of webhooks that were not stored.
 #[derive(Default)]
 struct Log {
     failed: Vec<Line>,
-    stored: HashSet<String>,
     unreadable: u64,
     nameless: u64,
 }
@@ -209,9 +284,6 @@ impl Log {
         };
         match &*line.message {
             "webhook not stored" | "webhook not published, and the sender has hung up" => self.failed.push(line),
-            "webhook stored" | "published, but only after its answer" | "published, but the sender has hung up" => {
-                self.stored.extend(line.ce_id);
-            }
             // Refused before the body was read, or understood: only that there was one is known.
             "request refused" if matches!(line.status, None | Some(408 | 413 | 500..)) && line.instance.is_some() => {
                 self.nameless += 1;
@@ -221,11 +293,8 @@ impl Log {
     }
 
     fn select(self, only: Option<usize>, config: &Config, selected: &mut Selected) {
-        let (mut other_types, mut keyless, mut strangers) = (0, 0, 0);
+        let (mut other_types, mut keyless, mut timeless, mut strangers) = (0, 0, 0, 0);
         for line in self.failed {
-            if line.ce_id.is_some_and(|id| self.stored.contains(&id)) {
-                continue;
-            }
             let Some(what) = line.event_type.as_deref().and_then(What::of_event_type) else {
                 other_types += 1;
                 continue;
@@ -234,9 +303,16 @@ impl Log {
                 keyless += 1;
                 continue;
             };
+            let Some(at_ms) = line.timestamp.as_deref().and_then(record::millis_of) else {
+                timeless += 1;
+                continue;
+            };
+            let loss = Loss { at_ms, ce_id: line.ce_id.filter(|ce_id| !ce_id.chars().any(char::is_control)) };
             let instance = config.instances.iter().position(|instance| Some(&instance.name) == line.instance.as_ref());
             match instance {
-                Some(instance) if only.is_none_or(|only| only == instance) => selected.add(what, instance, &id),
+                Some(instance) if only.is_none_or(|only| only == instance) => {
+                    selected.add(what, instance, &id, Some(loss));
+                }
                 Some(_) => {}
                 None => strangers += 1,
             }
@@ -245,6 +321,7 @@ impl Log {
         selected.note(self.unreadable, "lines of the log are not the ingress's");
         selected.note(self.nameless, nameless);
         selected.note(keyless, "webhooks that were not stored have no key");
+        selected.note(timeless, "lines of webhooks that were not stored have no timestamp of the ingress's");
         selected.note(other_types, "webhooks that were not stored are of types that the API does not give");
         selected.note(strangers, "webhooks that were not stored are of instances that the settings do not know");
     }
@@ -287,8 +364,10 @@ impl Links {
     }
 }
 
-fn not_seen_since(
-    since: SystemTime,
+/// Those of the links' topic. They may be lost since the later end: whoever has a newer webhook in Kafka is not, also where
+/// role `link` has not written that sighting.
+fn seen_last_within(
+    age: &Range<u64>,
     only: Option<usize>,
     config: &Config,
     selected: &mut Selected,
@@ -296,11 +375,10 @@ fn not_seen_since(
     let spans = reader::whole(&config.kafka, &config.own_topics.login_links)?;
     let mut links = Links::default();
     reader::scan(&config.kafka, &spans, |record| links.take(&record))?;
-    let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let mut strangers = 0;
     let mut unseen: Vec<(u64, String, usize)> = Vec::new();
     for (login_id, (at, instance)) in links.seen {
-        if u128::from(at) >= since {
+        if !age.contains(&at) {
             continue;
         }
         match config.instances.iter().position(|known| known.name == instance) {
@@ -311,7 +389,7 @@ fn not_seen_since(
     }
     unseen.sort();
     for (_, login_id, instance) in unseen {
-        selected.add(What::Accounts, instance, &login_id);
+        selected.add(What::Accounts, instance, &login_id, Some(Loss { at_ms: age.end, ce_id: None }));
     }
     selected.note(links.unreadable, "records of the links' topic are no links");
     selected.note(strangers, "links are of instances that the settings do not know");
@@ -336,17 +414,37 @@ mod tests {
         loaded.unwrap_or_else(|faults| panic!("{faults}")).config
     }
 
-    fn accounts(instance: usize, id: &str) -> Target {
-        Target { what: What::Accounts, instance, id: id.to_owned() }
+    fn loss(at_ms: u64, ce_id: Option<&str>) -> Loss {
+        Loss { at_ms, ce_id: ce_id.map(str::to_owned) }
+    }
+
+    fn accounts(instance: usize, id: &str, losses: &[Loss]) -> Target {
+        Target { what: What::Accounts, instance, id: id.to_owned(), losses: losses.to_vec(), whatever: false }
     }
 
     #[test]
-    fn a_file_has_one_login_id_a_line() {
-        let ids = |text| login_ids(text, Path::new("ids")).map_err(|failure| failure.to_string());
-        let text = "# those of Monday\na\n\n  b  # twice\r\nb\n#c";
-        assert_eq!(ids(text), Ok(vec!["a".to_owned(), "b".to_owned(), "b".to_owned()]));
-        assert_eq!(ids(""), Ok(Vec::new()));
-        assert_eq!(ids("a\nb c\n"), Err("ids, line 2: expected one LoginId".to_owned()));
+    fn a_file_has_one_candidate_a_line() {
+        let found = |text| candidates(text, Path::new("ids")).map_err(|failure| failure.to_string());
+        let text = "# those of Monday\na\n\n  b\t1970-01-01T00:00:01Z  # twice\r\nb 1970-01-01T00:00:02.5Z x:1\n#c";
+        let b = |loss| ("b".to_owned(), Some(loss));
+        assert_eq!(found(text), Ok(vec![("a".to_owned(), None), b(loss(1000, None)), b(loss(2500, Some("x:1")))]));
+        assert_eq!(found(""), Ok(Vec::new()));
+        for fault in ["a\nb c\n", "a\nb 1970-01-01T00:00:01Z x:1 d"] {
+            assert!(found(fault).is_err_and(|what| what.starts_with("ids, line 2: expected a LoginId")), "{fault}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_fetched_once_for_all_that_was_lost_of_it() {
+        let mut selected = Selected::default();
+        let tries = [(3, Some("x:1")), (1, Some("x:1")), (7, Some("x:2")), (4, None), (5, None), (2, None)];
+        for (at_ms, ce_id) in tries {
+            selected.add(What::Accounts, 0, "a", Some(loss(at_ms, ce_id)));
+        }
+        let losses = [loss(1, Some("x:1")), loss(7, Some("x:2")), loss(5, None)];
+        assert_eq!(selected.targets, [accounts(0, "a", &losses)]);
+        selected.add(What::Accounts, 0, "a", None);
+        assert_eq!(selected.targets, [Target { whatever: true, ..accounts(0, "a", &losses) }]);
     }
 
     #[test]
@@ -370,7 +468,7 @@ mod tests {
     fn a_log_tells_what_was_not_stored() {
         let failed = |instance: &str, event_type: &str, key: &str, ce_id: &str| {
             format!(
-                "{{\"timestamp\":\"2026-11-23T15:00:00Z\",\"level\":\"WARN\",\"request\":7,\"instance\":\"{instance}\",\
+                "{{\"timestamp\":\"1970-01-01T00:00:01.000007Z\",\"level\":\"WARN\",\"request\":7,\"instance\":\"{instance}\",\
                  \"event_type\":\"{event_type}\",\"key\":{key},\"ce_id\":\"{ce_id}\",\"bytes\":9,\"status\":503,\
                  \"cause\":\"publish-deadline\",\"message\":\"webhook not stored\",\"target\":\"x\"}}\n"
             )
@@ -383,9 +481,10 @@ mod tests {
             format!("2026-11-23T15:00:00Z stdout F {}", failed("b", "accounts-detail", "\"two\"", "b:2")),
             failed("a", "accounts-detail", "\"one\"", "a:3"),
             failed("a", "pay-event", "\"session\"", "a:4"),
-            // Stored after all.
+            // Stored after all, says the log. Kafka is asked.
             failed("a", "accounts-detail", "\"late\"", "a:5"),
             "{\"message\":\"published, but only after its answer\",\"ce_id\":\"a:5\"}\n".to_owned(),
+            failed("a", "accounts-detail", "\"timeless\"", "a:9").replace("timestamp", "time"),
             failed("a", "kyc", "\"kyc\"", "a:6"),
             failed("a", "accounts-detail", "null", "a:7"),
             failed("gone", "accounts-detail", "\"x\"", "gone:8"),
@@ -400,12 +499,15 @@ mod tests {
             log.select(only, &config, &mut selected);
             selected
         };
-        let session = Target { what: What::PaySession, instance: 0, id: "session".to_owned() };
+        let lost = |ce_id| loss(1000, Some(ce_id));
+        let session = Target { what: What::PaySession, ..accounts(0, "session", &[lost("a:4")]) };
+        let one = accounts(0, "one", &[lost("a:1"), lost("a:3")]);
+        let two = accounts(1, "two", &[lost("b:2")]);
         let selected = found(None);
-        assert_eq!(selected.targets, [accounts(0, "one"), accounts(1, "two"), session]);
+        assert_eq!(selected.targets, [one, two.clone(), session, accounts(0, "late", &[lost("a:5")])]);
         let counts: Vec<&str> = selected.notes.iter().filter_map(|note| note.split(' ').next()).collect();
-        assert_eq!(counts, ["1", "2", "1", "1", "1"], "{:?}", selected.notes);
-        assert_eq!(found(Some(1)).targets, [accounts(1, "two")]);
+        assert_eq!(counts, ["1", "2", "1", "1", "1", "1"], "{:?}", selected.notes);
+        assert_eq!(found(Some(1)).targets, [two]);
 
         let directory = tempfile::tempdir().expect("a directory for temporary files");
         let file = directory.path().join("log");
