@@ -9,14 +9,19 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flinks_bridge::kafka::consume::reader;
+use flinks_bridge::kafka::publish::partition::partition_of;
 use flinks_bridge::metrics::FlinksCall;
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::ContentHash;
+use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
 use flinks_bridge::workshop::stub::{Fault, Stub, StubOptions};
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -24,6 +29,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::kafka::{Cluster, ClusterOptions};
+use crate::security::{Acl, acls};
 use crate::support::http::Client;
 use crate::support::{mock_cluster, payload, settings};
 
@@ -36,7 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster, a stand-in for Flinks, and the settings of a recovery between them.
 struct Scene {
-    cluster: MockCluster<'static, DefaultProducerContext>,
+    /// librdkafka's own cluster, unless a real one is used.
+    cluster: Option<MockCluster<'static, DefaultProducerContext>>,
     servers: String,
     stub: Stub,
     directory: TempDir,
@@ -47,9 +55,13 @@ impl Scene {
         let cluster = mock_cluster(1);
         cluster.create_topic(LINKS, 3, 1).expect("the topic is new");
         let servers = cluster.bootstrap_servers();
+        Scene { cluster: Some(cluster), ..Scene::over(servers, options).await }
+    }
+
+    async fn over(servers: String, options: StubOptions) -> Scene {
         let stub = Stub::start(options).await.expect("it starts");
         let directory = tempfile::tempdir().expect("a directory for temporary files");
-        Scene { cluster, servers, stub, directory }
+        Scene { cluster: None, servers, stub, directory }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -100,7 +112,12 @@ impl Scene {
 
     /// Runs it to its end: exit code and report.
     async fn run(&self, arguments: &[&str]) -> (i32, Value) {
-        let running = self.start("", arguments);
+        self.run_with("", arguments).await
+    }
+
+    /// As [`Scene::run`], with more settings.
+    async fn run_with(&self, more: &str, arguments: &[&str]) -> (i32, Value) {
+        let running = self.start(more, arguments);
         tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic")
     }
 
@@ -603,13 +620,14 @@ async fn what_kafka_does_not_take_is_not_recovered() {
     let scene = Scene::new(StubOptions::default()).await;
     let done = scene.file("done").to_str().expect("text").to_owned();
     let arguments = ["--done", &done, "--lost-at", LONG_AGO, "--concurrency", "1", "login-0", "login-1", "login-2"];
+    let mock = scene.cluster.as_ref().expect("it is one");
     // One record is too large: told of its LoginId, and the others go on.
-    scene.cluster.request_errors(RDKafkaApiKey::Produce, &[E::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    mock.request_errors(RDKafkaApiKey::Produce, &[E::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
     let (code, report) = scene.run(&arguments).await;
     assert_eq!((code, &report["recovered"]), (1, &2.into()), "{report:#}");
     assert_eq!(causes(&report), BTreeMap::from([("login-0", "too-large")]));
     // Nobody may write: no other would fare better, so Flinks is not asked for more.
-    scene.cluster.request_errors(RDKafkaApiKey::Produce, &[E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    mock.request_errors(RDKafkaApiKey::Produce, &[E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
     let asked = scene.authorised();
     let (code, report) = scene.run(&[&arguments[..], &["login-3"]].concat()).await;
     assert!(report["failure"].as_str().is_some_and(|what| what.contains("permission")), "{report:#}");
@@ -657,4 +675,133 @@ async fn faults_are_told_by_exit_code() {
     let (code, report) = scene.run(&["--done", "/nowhere/done", "--lost-at", LONG_AGO, "login-0"]).await;
     assert!(code == 1 && report["failure"].as_str().is_some_and(|what| what.contains("/nowhere/done")), "{report:#}");
     assert_eq!(scene.stub.counts().total(), 0);
+}
+
+/// What the ingress makes of an accounts detail that it received at this time.
+fn webhook(login_id: &str, received_at: SystemTime) -> Record {
+    let types = EventTypes::builtin();
+    let body = format!(r#"{{"ResponseType":"GetAccountsDetail","Login":{{"Id":"{login_id}"}}}}"#);
+    let webhook = Webhook::parse(body.as_bytes(), &types).expect("JSON");
+    let reception = Reception {
+        instance: "toolbox",
+        received_at,
+        content_hash: ContentHash::of(body.as_bytes()),
+        content_type: None,
+        signatures: Vec::new(),
+        traceparent: None,
+    };
+    webhook.into_record(&reception, &types, None, body.clone().into())
+}
+
+/// Sends a record as the bridge's producers do; to this partition, if one is given.
+fn send<P: Producer>(
+    send: impl Fn(BaseRecord<'_, [u8], [u8]>),
+    producer: &P,
+    topic: &str,
+    partition: Option<i32>,
+    made: SystemTime,
+    record: &Record,
+) {
+    let mut headers = OwnedHeaders::new();
+    for (name, value) in &record.headers {
+        headers = headers.insert(Header { key: name, value: Some(&**value) });
+    }
+    let made = made.duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+    let sent = BaseRecord::to(topic).key(record.key.as_deref().expect("a key")).payload(&*record.payload);
+    let sent = sent.headers(headers).timestamp(made);
+    send(partition.into_iter().fold(sent, BaseRecord::partition));
+    producer.flush(PATIENCE).expect("acknowledged");
+}
+
+/// A real Kafka alone looks offsets up by time, hides what was aborted, and asks who may read.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_real_kafka_no_more_is_read_than_may_hold_a_loss_and_with_the_least_permissions() {
+    const QUARANTINE: &str = "flinks.quarantine";
+    const USER: &str = "recover";
+    let cluster = Cluster::start(ClusterOptions { nodes: 1, secure: true, ..ClusterOptions::default() });
+    for topic in [DETAIL, QUARANTINE, "flinks.pay-events"] {
+        cluster.create_topic(topic, 3, 1, &[]);
+    }
+    let acls: Vec<Acl> = acls().into_iter().filter(|acl| acl.role == USER && !acl.optional).collect();
+    acls.iter().for_each(|acl| acl.grant(&cluster, USER));
+    cluster.set_password(USER, "invented-password");
+    let scene = Scene::over(cluster.scram_servers(), StubOptions::default()).await;
+    let authority = scene.write("authority.pem", &cluster.authority().pem);
+    let door = format!(
+        "[kafka.properties]\n\"ssl.ca.location\" = \"{authority}\"\n\"security.protocol\" = \"SASL_SSL\"\n\
+         \"sasl.mechanism\" = \"SCRAM-SHA-512\"\n\"sasl.username\" = \"{USER}\"\n\
+         \"sasl.password\" = \"invented-password\"\n"
+    );
+
+    let ago = |hours: u64| SystemTime::now() - Duration::from_secs(hours * 3600);
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", cluster.bootstrap_servers()).set("partitioner", "murmur2_random");
+    let producer: ThreadedProducer<DefaultProducerContext> = client.create().expect("a producer");
+    let put = |topic: &str, partition: Option<i32>, made: SystemTime, record: &Record| {
+        let queue = |record: BaseRecord<'_, [u8], [u8]>| {
+            assert!(producer.send(record).is_ok(), "room in the queue");
+        };
+        send(queue, &producer, topic, partition, made, record);
+    };
+    // Long before the losses, and about their time.
+    for partition in 0..3 {
+        for made in [ago(100), ago(99), ago(1)] {
+            put(DETAIL, Some(partition), made, &webhook("another", made));
+        }
+    }
+    put(QUARANTINE, Some(0), ago(100), &webhook("another", ago(100)));
+    // Stored at a second try; set aside; and in a transaction that came to nothing.
+    put(DETAIL, None, ago(1), &webhook("login-stored", ago(1)));
+    put(QUARANTINE, Some(2), ago(1), &webhook("login-aside", ago(1)));
+    client.set("transactional.id", "redrive").set("transaction.timeout.ms", "10000");
+    let redrive: ThreadedProducer<DefaultProducerContext> = client.create().expect("a producer");
+    redrive.init_transactions(PATIENCE).expect("it may");
+    redrive.begin_transaction().expect("it may");
+    let queue = |record: BaseRecord<'_, [u8], [u8]>| {
+        assert!(redrive.send(record).is_ok(), "room in the queue");
+    };
+    send(queue, &redrive, DETAIL, None, ago(1), &webhook("login-aborted", ago(1)));
+    redrive.abort_transaction(PATIENCE).expect("it may");
+
+    let lost = |login_id: &str| {
+        let ce_id = text(&webhook(login_id, ago(1)), header::ID).to_owned();
+        format!("{login_id} {} {ce_id}\n", humantime::format_rfc3339_millis(ago(2)))
+    };
+    let one = scene.write("one", &lost("login-stored"));
+    let (code, report) = scene.run_with(&door, &["--file", &one, "--dry-run"]).await;
+    assert_eq!((code, &report["stored"]), (0, &1.into()), "{report:#}");
+    // Its own partition from a time on, and what was set aside since then.
+    assert_eq!(report["read"]["partitions"], 2, "{report:#}");
+    assert!(report["read"]["records"].as_u64().is_some_and(|records| (3..=5).contains(&records)), "{report:#}");
+
+    let all = ["login-stored", "login-aside", "login-aborted", "login-lost"].map(lost).concat();
+    let all = scene.write("all", &all);
+    let (code, report) = scene.run_with(&door, &["--file", &all]).await;
+    assert_eq!((code, &report["recovered"], &report["stored"]), (0, &2.into(), &2.into()), "{report:#}");
+    let (code, report) = scene.run_with(&door, &["--file", &all]).await;
+    assert_eq!((code, &report["recovered"], &report["stored"]), (0, &0.into(), &4.into()), "{report:#}");
+
+    // More partitions: keys move, and what was stored before stays where it was.
+    let moved = (0..).map(|n| format!("login-moved-{n}"));
+    let mut moved = moved.filter(|id| partition_of(id.as_bytes(), 3) != partition_of(id.as_bytes(), 4));
+    let moved = moved.next().expect("most do");
+    put(DETAIL, None, ago(1), &webhook(&moved, ago(1)));
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().expect("a client");
+    let added = admin.create_partitions(&[NewPartitions::new(DETAIL, 4)], &AdminOptions::new()).await;
+    assert!(added.expect("an answer").iter().all(Result::is_ok));
+    let file = scene.write("moved", &lost(&moved));
+    let (code, report) = scene.run_with(&door, &["--file", &file]).await;
+    assert_eq!((code, &report["recovered"], &report["stored"]), (0, &0.into(), &1.into()), "{report:#}");
+
+    // Each permission is needed, and says so.
+    let asked = scene.stub.counts().total();
+    for acl in &acls {
+        acl.take_away(&cluster, USER);
+        let (code, report) = scene.run_with(&door, &["--file", &all]).await;
+        let failure = report["failure"].as_str().unwrap_or_default();
+        assert!(code == 1 && failure.contains(&acl.without), "{acl:?}: {report:#}");
+        acl.grant(&cluster, USER);
+    }
+    assert_eq!(scene.stub.counts().total(), asked);
 }

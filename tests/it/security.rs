@@ -71,11 +71,11 @@ impl Acl {
         }
     }
 
-    fn grant(&self, cluster: &Cluster, user: &str) {
+    pub fn grant(&self, cluster: &Cluster, user: &str) {
         self.each(|operation, resource, name, prefixed| cluster.allow(user, operation, resource, name, prefixed));
     }
 
-    fn take_away(&self, cluster: &Cluster, user: &str) {
+    pub fn take_away(&self, cluster: &Cluster, user: &str) {
         self.each(|operation, resource, name, prefixed| cluster.disallow(user, operation, resource, name, prefixed));
     }
 }
