@@ -87,7 +87,8 @@ pub mod header {
     pub const SOURCE: &str = "ce_source";
     /// The event type's `ce_type`, such as `com.flinks.kyc`.
     pub const TYPE: &str = "ce_type";
-    /// When the webhook was received: RFC 3339, UTC, milliseconds.
+    /// When the webhook was received, or, of what was recovered, Flinks was about to be asked: RFC 3339, UTC,
+    /// milliseconds.
     pub const TIME: &str = "ce_time";
     /// The key, if there is one.
     pub const SUBJECT: &str = "ce_subject";

@@ -13,6 +13,9 @@ use super::parse::{self, choice, deadline, number};
 use super::read::{self, At, Table, settings};
 use crate::signature::Secret;
 
+/// The one member of `GetAccountsDetail` that is the bridge's to set.
+const REQUEST_ID: &str = "RequestId";
+
 settings! {
     /// `[flinks]`
     #[derive(Debug, Clone)]
@@ -70,6 +73,8 @@ pub struct Api {
     pub concurrency: usize,
     /// Which of `[[enrich.endpoint]]` this instance is asked, by name; none given asks all.
     pub endpoints: Vec<String>,
+    /// Members of each `GetAccountsDetail`, beside those that the bridge sets.
+    pub accounts_detail: serde_json::Map<String, serde_json::Value>,
 }
 
 /// How a call proves whose it is.
@@ -139,6 +144,12 @@ pub(super) fn read_api(table: &mut Table<'_, '_>) -> Option<Api> {
         let concurrency = table.value(At::new("concurrency", help), "32", number(1..=10_000));
         let help = "Which of `[[enrich.endpoint]]` this instance is asked, by name; none given asks all.";
         let endpoints = table.list(At::new("endpoints", help), "", parse::label);
+        let help = "Any member of the request `GetAccountsDetail`, passed on as it is, such as \
+                    `DaysOfTransactions = \"Days365\"`: what Flinks sends as a webhook is set at Flinks, and what `recover` \
+                    fetches is as long only if it is asked for so. `enrich` asks in the same way. In the file only.";
+        let accounts_detail = table.json(At::new("accounts_detail", help), |name| {
+            name.eq_ignore_ascii_case(REQUEST_ID).then_some("the bridge sets it: a session has its own")
+        });
         let base_url = base_url.trim_end_matches('/').to_owned();
         Some(Api {
             base_url,
@@ -148,6 +159,7 @@ pub(super) fn read_api(table: &mut Table<'_, '_>) -> Option<Api> {
             rate,
             concurrency,
             endpoints,
+            accounts_detail,
         })
     });
     api.flatten()

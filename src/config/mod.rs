@@ -15,6 +15,7 @@ mod consume;
 mod fault;
 mod flinks;
 mod instance;
+mod json;
 mod kafka;
 mod parse;
 mod read;
@@ -1092,7 +1093,9 @@ $ FLINKS_BRIDGE__NO=1
     fn print_is_toml_that_loads_to_the_same() {
         let text = "kafka.properties.security.protocol = \"SSL\"\n".to_owned()
             + "[[event_type]]\nname = \"a\"\ntopic = \"t\"\nmembers = [\"A\", \"B\"]\n"
-            + BASE;
+            + BASE
+            + "[instance.api]\nbase_url = \"https://x.test/v3/a\"\nauthorize_key_env = \"HMAC\"\napi_key_env = \"HMAC\"\n"
+            + "[instance.api.accounts_detail]\nDaysOfTransactions = \"Days365\"\nA.B = [1, { c = true }]\n";
         let first = loaded(&text, &[("FLINKS_BRIDGE__LOG__LEVEL", "warn")]);
         let print = first.print();
         for line in [
@@ -1107,6 +1110,8 @@ $ FLINKS_BRIDGE__NO=1
             "path = \"/fli… (15 characters)\"",
             "[[instance.secret]]",
             "value_env = \"HMAC\"",
+            "[instance.api.accounts_detail]",
+            "DaysOfTransactions = \"Days365\"",
         ] {
             assert!(print.lines().any(|l| l == line), "{line} is not in\n{print}");
         }
@@ -1129,6 +1134,7 @@ $ FLINKS_BRIDGE__NO=1
             "| `event_type.N.ce_type` | `com.flinks.<name>` |",
             "| `instance.N.secret.N.value_file` | none |",
             "| `instance.N.topics.kyc` | none |",
+            "| `instance.N.api.accounts_detail.*` | none |",
         ] {
             assert_eq!(reference.matches(row).count(), 1, "{row} in\n{reference}");
         }

@@ -16,7 +16,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::{Fault, FaultKind};
-use super::{Needs, SecretSource};
+use super::{Needs, SecretSource, json};
 use crate::signature::Secret;
 
 /// What every environment variable that is a setting starts with.
@@ -449,6 +449,39 @@ impl<'r, 'a> Table<'r, 'a> {
             let value = |name: String| Some((table.one(At::new(&name, at.help), "", show(&name))?, name));
             names.into_iter().filter_map(value).map(|(value, name)| (name, value)).collect()
         })
+    }
+
+    /// A table whose names and values are not ours, and are passed on as they are. From the file alone, since the names'
+    /// case counts. `refused` says why a name is not taken.
+    pub(super) fn json(
+        &mut self,
+        at: At<'_>,
+        refused: fn(&str) -> Option<&'static str>,
+    ) -> serde_json::Map<String, serde_json::Value> {
+        let entries = self.entries_of(at.name).unwrap_or_default();
+        let key = join(&self.key, at.name);
+        if self.reader.reference {
+            return Table::read(self.reader, key, entries, |table| {
+                table.note(At::new("*", at.help), "", None, Origin::Default);
+                serde_json::Map::new()
+            });
+        }
+        let mut members = serde_json::Map::new();
+        Table::read(self.reader, key, DeTable::new(), |table| {
+            for (name, value) in entries {
+                let name = name.into_inner().into_owned();
+                let origin = Origin::Place(table.reader.place(value.span().start));
+                let value = json::of_toml(value.into_inner());
+                let shown = value.as_ref().ok().map(|value| json::to_toml(value, quoted));
+                table.note(At::new(&name, at.help), "", shown, origin);
+                match (refused(&name), value) {
+                    (Some(why), _) => table.fault(&name, why),
+                    (None, Ok(value)) => drop(members.insert(name, value)),
+                    (None, Err(what)) => table.fault(&name, what),
+                }
+            }
+        });
+        members
     }
 
     /// Exactly one of `name`, `name_file` and `name_env`: where something is read from that may be secret, and what was

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -52,6 +52,8 @@ struct Inner {
     base: Url,
     authentication: ApiAuthentication,
     answer_limit: usize,
+    /// Members of `GetAccountsDetail` that the settings want.
+    accounts_detail: Map<String, Value>,
     session_idle: Duration,
     /// Between two looks for Flinks' return.
     looking: Backoff,
@@ -208,6 +210,7 @@ impl Client {
             base,
             authentication: api.authentication,
             answer_limit: flinks.answer_limit,
+            accounts_detail: api.accounts_detail.clone(),
             session_idle: flinks.session_idle,
             looking: Backoff::new(flinks.backoff_min, flinks.backoff_max.min(LOOK_EVERY)),
             keys: ArcSwap::from_pointee(KeyHeaders::new(keys, api.authentication)?),
@@ -280,7 +283,9 @@ impl Client {
     pub async fn accounts_detail(&self, session: &mut Session) -> Result<Bytes, CallError> {
         let turn = self.turn().await;
         let request = self.0.post(&["BankingServices", "GetAccountsDetail"]);
-        let request = with_json(self.0.keyed(request), &json!({ "RequestId": session.request_id }));
+        let mut body = self.0.accounts_detail.clone();
+        body.insert("RequestId".to_owned(), session.request_id.clone().into());
+        let request = with_json(self.0.keyed(request), &body.into());
         self.in_session(session, turn, FlinksCall::AccountsDetail, request).await.map(|answer| answer.body)
     }
 

@@ -48,6 +48,8 @@ struct Scene {
     servers: String,
     stub: Stub,
     directory: TempDir,
+    /// More lines of `[instance.api]`.
+    api: &'static str,
 }
 
 impl Scene {
@@ -61,7 +63,7 @@ impl Scene {
     async fn over(servers: String, options: StubOptions) -> Scene {
         let stub = Stub::start(options).await.expect("it starts");
         let directory = tempfile::tempdir().expect("a directory for temporary files");
-        Scene { cluster: None, servers, stub, directory }
+        Scene { cluster: None, servers, stub, directory, api: "" }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -95,9 +97,11 @@ impl Scene {
             api_key = "stub-api-key"
             rate = 5000
             concurrency = 100
+            {}
             "#,
             self.servers,
-            self.stub.base_url()
+            self.stub.base_url(),
+            self.api
         );
         let file = self.write("bridge.toml", &text);
         let mut command = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
@@ -350,6 +354,54 @@ async fn flinks_away_for_a_moment_costs_nothing_but_time() {
     let (code, report) = tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic");
     assert_eq!((code, &report["recovered"]), (0, &100.into()), "{report:#}");
     assert_eq!(keys(&scene.all(DETAIL)).len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_recovered_is_as_long_as_the_settings_say() {
+    let mut scene = Scene::new(StubOptions { pending: 1, transactions: 90, ..StubOptions::default() }).await;
+    let lengths = |scene: &Scene| -> BTreeMap<String, usize> {
+        let length = |record: &Record| {
+            let body: Value = serde_json::from_slice(&record.payload).expect("JSON");
+            (key(record).to_owned(), body["Accounts"][0]["Transactions"].as_array().expect("a list").len())
+        };
+        scene.all(DETAIL).iter().map(length).collect()
+    };
+    scene.run(&["login-as-flinks-has-it"]).await;
+    scene.api = "accounts_detail = { DaysOfTransactions = \"Days365\" }";
+    let (code, report) = scene.run(&["login-of-a-year"]).await;
+    assert_eq!(code, 0, "{report:#}");
+    let expected = [("login-as-flinks-has-it", 90), ("login-of-a-year", 365)];
+    assert_eq!(lengths(&scene), expected.map(|(id, length)| (id.to_owned(), length)).into());
+    // Verbatim, so what Flinks does not take is told as it says it.
+    scene.api = "accounts_detail = { DaysOfTransactions = 365 }";
+    let (code, report) = scene.run(&["login-refused"]).await;
+    assert_eq!((code, &report["given_up"][0]["flinks_code"]), (1, &"INVALID_REQUEST".into()), "{report:#}");
+    scene.api = "accounts_detail = { requestid = \"mine\" }";
+    let output = scene.command("", &["login-0"]).output().expect("the binary runs");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(64) && errors.contains("api.accounts_detail.requestid"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_what_is_recovered_is_from_before_the_question() {
+    let scene = Scene::new(StubOptions { latency: Duration::from_millis(200), ..StubOptions::default() }).await;
+    let running = scene.start("", &["login-0", "--pay-session", "session-0"]);
+    let asked = || {
+        let counts = scene.stub.counts();
+        (counts.answered(FlinksCall::Token, "ok"), counts.answered(FlinksCall::PayStatus, "ok"))
+    };
+    // Three answers are still to come then, and one.
+    until("a session is begun", || asked().0 == 1).await;
+    let begun = SystemTime::now();
+    until("the other is known", || asked().1 == 1).await;
+    let known = SystemTime::now();
+    let (code, report) = tokio::task::spawn_blocking(move || report(&running.end())).await.expect("no panic");
+    assert_eq!((code, &report["recovered"]), (0, &2.into()), "{report:#}");
+    for (topic, before) in [(DETAIL, begun), ("flinks.pay-events", known)] {
+        let records = scene.all(topic);
+        let time = humantime::parse_rfc3339(text(&records[0], header::TIME)).expect("a time");
+        assert!(time <= before, "{topic}: {time:?}, {before:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -497,6 +497,8 @@ enum Ended {
 /// What Flinks has answered.
 struct Answer {
     body: Bytes,
+    /// When it was about to be asked for: no news from after that need be in it.
+    asked_at: SystemTime,
     /// Of the session in which it was asked.
     request_id: Option<String>,
 }
@@ -522,7 +524,7 @@ impl Fetcher {
             Ok(answer) => answer,
             Err(ended) => return ended,
         };
-        match record(&self.config, target, answer, SystemTime::now()) {
+        match record(&self.config, target, answer) {
             Ok(record) => self.publish(record).await,
             Err(given_up) => Ended::GivenUp(given_up),
         }
@@ -533,14 +535,19 @@ impl Fetcher {
         let mut gathering = Gathering::default();
         let (mut attempts, mut held_up) = (0, 0);
         let mut pending_since: Option<Instant> = None;
+        let mut asked_at = SystemTime::now();
         loop {
+            // What Flinks answers is as new as the session. A Pay session's status needs none.
+            if gathering.request_id().is_none() {
+                asked_at = SystemTime::now();
+            }
             // The client waits for Flinks to come back. Whoever has sent a signal does not.
             let step = tokio::select! {
                 step = self.step(target, client, &mut gathering) => step,
                 () = self.signalled_and_away(client) => return Err(Ended::BrokenOff),
             };
             let error = match step {
-                Ok(Some(answer)) => return Ok(answer),
+                Ok(Some((body, request_id))) => return Ok(Answer { body, asked_at, request_id }),
                 Ok(None) => {
                     (pending_since, held_up) = (None, 0);
                     continue;
@@ -584,19 +591,19 @@ impl Fetcher {
         }
     }
 
-    /// One call further; the answer where it was the last.
+    /// One call further; the answer, and the session's RequestId, where it was the last.
     async fn step(
         &self,
         target: &Target,
         client: &Client,
         gathering: &mut Gathering,
-    ) -> Result<Option<Answer>, CallError> {
+    ) -> Result<Option<(Bytes, Option<String>)>, CallError> {
         if target.what == What::PaySession {
             let body = client.pay_session_status(&target.id).await?;
-            return Ok(Some(Answer { body, request_id: None }));
+            return Ok(Some((body, None)));
         }
         let body = gathering.step(client, &target.id).await?;
-        Ok(body.map(|body| Answer { body, request_id: gathering.request_id().map(str::to_owned) }))
+        Ok(body.map(|body| (body, gathering.request_id().map(str::to_owned))))
     }
 
     async fn publish(&self, record: Record) -> Ended {
@@ -646,9 +653,9 @@ impl Fetcher {
 }
 
 /// The record that the webhook would have been.
-fn record(config: &Config, target: &Target, answer: Answer, now: SystemTime) -> Result<Record, GivenUp> {
+fn record(config: &Config, target: &Target, answer: Answer) -> Result<Record, GivenUp> {
     let (event_type, topic) = place(config, target);
-    let Answer { body, request_id } = answer;
+    let Answer { body, asked_at, request_id } = answer;
     let refused = |cause, detail: &str| GivenUp { cause, flinks_code: None, attempts: 1, detail: detail.to_owned() };
     let webhook = Webhook::of_answer(&body, &config.event_types, event_type, &target.id)
         .map_err(|_| refused("malformed", "the answer is not JSON"))?;
@@ -659,7 +666,7 @@ fn record(config: &Config, target: &Target, answer: Answer, now: SystemTime) -> 
     }
     let reception = Reception {
         instance: &config.instances[target.instance].name,
-        received_at: now,
+        received_at: asked_at,
         content_hash: ContentHash::of(&body),
         // The client takes nothing else for an answer.
         content_type: Some(b"application/json"),
@@ -710,8 +717,12 @@ mod tests {
 
     fn made(what: What, instance: usize, id: &str, body: &str) -> Result<Record, GivenUp> {
         let target = target(what, instance, id);
-        let answer = Answer { body: Bytes::copy_from_slice(body.as_bytes()), request_id: Some("session".to_owned()) };
-        record(&config(), &target, answer, UNIX_EPOCH + Duration::from_millis(1_795_446_000_007))
+        let answer = Answer {
+            body: Bytes::copy_from_slice(body.as_bytes()),
+            asked_at: UNIX_EPOCH + Duration::from_millis(1_795_446_000_007),
+            request_id: Some("session".to_owned()),
+        };
+        record(&config(), &target, answer)
     }
 
     #[test]

@@ -68,7 +68,8 @@ pub struct StubOptions {
     /// How many times accounts detail is under way before it is there.
     #[arg(long, default_value_t = 1)]
     pub pending: u32,
-    /// Transactions of each of the two accounts in an accounts detail.
+    /// Transactions of each of the two accounts in an accounts detail of 90 days. `DaysOfTransactions` is honoured: it is
+    /// of 365 days where the request says `Days365`.
     #[arg(long, default_value_t = 30)]
     pub transactions: usize,
     /// How much longer the fault `slow` takes.
@@ -338,8 +339,8 @@ struct Shared {
     state: Mutex<State>,
     down: watch::Sender<bool>,
     dice: AtomicU64,
-    /// Accounts detail, with the places of LoginId and RequestId marked.
-    accounts_detail: String,
+    /// Accounts detail of 90 and of 365 days, with the places of LoginId and RequestId marked.
+    accounts_detail: [String; 2],
 }
 
 /// A call that runs; it ends when this is dropped, also when the client has gone.
@@ -418,7 +419,8 @@ impl Shared {
         let state = State::new(&options.authorize_key, &options.api_key, options.faults.clone());
         Shared {
             dice: AtomicU64::new(options.seed),
-            accounts_detail: accounts_detail(options.transactions),
+            accounts_detail: DAYS
+                .map(|(_, days)| accounts_detail((options.transactions * days).div_ceil(DEFAULT_DAYS))),
             options,
             state: Mutex::new(state),
             down: watch::Sender::new(false),
@@ -631,6 +633,17 @@ impl Shared {
             }
             Asked::AccountsDetail(body) => {
                 let request_id = body.get("RequestId").and_then(Value::as_str).unwrap_or_default();
+                let days = match body.get("DaysOfTransactions") {
+                    None => Some(0),
+                    Some(wanted) => DAYS.iter().position(|(name, _)| wanted == name),
+                };
+                let Some(days) = days else {
+                    return Said::invalid("(invented) DaysOfTransactions is Days90 or Days365");
+                };
+                match state.session(request_id, self.options.clock) {
+                    Ok(session) => session.days = days,
+                    Err(refused) => return refused,
+                }
                 self.detail(state, request_id, fault)
             }
             Asked::Poll(request_id) => self.detail(state, request_id, fault),
@@ -675,10 +688,14 @@ impl Shared {
         }
         session.detailed = true;
         let login_id = serde_json::to_string(&*session.login_id).expect("a text can be written");
-        let body = self.accounts_detail.replace(LOGIN_PLACE, &login_id);
+        let body = self.accounts_detail[session.days].replace(LOGIN_PLACE, &login_id);
         Said::ok(body.replace(REQUEST_PLACE, &format!("\"{request_id}\"")))
     }
 }
+
+/// What `DaysOfTransactions` may be (the contract, section 1.10), and the days that each is; the first is the default.
+const DAYS: [(&str, usize); 2] = [("Days90", DEFAULT_DAYS), ("Days365", 365)];
+const DEFAULT_DAYS: usize = 90;
 
 /// What counts call the two reasons to wait.
 const PENDING: &str = "OPERATION_PENDING";

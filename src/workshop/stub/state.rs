@@ -42,6 +42,8 @@ pub(super) struct SessionState {
     pub(super) pending: u32,
     /// Whether accounts detail was there.
     pub(super) detailed: bool,
+    /// Which of the lengths of an accounts detail was asked for last.
+    pub(super) days: usize,
 }
 
 #[derive(Default)]
@@ -104,7 +106,8 @@ impl State {
 
     pub(super) fn issue_session(&mut self, login_id: &str, pending: u32, clock: f64) -> String {
         let (now, number) = (Instant::now(), self.number());
-        self.sessions.insert(number, SessionState { login_id: login_id.into(), used: now, pending, detailed: false });
+        let session = SessionState { login_id: login_id.into(), used: now, pending, detailed: false, days: 0 };
+        self.sessions.insert(number, session);
         self.session_ages.push_back((now, number));
         while self.session_ages.front().is_some_and(|(looked, _)| scaled(*looked, clock) > 2 * SESSION_IDLE) {
             let Some((_, old)) = self.session_ages.pop_front() else { break };
