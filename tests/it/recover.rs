@@ -483,17 +483,16 @@ async fn a_link_that_role_link_has_written_is_understood() {
     let link = Running(link.stderr(Stdio::null()).spawn().expect("the binary starts"));
     until("there is a link", || !scene.all(LINKS).is_empty()).await;
     drop(link);
-    let seen = |since: &'static str, not_since: &'static str| {
-        let scene = &scene;
-        async move { scene.run(&["--seen-since", since, "--not-seen-since", not_since]).await }
-    };
-    for (since, not_since) in [(LONG_AGO, "2026-01-01T00:00:00Z"), ("9998-01-01T00:00:00Z", "9999-01-01T00:00:00Z")] {
-        let (code, report) = seen(since, not_since).await;
-        assert_eq!((code, &report["recovered"]), (0, &0.into()), "{report:#}");
-        assert_eq!(report["notes"], Value::Array(Vec::new()), "{report:#}");
-    }
-    let (code, report) = seen(LONG_AGO, "9999-01-01T00:00:00Z").await;
+    let seen =
+        async |since: &str, not_since: &str| scene.run(&["--seen-since", since, "--not-seen-since", not_since]).await;
+    let (code, report) = seen(LONG_AGO, "2021-01-01T00:00:00Z").await;
+    assert_eq!((code, &report["recovered"]), (0, &0.into()), "{report:#}");
+    assert_eq!(report["notes"], Value::Array(Vec::new()), "{report:#}");
+    let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let (code, report) = seen(LONG_AGO, &now).await;
     assert_eq!((code, &report["recovered"]), (0, &1.into()), "{report:#}");
+    let (code, report) = seen(LONG_AGO, &now).await;
+    assert_eq!((code, &report["recovered"], &report["stored"]), (0, &0.into(), &1.into()), "{report:#}");
     assert_eq!(keys(&scene.all(DETAIL)), BTreeMap::from([("login-0", 2)]));
 }
 
@@ -503,12 +502,12 @@ async fn links_not_seen_since_a_time() {
     let link = |instance: &str, last_seen: &str| {
         format!(
             "{{\"instance\":\"{instance}\",\"tag\":\"user\",\"tag_seen\":\"{last_seen}\",\
-             \"first_seen\":\"2026-01-01T00:00:00.000Z\",\"last_seen\":\"{last_seen}\",\"source\":\"com.flinks.kyc\"}}"
+             \"first_seen\":\"2025-01-01T00:00:00.000Z\",\"last_seen\":\"{last_seen}\",\"source\":\"com.flinks.kyc\"}}"
         )
     };
-    let (early, late) = ("2026-11-20T12:00:00.000Z", "2026-11-22T12:00:00.000Z");
+    let (early, late) = ("2025-11-20T12:00:00.000Z", "2025-11-22T12:00:00.000Z");
     let links = [
-        ("login-given-up-long-ago", Some(link("toolbox", "2026-01-01T00:00:00.000Z"))),
+        ("login-given-up-long-ago", Some(link("toolbox", "2025-01-01T00:00:00.000Z"))),
         ("login-early", Some(link("toolbox", early))),
         ("login-late", Some(link("toolbox", early))),
         ("login-late", Some(link("toolbox", late))),
@@ -525,7 +524,7 @@ async fn links_not_seen_since_a_time() {
         assert!(producer.send(record).is_ok(), "room in the queue");
     }
     producer.flush(PATIENCE).expect("every record acknowledged");
-    let age = ["--seen-since", "2026-11-01T00:00:00Z", "--not-seen-since", "2026-11-21T00:00:00Z"];
+    let age = ["--seen-since", "2025-11-01T00:00:00Z", "--not-seen-since", "2025-11-21T00:00:00Z"];
     let (code, report) = scene.run(&age).await;
     assert_eq!((code, &report["recovered"]), (0, &1.into()), "{report:#}");
     assert_eq!(key(&scene.all(DETAIL)[0]), "login-early");
@@ -698,7 +697,11 @@ async fn faults_are_told_by_exit_code() {
     let bad = scene.write("bad", "login 1\n");
     let no_log = scene.write("no-log", "what is this\n");
     let old = scene.write("old", "accounts-detail\ttoolbox\tlogin-0\n");
-    let cases: [&[&str]; 12] = [
+    let ahead = scene.write("ahead", "login-0 9999-01-01T00:00:00Z\n");
+    let cases: [&[&str]; 15] = [
+        &["--file", &ahead],
+        &["--lost-at", "9999-01-01T00:00:00Z", "login-0"],
+        &["--seen-since", LONG_AGO, "--not-seen-since", "9999-01-01T00:00:00Z"],
         &["--not-seen-since", LONG_AGO],
         &["--seen-since", LONG_AGO],
         &["--seen-since", LONG_AGO, "--not-seen-since", LONG_AGO],

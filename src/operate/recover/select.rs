@@ -125,6 +125,12 @@ pub(super) fn select(options: &Recover, config: &Config) -> Result<Selected, Fai
     let mut selected = Selected::default();
 
     let age = age(options)?;
+    // Nothing would be newer than such a loss, so each run would fetch it.
+    let now = unix_millis(SystemTime::now());
+    let ahead = |what: &str| Failure::Usage(format!("{what} is in the future: nothing can have been lost then"));
+    if age.as_ref().is_some_and(|age| age.end > now) {
+        return Err(ahead("--not-seen-since"));
+    }
 
     let lost_at = options.lost_at.map(|at| Loss { at_ms: unix_millis(at), ce_id: None });
     let of_file =
@@ -143,6 +149,9 @@ pub(super) fn select(options: &Recover, config: &Config) -> Result<Selected, Fai
             None => *default.insert(the_instance(instance, config)?),
         };
         let loss = loss.or(lost_at.as_ref()).cloned();
+        if loss.as_ref().is_some_and(|loss| loss.at_ms > now) {
+            return Err(ahead(&format!("{id}: the time of its loss")));
+        }
         if loss.is_none() && options.done.is_some() {
             let fault = "--done keeps losses by their time, and would hide what is lost of it later: give --lost-at";
             return Err(Failure::Usage(format!("{id} is named without a time. {fault}, or a time in --file")));
