@@ -11,9 +11,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use clap::{Args, FromArgMatches};
 use flinks_bridge::kafka::consume::reader;
 use flinks_bridge::kafka::publish::partition::partition_of;
 use flinks_bridge::metrics::FlinksCall;
+use flinks_bridge::operate::recover::{Ending, Recover, Recovery};
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::ContentHash;
 use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
@@ -25,9 +27,11 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{Cluster, ClusterOptions};
 use crate::security::{Acl, acls};
@@ -471,6 +475,26 @@ async fn a_signal_lets_what_is_under_way_end() {
     assert_eq!((code, &report["recovered"], &report["stopped"]), (143, &0.into(), &true.into()), "{report:#}");
 }
 
+/// The first signal of an operator who did not mean to read so much.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_the_reading() {
+    let scene = Scene::new(StubOptions::default()).await;
+    let (code, report) = scene.run(&["login-0", "login-1"]).await;
+    assert_eq!(code, 0, "{report:#}");
+    scene.command("", &[]);
+    let file = scene.file("bridge.toml");
+    let line = ["recover", "--quiet", "--config", file.to_str().expect("text"), "--lost-at", LONG_AGO, "login-0"];
+    let matches = Recover::augment_args(clap::Command::new("recover")).get_matches_from(line);
+    for (signalled, ended) in [(true, Some(Ending::Stopped)), (false, None)] {
+        let (options, shutdown) = (Recover::from_arg_matches(&matches).expect("options"), CancellationToken::new());
+        if signalled {
+            shutdown.cancel();
+        }
+        let begin = move || Recovery::begin(options, &[], &shutdown).err();
+        assert_eq!(tokio::task::spawn_blocking(begin).await.expect("no panic"), ended);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_role_link_has_written_is_understood() {
     let scene = Scene::new(StubOptions::default()).await;
@@ -848,6 +872,18 @@ async fn of_a_real_kafka_no_more_is_read_than_may_hold_a_loss_and_with_the_least
     let file = scene.write("moved", &lost(&moved));
     let (code, report) = scene.run_with(&door, &["--file", &file]).await;
     assert_eq!((code, &report["recovered"], &report["stored"]), (0, &0.into(), &1.into()), "{report:#}");
+
+    // What retention has taken may be what was stored.
+    let long_ago = humantime::format_rfc3339_millis(ago(120)).to_string();
+    let whole = ["login-stored", "--lost-at", &long_ago, "--dry-run"];
+    let (code, report) = scene.run_with(&door, &whole).await;
+    assert_eq!((code, &report["stored"], &report["notes"]), (0, &1.into(), &Value::Array(Vec::new())), "{report:#}");
+    let mut taken = TopicPartitionList::new();
+    taken.add_partition_offset(DETAIL, 0, Offset::Offset(1)).expect("an offset");
+    admin.delete_records(&taken, &AdminOptions::new()).await.expect("it may");
+    let (code, report) = scene.run_with(&door, &whole).await;
+    let note = report["notes"][0].as_str().unwrap_or_default();
+    assert!(code == 0 && note.starts_with("topic flinks.accounts-detail: retention may have taken"), "{report:#}");
 
     // Each permission is needed, and says so.
     let asked = scene.stub.counts().total();
