@@ -482,6 +482,13 @@ async fn supervise(loaded: Loaded, role: Served) -> ExitCode {
             _ = interrupt.recv() => ("SIGINT", 128 + 2),
         }
     };
+    if let Err(error) = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()]
+        .into_iter()
+        .try_for_each(outlive)
+    {
+        tracing::error!(%error, "signals cannot be awaited");
+        return ExitCode::from(FAILED);
+    }
     let grace_period = loaded.config.shutdown.grace_period;
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
@@ -535,4 +542,16 @@ async fn supervise(loaded: Loaded, role: Served) -> ExitCode {
             }
         }
     }
+}
+
+/// Takes a signal that would end the process by default, and that others take as the word to read their files again.
+fn outlive(kind: SignalKind) -> std::io::Result<()> {
+    let mut signals = signal(kind)?;
+    tokio::spawn(async move {
+        while signals.recv().await.is_some() {
+            let signal = kind.as_raw_value();
+            tracing::info!(signal, "nothing is done at this signal: files that change are read again by themselves");
+        }
+    });
+    Ok(())
 }

@@ -429,6 +429,12 @@ async fn a_webhook_in_flight_at_sigterm_is_answered_and_the_end_is_0() {
     while !get(admin, "/metrics").await.1.contains("bridge_ingress_requests_in_flight 1\n") {
         assert!(Instant::now() < deadline + PATIENCE, "not in flight: {}", bridge.output());
     }
+    // Others read their files again at these, and would end by default.
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
+        bridge.signal(signal);
+        let taken = |line: &str| line.contains("nothing is done at this signal").then_some(());
+        bridge.line("the signal is taken", taken).await;
+    }
     bridge.signal(Signal::TERM);
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
