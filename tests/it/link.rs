@@ -191,10 +191,11 @@ async fn a_record_becomes_a_link_once() {
 
     // What links nothing is done all the same, and counted.
     process.done(Record { key: None, ..record("login-2", 10, Some("user-2")) }).await;
+    process.done(Record { key: Some("".into()), ..record("login-2", 10, Some("user-2")) }).await;
     let mut strange = record("login-2", 10, Some("user-2"));
     set(&mut strange, header::TIME, "yesterday");
     process.done(strange).await;
-    assert_eq!((process.ended("no-login-id"), process.ended("not-a-webhook")), (1.0, 1.0));
+    assert_eq!((process.ended("no-login-id"), process.ended("not-a-webhook")), (2.0, 1.0));
     assert_eq!(stored(&servers, 4).len(), 4);
     assert_eq!(process.metric("bridge_link_links", &[]), 1.0);
 }

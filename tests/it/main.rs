@@ -25,6 +25,7 @@ mod layers;
 mod link;
 mod observability;
 mod plan;
+mod poison;
 mod privacy;
 mod publish;
 #[path = "../deploy/queries.rs"]

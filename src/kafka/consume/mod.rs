@@ -30,6 +30,7 @@
 //! as has been seen once after a rebalance, is held too, and the pause repeated. Nothing here publishes, and nothing decides what work is.
 
 mod assignment;
+mod headers;
 mod membership;
 mod offsets;
 pub mod reader;
@@ -45,7 +46,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance as Rebalancing};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -571,12 +572,11 @@ impl ConsumerContext for Context {
 
 /// A copy of a message: librdkafka's own memory is that of a whole fetched batch.
 fn copied(message: &BorrowedMessage<'_>, topic: Arc<str>) -> (Record, Origin) {
-    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-    let header = |value: Option<&[u8]>| Bytes::copy_from_slice(value.unwrap_or_default());
+    let header = |(name, value): (&str, &[u8])| (name.to_owned().into(), Bytes::copy_from_slice(value));
     let record = Record {
         topic: topic.clone(),
         key: message.key().map(Bytes::copy_from_slice),
-        headers: headers.map(|one| (one.key.to_owned().into(), header(one.value))).collect(),
+        headers: headers::of(message).into_iter().map(header).collect(),
         payload: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
     };
     let origin = Origin {

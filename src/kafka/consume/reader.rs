@@ -12,9 +12,10 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::headers;
 use crate::config;
 use crate::kafka::cause;
 use crate::kafka::client::{self, client_config};
@@ -36,7 +37,7 @@ pub struct ReadRecord<'a> {
     pub timestamp_ms: Option<i64>,
     /// Its key, if it has one.
     pub key: Option<&'a [u8]>,
-    /// Header names and values in their order.
+    /// Header names and values in their order, but for names that are not UTF-8.
     pub headers: Vec<(&'a str, &'a [u8])>,
     /// Its value; empty for a tombstone too.
     pub payload: &'a [u8],
@@ -46,14 +47,13 @@ pub struct ReadRecord<'a> {
 
 impl<'a> ReadRecord<'a> {
     fn of(message: &'a BorrowedMessage<'_>) -> ReadRecord<'a> {
-        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
         ReadRecord {
             topic: message.topic(),
             partition: message.partition(),
             offset: message.offset(),
             timestamp_ms: message.timestamp().to_millis(),
             key: message.key(),
-            headers: headers.map(|header| (header.key, header.value.unwrap_or_default())).collect(),
+            headers: headers::of(message),
             payload: message.payload().unwrap_or_default(),
             tombstone: message.payload().is_none(),
         }

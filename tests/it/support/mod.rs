@@ -5,6 +5,7 @@ pub mod bad;
 pub mod http;
 pub mod load;
 pub mod log;
+pub mod raw;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
