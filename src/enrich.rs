@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::config::{Config, Endpoint, ScheduledRefreshes, topics_of_types};
 use crate::dead_letter::{Cause, DeadLetter};
-use crate::flinks::{Attributes, CallError, Client, Gathering, Verdict};
+use crate::flinks::{Attributes, CallError, Client, FlinksCode, Gathering, Verdict};
 use crate::kafka::consume::{self, Consumed, ConsumerError, Lease, Membership, Work, Worked};
 use crate::kafka::{self, Publish};
 use crate::metrics::{ConsumerMetrics, EnrichMetrics, Enrichment, Lane, PublishCause};
@@ -118,7 +118,7 @@ impl Enricher {
         if record.header(header::HTTP_STATUS_CODE).is_some() {
             return Judged::Skip(Enrichment::HttpStatusCode);
         }
-        if record.header(header::FLINKS_CODE).is_some() {
+        if text(record, header::FLINKS_CODE).is_some_and(|code| !FlinksCode::parse(code).is_success()) {
             return Judged::Skip(Enrichment::FlinksCode);
         }
         let name = text(record, header::SOURCE).and_then(record::instance_of);

@@ -102,7 +102,8 @@ pub mod header {
     pub const TAG_ALTERED: &str = "ce_tagaltered";
     /// The body's `HttpStatusCode`, if it is not 200.
     pub const HTTP_STATUS_CODE: &str = "ce_httpstatuscode";
-    /// The body's `FlinksCode`: an error, in the words of the Flinks API.
+    /// The body's `FlinksCode`: an error, in the words of the Flinks API. Not written for one that says that nothing is
+    /// wrong.
     pub const FLINKS_CODE: &str = "ce_flinkscode";
     /// The body's `ResponseType`.
     pub const RESPONSE_TYPE: &str = "ce_responsetype";

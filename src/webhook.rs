@@ -177,7 +177,8 @@ pub enum AddError {
 pub enum QuarantineReason {
     /// It is JSON, and no rule selects it.
     UnknownType,
-    /// A member that decides its type or its key, or an id, stands there twice, and no choice would be right.
+    /// A member that decides its type or its key, an id, or what says whether it is a result, stands there twice, and no
+    /// choice would be right.
     AmbiguousType,
     /// It is not JSON.
     NotJson,
@@ -406,7 +407,7 @@ pub fn exact_tag(body: &[u8], limit: usize) -> Result<Option<String>, TagProblem
 pub enum TagProblem {
     /// It is longer than the limit.
     TooLong,
-    /// It is no string, or one with half of a surrogate pair, which is no text.
+    /// It is neither string nor number, or a string with half of a surrogate pair, which is no text.
     NotText,
     /// It stands there twice.
     Repeated,
@@ -782,6 +783,8 @@ mod tests {
         check(&tag("app-2026-000417"), &[(EXACT, "app-2026-000417"), (ALTERED, "")]);
         check(&tag(r"\u00c9loise"), &[(EXACT, "\u{c9}loise"), (ALTERED, "")]);
         check(&tag(&"x".repeat(256)), &[(EXACT, &"x".repeat(256)), (ALTERED, "")]);
+        // As written, like a number for a LoginId.
+        check(r#""Tag":20260417"#, &[(EXACT, "20260417"), (ALTERED, "")]);
         for absent in ["", r#""Tag":null"#, r#""Tag":"""#, r#""tag":"a""#, r#""Login":{"Tag":"a"}"#] {
             check(absent, &[(EXACT, ""), (ALTERED, "")]);
         }
@@ -797,7 +800,8 @@ mod tests {
             tag(r"\ud800"),
             r#""Tag":"a","Tag":"a""#.into(),
             r#""Tag":null,"Tag":null"#.into(),
-            r#""Tag":7"#.into(),
+            r#""Tag":7,"Tag":7"#.into(),
+            r#""Tag":true"#.into(),
             r#""Tag":{"a":1}"#.into(),
         ] {
             check(&altered, &[(EXACT, ""), (ALTERED, "true")]);
@@ -824,6 +828,17 @@ mod tests {
             &[(STATUS, "401"), (CODE, "TOO_MANY_REQUESTS")],
         );
         check_headers(r#"{"HttpStatusCode":"400"}"#, &[(STATUS, "400"), (CODE, ""), (TYPE, "")]);
+        for fine in ["OK", "CREATED", "\\u004fK"] {
+            check_headers(format!(r#"{{"HttpStatusCode":200,"FlinksCode":"{fine}"}}"#), &[(STATUS, ""), (CODE, "")]);
+        }
+        // Neither of two is right.
+        const REASON: &str = header::QUARANTINE_REASON;
+        for twice in ["200,\"HttpStatusCode\":401", "401,\"HttpStatusCode\":200", "401,\"HttpStatusCode\":401"] {
+            let body = format!(r#"{{"ResponseType":"KYC","HttpStatusCode":{twice}}}"#);
+            check_headers(body, &[(STATUS, ""), (REASON, "ambiguous-type")]);
+        }
+        let body = r#"{"ResponseType":"KYC","FlinksCode":"OK","FlinksCode":"RETRY_LATER"}"#;
+        check_headers(body, &[(CODE, ""), (REASON, "ambiguous-type")]);
         check_headers(r#"{"FlinksCode":null,"ResponseType":null}"#, &[(CODE, ""), (TYPE, "")]);
         check_headers(r#"{"ResponseType":"New\tType"}"#, &[(TYPE, "NewType")]);
         // Cut at a character's boundary, after cleaning.

@@ -138,12 +138,12 @@ fn judge(status: u16, content_type: String, body: Bytes) -> Result<Answer, CallE
     let code = match &head.code {
         None => None,
         Some(Value::String(code)) if code.is_empty() => None,
-        Some(Value::String(code)) => Some(FlinksCode::parse(code)),
+        Some(Value::String(code)) => Some(FlinksCode::parse(code)).filter(|code| !code.is_success()),
         Some(_) => return Err(CallError::Malformed { status, lacks: "a text as FlinksCode" }),
     };
     match (status, code) {
-        (200, None | Some(FlinksCode::Ok)) => Ok(Answer { status, content_type, body, head }),
-        (203, None | Some(FlinksCode::Ok)) => Err(CallError::Mfa),
+        (200, None) => Ok(Answer { status, content_type, body, head }),
+        (203, None) => Err(CallError::Mfa),
         (status, None) => Err(CallError::Status { status }),
         (status, Some(code)) => Err(CallError::Flinks { code, status }),
     }
@@ -209,6 +209,7 @@ mod tests {
             ("{\"FlinksCode\": 7}", malformed("a text as FlinksCode")),
             ("{\"HttpStatusCode\": 500}", Err(CallError::Status { status: 500 })),
             ("{\"FlinksCode\": \"OK\"}", Ok(200)),
+            ("{\"FlinksCode\": \"CREATED\"}", Ok(200)),
             ("{\"FlinksCode\": null, \"HttpStatusCode\": null}", Ok(200)),
             ("\u{feff}{}", Ok(200)),
         ];

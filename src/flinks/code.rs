@@ -112,6 +112,11 @@ codes! {
 }
 
 impl FlinksCode {
+    /// Whether it says that nothing is wrong.
+    pub fn is_success(&self) -> bool {
+        matches!(self, FlinksCode::Ok | FlinksCode::Created)
+    }
+
     /// How much of an unknown code is kept.
     pub const LONGEST: usize = 64;
 

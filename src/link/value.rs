@@ -361,7 +361,7 @@ pub(super) mod tests {
         assert_eq!(of(&[(header::TAG, "")], "{}"), said(10, "toolbox", None));
         let altered = [(header::TAG_ALTERED, "true")];
         assert_eq!(of(&altered, "{\"Tag\":\"a\\nb\"}"), said(10, "toolbox", Some("a\nb")));
-        assert_eq!(of(&altered, "{\"Tag\":7}").tag(), Some(&Tag::Unusable(TagProblem::NotText)));
+        assert_eq!(of(&altered, "{\"Tag\":true}").tag(), Some(&Tag::Unusable(TagProblem::NotText)));
         let long = format!("{{\"Tag\":\"{}\"}}", "x".repeat(TAG_LIMIT + 1));
         assert_eq!(of(&altered, &long).tag(), Some(&Tag::Unusable(TagProblem::TooLong)));
         assert!(of(&altered, &long.replacen('x', "", 1)).tag().is_some_and(|tag| matches!(tag, Tag::Text(_))));

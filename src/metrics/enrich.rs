@@ -20,7 +20,7 @@ label! {
         Abandoned = "abandoned",
         /// Left: the body says another `HttpStatusCode` than 200.
         HttpStatusCode = "skipped-http-status-code",
-        /// Left: the body carries a `FlinksCode`, so it is an error.
+        /// Left: the body carries a `FlinksCode` that says an error.
         FlinksCode = "skipped-flinks-code",
         /// Left: of a nightly refresh, and `enrich.scheduled_refreshes` is `skip`.
         ScheduledRefresh = "skipped-scheduled-refresh",

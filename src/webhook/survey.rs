@@ -152,7 +152,7 @@ impl<'t, 'b> Survey<'t, 'b> {
             request_id: self.request_id_header(),
             tag: self.tag_header(),
             http_status_code: self.http_status_code_header(),
-            flinks_code: self.flinks_code.value.and_then(Text::of_id).and_then(Text::cleaned),
+            flinks_code: self.flinks_code_header(),
             response_type: self.response_type.only().and_then(Text::of_string).and_then(Text::cleaned),
         }
     }
@@ -177,8 +177,10 @@ impl<'t, 'b> Survey<'t, 'b> {
             Some(rule) => (rule.event_type, None, rule.key),
             None => (types.unknown_index(), Some(QuarantineReason::UnknownType), KeySource::LoginId),
         };
-        // Consumers deduplicate by it, whatever the type.
-        self.request_id.once()?;
+        // Consumers deduplicate by the first, whatever the type; the others say whether it is a result at all.
+        for member in [self.request_id, self.http_status_code, self.flinks_code] {
+            member.once()?;
+        }
         Ok((event_type, quarantine, self.key(source)?))
     }
 
@@ -261,14 +263,20 @@ impl<'t, 'b> Survey<'t, 'b> {
     fn tag_header(&self) -> Tag<'b> {
         match self.tag.value {
             None | Some("null" | "\"\"") if !self.tag.repeated => Tag::Absent,
-            _ => self.tag.only().and_then(Text::of_string).and_then(Text::exact).map_or(Tag::Altered, Tag::Exact),
+            _ => self.tag.only().and_then(Text::of_id).and_then(Text::exact).map_or(Tag::Altered, Tag::Exact),
         }
     }
 
     fn http_status_code_header(&self) -> Option<Cow<'b, str>> {
-        let value = self.http_status_code.value?;
+        let value = self.http_status_code.only()?;
         let text = Text::of_id(value)?;
         if text.is("200") || value.parse() == Ok(200.0) { None } else { text.cleaned() }
+    }
+
+    /// None where the code says that nothing is wrong.
+    fn flinks_code_header(&self) -> Option<Cow<'b, str>> {
+        let text = Text::of_id(self.flinks_code.only()?)?;
+        if text.is("OK") || text.is("CREATED") { None } else { text.cleaned() }
     }
 }
 
@@ -284,7 +292,7 @@ pub(super) fn exact_tag(text: &str, limit: usize) -> Result<Option<String>, TagP
     walked.map_err(|_| TagProblem::NotText)?;
     match tag.once().map_err(|Ambiguous| TagProblem::Repeated)? {
         None | Some("null" | "\"\"") => Ok(None),
-        Some(value) => Text::of_string(value).ok_or(TagProblem::NotText)?.whole(limit).map(Some),
+        Some(value) => Text::of_id(value).ok_or(TagProblem::NotText)?.whole(limit).map(Some),
     }
 }
 
@@ -530,7 +538,8 @@ mod tests {
             (format!(r#"{{"Tag":"{}"}}"#, "x".repeat(401)), Err(TagProblem::TooLong)),
             (format!(r#"{{"Tag":"{}"}}"#, "\u{e9}".repeat(201)), Err(TagProblem::TooLong)),
             (r#"{"Tag":"\ud83d"}"#.to_owned(), Err(TagProblem::NotText)),
-            (r#"{"Tag":5}"#.to_owned(), Err(TagProblem::NotText)),
+            (r#"{"Tag":5}"#.to_owned(), Ok(Some("5".to_owned()))),
+            (r#"{"Tag":true}"#.to_owned(), Err(TagProblem::NotText)),
             (r#"{"Tag":{"a":1}}"#.to_owned(), Err(TagProblem::NotText)),
             (r#"{"Tag":"a","Tag":"a"}"#.to_owned(), Err(TagProblem::Repeated)),
             (r#"{"Tag":null}"#.to_owned(), Ok(None)),

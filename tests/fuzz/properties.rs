@@ -192,7 +192,9 @@ fn login_id(top: &[(String, Node)]) -> Result<Option<String>, ()> {
 /// The event type by its name (of the quarantine: `None`), and the key; `Err` if ambiguous.
 fn decide(top: &[(String, Node)]) -> Result<(Option<&'static str>, Option<String>), ()> {
     let event_type = event_type(top)?;
-    once(top, "RequestId")?;
+    for name in ["RequestId", "HttpStatusCode", "FlinksCode"] {
+        once(top, name)?;
+    }
     let key = match event_type {
         Some((_, KeySource::RequestId)) => key_of(top, "requestId")?,
         Some((_, KeySource::SessionId)) => match session_id(top)? {

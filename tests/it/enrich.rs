@@ -272,11 +272,17 @@ async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
             br#"{"ResponseType":"GetAccountsDetail","FlinksCode":"X","Login":{"Id":"b"}}"#,
         ),
     ];
+    // A code that says that nothing is wrong is none: not from now on, and not where it was written before.
+    let fine =
+        br#"{"ResponseType":"GetAccountsDetail","HttpStatusCode":200,"FlinksCode":"OK","Login":{"Id":"login-8"}}"#;
+    let mut before = record(&scene.config, "toolbox", &accounts("login-9", 9));
+    before.headers.push(("ce_flinkscode".into(), Bytes::from_static(b"CREATED")));
+    store(&scene.config, [record(&scene.config, "toolbox", fine), before]).await;
     store(&scene.config, odd.clone()).await;
     let role = Role::start(&scene.config);
     let letters = read(&scene.servers, DEAD_LETTERS, 5);
-    let results = read(&scene.servers, ATTRIBUTES, 6);
-    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 11.0).await;
+    let results = read(&scene.servers, ATTRIBUTES, 10);
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 13.0).await;
     let of = |login_id: &str| {
         let letter = letters.iter().find(|letter| letter.key.as_deref() == Some(login_id)).expect("a dead letter");
         let header = |name: &str| letter.headers.get(name).map_or("", String::as_str);
@@ -295,9 +301,9 @@ async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
     let whole = letters.iter().find(|letter| letter.key.as_deref() == Some("login-0")).expect("found before");
     assert_eq!(whole.payload, accounts("login-0", 0), "byte for byte");
     let by_source = endpoints_by_source(&results);
-    assert!(by_source.len() == 3 && by_source.values().all(|endpoints| endpoints.len() == 2), "{by_source:?}");
+    assert!(by_source.len() == 5 && by_source.values().all(|endpoints| endpoints.len() == 2), "{by_source:?}");
     for (outcome, count) in [
-        ("enriched", 3.0),
+        ("enriched", 5.0),
         ("dead-letter", 5.0),
         ("skipped-no-api", 1.0),
         ("skipped-http-status-code", 1.0),

@@ -180,7 +180,7 @@ async fn a_record_becomes_a_link_once() {
     assert_eq!((&known["first_seen"], &known["last_seen"]), (&json!(time(10)), &json!(time(86_500))));
     set(&mut altered, header::TIME, &time(86_600));
     set(&mut altered, header::SOURCE, "/flinks/other");
-    altered.payload = "{\"Tag\":7}".into();
+    altered.payload = "{\"Tag\":true}".into();
     process.done(altered).await;
     let known = newest(&stored(&servers, 4)).remove("login-1").expect("a link");
     assert_eq!((&known["tag"], &known["tag_problem"]), (&Value::Null, &json!("not-text")));
