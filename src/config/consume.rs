@@ -189,7 +189,7 @@ mod tests {
         let Loaded { config, warnings, .. } = parse(BASE, Needs::API).expect("no faults");
         assert_eq!(warnings, Vec::<String>::new());
         let api = config.instances[0].api.as_ref().expect("an API");
-        assert_eq!(api.base_url, "https://toolbox-api.private.fin.ag/v3/an-invented-customer");
+        assert_eq!(api.base_url.as_str(), "https://toolbox-api.private.fin.ag/v3/an-invented-customer");
         assert_eq!((api.authentication, api.rate, api.concurrency), (ApiAuthentication::ApiKey, 50, 32));
         let environment = |name: &str| Some(format!("{name} of now"));
         assert_eq!(

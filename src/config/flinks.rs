@@ -7,10 +7,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::SecretSource;
 use super::fault::FaultKind;
 use super::parse::{self, choice, deadline, number};
 use super::read::{self, At, Table, settings};
+use super::secret::{SecretSource, Url};
 use crate::signature::Secret;
 
 /// The one member of `GetAccountsDetail` that is the bridge's to set.
@@ -40,7 +40,7 @@ settings! {
         /// Longest wait before a call is tried again.
         pub backoff_max: Duration = value("2m", deadline),
         /// Proxy for all calls, such as `http://proxy:3128`.
-        pub proxy: Option<String> = optional(parse::url),
+        pub proxy: Option<Url> = optional_shown(read::without_user, parse::url),
         /// PEM file with the authorities that are believed, instead of the system's.
         pub ca_file: Option<PathBuf> = with(ca_file),
     }
@@ -60,7 +60,7 @@ fn ca_file(table: &mut Table<'_, '_>, at: At<'_>) -> Option<PathBuf> {
 #[derive(Debug, Clone)]
 pub struct Api {
     /// Up to and with the customer id, without a slash at its end: `https://toolbox-api.private.fin.ag/v3/<customer>`.
-    pub base_url: String,
+    pub base_url: Url,
     /// Where the secret key of `GenerateAuthorizeToken` comes from.
     pub authorize_key: SecretSource,
     /// Where the key of all other calls comes from.
@@ -121,7 +121,7 @@ pub(super) fn read_api(table: &mut Table<'_, '_>) -> Option<Api> {
     let api = table.optional_table(At::new("api", help), |table| {
         let help = "Base of the API's URLs with the customer id, such as \
                     `https://toolbox-api.private.fin.ag/v3/<customer id>`.";
-        let base_url: String = table.required(At::new("base_url", help), parse::url);
+        let base_url: Url = table.required_shown(At::new("base_url", help), read::without_user, parse::url);
         let helps = [
             "Secret key for `GenerateAuthorizeToken`. Exactly one of `authorize_key`, `authorize_key_file` and \
              `authorize_key_env`.",
@@ -150,7 +150,6 @@ pub(super) fn read_api(table: &mut Table<'_, '_>) -> Option<Api> {
         let accounts_detail = table.json(At::new("accounts_detail", help), |name| {
             name.eq_ignore_ascii_case(REQUEST_ID).then_some("the bridge sets it: a session has its own")
         });
-        let base_url = base_url.trim_end_matches('/').to_owned();
         Some(Api {
             base_url,
             authorize_key: authorize_key?,

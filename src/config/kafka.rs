@@ -55,11 +55,7 @@ const COMPRESSIONS: [&str; 5] = ["none", "lz4", "zstd", "snappy", "gzip"];
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let properties = self.properties.current();
-        let show = |(name, value): (&String, &String)| {
-            // One file may hold certificate and key.
-            let hidden = is_secret_property(name) || name.ends_with(".pem");
-            (name.clone(), if hidden { reading::redacted(value) } else { value.clone() })
-        };
+        let show = |(name, value): (&String, &String)| (name.clone(), show_property(name)(value));
         f.debug_struct("Kafka")
             .field("bootstrap_servers", &self.bootstrap_servers)
             .field("properties", &properties.values.iter().map(show).collect::<BTreeMap<_, _>>())
@@ -149,8 +145,20 @@ const SHARING: &str = "fixed: one topic is shared out by cooperative-sticky, sev
 const OFFSETS: &str = "an offset is stored after the work on its record, and on all before it, is done";
 const FETCHED: &str = "fixed: it bounds the memory of consumers and of the audit";
 
-/// Whether the value of this librdkafka property may never be shown.
-pub fn is_secret_property(name: &str) -> bool {
+/// Whether the value of this librdkafka property may never be shown: a secret, or what may have one in it, as PEM (one
+/// text may hold certificate and key) and a command have.
+pub fn is_hidden_property(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    is_secret_property(name) || lower.ends_with(".pem") || lower == "sasl.kerberos.kinit.cmd"
+}
+
+/// How the value of this librdkafka property is shown.
+fn show_property(name: &str) -> fn(&str) -> String {
+    if is_hidden_property(name) { reading::redacted } else { reading::without_user_if_url }
+}
+
+/// Whether the value of this librdkafka property is a secret.
+fn is_secret_property(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     // Where a key stands is none.
     !name.ends_with(".location")
@@ -304,9 +312,9 @@ impl File {
 
 /// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]` and of certificate files.
 fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
-    let mut properties = table.names(at, is_secret_property);
+    let mut properties = table.names(at, show_property);
     let help = "A file with the value of this property, less one trailing newline. Looked at for changes.";
-    let files = table.names(At::new("property_files", help), |_| false);
+    let files = table.names(At::new("property_files", help), |_| str::to_owned);
     for (kind, name) in properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n)))
     {
         let refused = REFUSED.iter().find(|(refused, _)| refused.eq_ignore_ascii_case(name)).map(|(_, why)| *why);

@@ -34,10 +34,10 @@ pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRef
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, NotJson};
-pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_property};
+pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
-pub use secret::SecretSource;
+pub use secret::{SecretSource, Url};
 pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, all_topics, topics_of, topics_of_types};
 
 /// The largest `ingress.body_limit`: librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
@@ -1023,11 +1023,22 @@ $ FLINKS_BRIDGE__NO=1
             "sasl.password" = "hunter2hunter2"
             "sasl.oauthbearer.config" = "hunter2hunter2"
             ssl.key.pem = "hunter2hunter2"
+            "ssl.certificate.pem" = "hunter2hunter2"
+            "SSL.CA.PEM" = "hunter2hunter2"
+            "sasl.kerberos.kinit.cmd" = "kinit hunter2hunter2"
+            "an.address" = "https://user:hunter2hunter2@host"
+            "sasl.username" = "user@realm"
             [kafka.property_files]
             "ssl.keystore.password" = "secret"
+            [flinks]
+            proxy = "http://user:hunter2/@hunter2@proxy:3128"
             [[instance]]
             name = "inline"
             path = "/a/hunter2hunter2"
+            [instance.api]
+            base_url = "https://hunter2@api/v3/customer"
+            authorize_key = "hunter2hunter2"
+            api_key = "hunter2hunter2"
             [[instance.secret]]
             scheme = "flinks-authenticity-key"
             label = "a"
@@ -1054,6 +1065,16 @@ $ FLINKS_BRIDGE__NO=1
         let loaded =
             Config::parse(text, &file, &environment, Needs::WEBHOOKS).unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(loaded.config.kafka.properties.current().values["ssl.keystore.password"], PLANTED);
+        let proxy = loaded.config.flinks.proxy.as_ref().map(Url::as_str);
+        assert_eq!(proxy, Some("http://user:hunter2/@hunter2@proxy:3128"));
+        let print = loaded.print();
+        for line in [
+            "proxy = \"http://[redacted]@proxy:3128\"",
+            "base_url = \"https://[redacted]@api/v3/customer\"",
+            "\"sasl.username\" = \"user@realm\"",
+        ] {
+            assert!(print.contains(line), "{line} is not in\n{print}");
+        }
         let warnings = loaded.warnings.join("\n");
         let shown = [loaded.print(), format!("{loaded:?}"), format!("{:?}", loaded.config), warnings.clone()];
         for shown in &shown {
@@ -1062,28 +1083,33 @@ $ FLINKS_BRIDGE__NO=1
         let place = |line: usize| format!("\"[redacted]\" ({}:{line})", file.display());
         let kept_out = |by: &str| format!("a secret in the configuration file; {by} out");
         let [property, secret] = ["kafka.property_files keeps it", "value_file and value_env keep it"].map(kept_out);
+        let key = |name: &str| kept_out(&format!("{name}_file and {name}_env keep it"));
         let short = "the secret is shorter than 16 bytes";
         let expected = [
             format!("kafka.properties.sasl.oauthbearer.config = {}: {property}", place(4)),
             format!("kafka.properties.sasl.password = {}: {property}", place(3)),
             format!("kafka.properties.ssl.key.pem = {}: {property}", place(5)),
-            format!("instance.0.secret.0.value = {}: {short}", place(14)),
-            format!("instance.0.secret.0.value = {}: {secret}", place(14)),
-            format!("instance.0.secret.1.value_file = {}: {short}", place(18).replace("[redacted]", "secret")),
-            format!("instance.1.secret.0.value_env = {}: {short}", place(25).replace("[redacted]", "SECRET")),
+            format!("instance.0.secret.0.value = {}: {short}", place(25)),
+            format!("instance.0.secret.0.value = {}: {secret}", place(25)),
+            format!("instance.0.secret.1.value_file = {}: {short}", place(29).replace("[redacted]", "secret")),
+            format!("instance.0.api.authorize_key = {}: {}", place(20), key("authorize_key")),
+            format!("instance.0.api.api_key = {}: {}", place(21), key("api_key")),
+            format!("instance.1.secret.0.value_env = {}: {short}", place(36).replace("[redacted]", "SECRET")),
         ];
         assert_eq!(loaded.warnings, expected);
 
         // The same with a fault in every setting that can have one, and names misspelt.
         let faulty = text
             .replace("path = \"/", "path = \"?")
+            .replace("proxy = \"http://", "proxy = \"")
+            .replace("base_url = \"https://", "base_url = \"")
             .replace("label = ", "lable = ")
             .replace("value = ", "values = ")
             .replace("\"sasl.password\" = \"hunter2hunter2\"", "\"sasl.password\" = [\"hunter2hunter2\"]")
             + "[instances]\nx = \"hunter2hunter2\"";
         let faults = Config::parse(&faulty, &file, &environment, Needs::WEBHOOKS).expect_err("faulty");
         let faults = format!("{faults} {faults:?}");
-        for key in ["sasl.password", ".values", "instances"] {
+        for key in ["sasl.password", ".values", "instances", "flinks.proxy", "base_url"] {
             assert!(faults.contains(key), "{key} is not in {faults}");
         }
         assert!(!faults.contains("hunter2"), "{faults}");

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::secret::Url;
+
 /// Longest duration that makes sense for a deadline.
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -128,13 +130,13 @@ pub(super) fn servers(text: &str) -> Result<String, String> {
 }
 
 /// A URL as far as it is looked at here: whoever calls it finds the rest.
-pub(super) fn url(text: &str) -> Result<String, String> {
+pub(super) fn url(text: &str) -> Result<Url, String> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     match rest {
         Some(rest)
             if !rest.is_empty() && !rest.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic()) =>
         {
-            Ok(text.to_owned())
+            Ok(Url::new(text.trim_end_matches('/')))
         }
         _ => Err("expected a URL that begins with https:// or http://".to_owned()),
     }

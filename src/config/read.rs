@@ -337,7 +337,17 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// A setting without a default that must be given. What its parser says of an empty text is what is allowed.
     pub(super) fn required<T: Default>(&mut self, at: At<'_>, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        match self.one(at, REQUIRED, str::to_owned) {
+        self.required_shown(at, str::to_owned, parse)
+    }
+
+    /// As [`Table::required`]; `show` says how the value may be shown.
+    pub(super) fn required_shown<T: Default>(
+        &mut self,
+        at: At<'_>,
+        show: fn(&str) -> String,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> T {
+        match self.one(at, REQUIRED, show) {
             Some(text) => self.parsed(at.name, &text, parse).unwrap_or_default(),
             None => {
                 let key = join(&self.key, at.name);
@@ -352,7 +362,17 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// A setting that need not be given.
     pub(super) fn optional<T>(&mut self, at: At<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let text = self.one(at, "", str::to_owned)?;
+        self.optional_shown(at, str::to_owned, parse)
+    }
+
+    /// As [`Table::optional`]; `show` says how the value may be shown.
+    pub(super) fn optional_shown<T>(
+        &mut self,
+        at: At<'_>,
+        show: fn(&str) -> String,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = self.one(at, "", show)?;
         self.parsed(at.name, &text, parse)
     }
 
@@ -426,8 +446,8 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     /// A table whose names are not ours, such as librdkafka's properties: dotted names, in the file quoted or not, in
-    /// the environment with `_` for the dot. `secret` says which values are never shown.
-    pub(super) fn names(&mut self, at: At<'_>, secret: fn(&str) -> bool) -> BTreeMap<String, String> {
+    /// the environment with `_` for the dot. `show` says how the value of each may be shown.
+    pub(super) fn names(&mut self, at: At<'_>, show: fn(&str) -> fn(&str) -> String) -> BTreeMap<String, String> {
         let mut entries = self.entries_of(at.name).unwrap_or_default();
         let key = join(&self.key, at.name);
         let prefix = variable(&key, "");
@@ -445,7 +465,6 @@ impl<'r, 'a> Table<'r, 'a> {
             names.push("*".to_owned());
         }
         Table::read(self.reader, key, entries, |table| {
-            let show = |name: &str| if secret(name) { redacted } else { str::to_owned };
             let value = |name: String| Some((table.one(At::new(&name, at.help), "", show(&name))?, name));
             names.into_iter().filter_map(value).map(|(value, name)| (name, value)).collect()
         })
@@ -669,6 +688,22 @@ fn by_table(settings: &[Setting]) -> Vec<&Setting> {
 /// Shows nothing of a secret, not even its length.
 pub(super) fn redacted(_: &str) -> String {
     REDACTED.to_owned()
+}
+
+/// Shows a URL without what may be a user's name and password: all before the last `@` but the scheme. Also of what was
+/// meant to be a URL and is none.
+pub(super) fn without_user(text: &str) -> String {
+    let scheme = text.find("://").map_or(0, |at| at + "://".len());
+    match text.rfind('@') {
+        Some(at) if at >= scheme => format!("{}{REDACTED}{}", &text[..scheme], &text[at..]),
+        Some(at) => format!("{REDACTED}{}", &text[at..]),
+        None => text.to_owned(),
+    }
+}
+
+/// As [`without_user`] of what is a URL; any other text as it is, such as a user at a realm.
+pub(super) fn without_user_if_url(text: &str) -> String {
+    if text.contains("://") { without_user(text) } else { text.to_owned() }
 }
 
 /// Shows so much of a text that an operator knows it again, and nobody else can use it.

@@ -157,7 +157,7 @@ impl KeyHeaders {
 
 /// The URL that all calls of an API begin with.
 pub(super) fn base_url(api: &config::Api) -> Result<Url, ClientError> {
-    let base = Url::parse(&api.base_url).map_err(|_| ClientError::BaseUrl)?;
+    let base = Url::parse(api.base_url.as_str()).map_err(|_| ClientError::BaseUrl)?;
     let plain = base.query().is_none()
         && base.fragment().is_none()
         && base.username().is_empty()
@@ -175,7 +175,7 @@ pub(super) fn http_client(
 ) -> Result<reqwest::Client, ClientError> {
     let client = http::client(http::Options {
         ca_file: flinks.ca_file.as_deref(),
-        proxy: flinks.proxy.as_deref(),
+        proxy: flinks.proxy.as_ref().map(config::Url::as_str),
         secure: base.scheme() == "https",
         connect_timeout: flinks.connect_timeout,
         read_timeout: flinks.read_timeout,

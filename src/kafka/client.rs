@@ -70,7 +70,7 @@ pub fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>> {
         };
         // librdkafka quotes values, but not where the name is the fault.
         let unknown = description.starts_with("No such");
-        let hidden = config::is_secret_property(name) && !unknown;
+        let hidden = config::is_hidden_property(name) && !unknown;
         let what = if hidden { "librdkafka does not take the value" } else { &description };
         Some(format!("kafka.properties.{name}: {what}"))
     };

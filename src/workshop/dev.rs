@@ -14,7 +14,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::certificates::{self, SelfMade};
-use crate::config::{Config, Faults, Loaded, Needs, all_topics};
+use crate::config::{Config, Faults, Loaded, Needs, Url, all_topics};
 use crate::error::chain;
 use crate::kafka::consume::reader::{self, ReadRecord};
 use crate::serve::{self, InProcess, ServeError};
@@ -136,7 +136,7 @@ impl Company {
         };
         let stub = Stub::start(options).await?;
         for api in config.instances.iter_mut().filter_map(|instance| instance.api.as_mut()) {
-            api.base_url = stub.base_url();
+            api.base_url = Url::new(stub.base_url());
         }
         let SelfMade { ca_pem, certificate_pem, private_key_pem } = certificates::self_made(certificates::LOCAL_NAMES)?;
         let identity = Identity::from_pem(&certificate_pem, &private_key_pem)?;

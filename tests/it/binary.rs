@@ -275,13 +275,26 @@ fn printed_settings_show_no_secret() {
     );
     let config = directory.path().join("flinks-bridge.toml");
     let text = std::fs::read_to_string(&config).expect("it was written");
-    let text = text.replace("[kafka.properties]", "[kafka.properties]\n\"sasl.password\" = \"an-invented-password\"");
+    let text = text.replace("[kafka.properties]", "[kafka.properties]\n\"sasl.password\" = \"an-invented-password\"")
+        + "\n[flinks]\nproxy = \"http://user:an-invented-proxy-password@127.0.0.1:1\"\n";
     std::fs::write(&config, text).expect("the directory can be written");
     let (code, out, err) = run(&["config", "--print", "--config", "flinks-bridge.toml"], directory.path());
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("127.0.0.1:1") && out.contains("\"2026-11\"") && out.contains("sasl.password"), "{out}");
-    for secret in ["an-invented-inline-secret", "an-invented-password", "an-invented-secret"] {
-        assert!(!out.contains(secret) && !err.contains(secret), "{secret} is in\n{out}\n{err}");
+    assert!(out.contains("proxy = \"http://[redacted]@127.0.0.1:1\""), "{out}");
+    // Also where a role says what it starts with, and where somebody looks for faults.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    let taken = [("FLINKS_BRIDGE__ADMIN__LISTEN", &*address)];
+    let mut started = command(&["ingress", "--config", "flinks-bridge.toml"], directory.path(), &taken);
+    let started = String::from_utf8(started.output().expect("the binary starts").stdout).expect("text");
+    assert!(started.contains("starting") && started.contains("[redacted]@127.0.0.1:1"), "{started}");
+    let (_, checked, told) = run(&["check", "--config", "flinks-bridge.toml"], directory.path());
+    let shown = [&out, &err, &started, &checked, &told];
+    for secret in ["an-invented-inline-secret", "an-invented-password", "an-invented-secret", "an-invented-proxy"] {
+        for shown in shown {
+            assert!(!shown.contains(secret), "{secret} is in\n{shown}");
+        }
     }
     assert!(err.contains("warning: "), "inline secrets are warned of: {err}");
     assert!(out.parse::<toml::Table>().is_ok(), "what is printed is TOML:\n{out}");

@@ -432,7 +432,7 @@ fn shortened(reason: &str) -> String {
 /// A text of librdkafka's in which no secret property stands, should it have quoted one.
 fn without_secrets(kafka: &config::Kafka, mut text: String) -> String {
     let properties = kafka.properties.current();
-    let secret = |(name, value): &(&String, &String)| config::is_secret_property(name) && value.len() > 3;
+    let secret = |(name, value): &(&String, &String)| config::is_hidden_property(name) && value.len() > 3;
     for (_, value) in properties.values.iter().filter(secret) {
         text = text.replace(value.as_str(), "[redacted]");
     }
