@@ -19,6 +19,8 @@ const CONNECTION: (u64, u64) = ((14 + 16) << 10, (20 + 16) << 10);
 const FETCHED: (u64, u64) = (16 << 20, 4 << 20);
 /// An answer of Flinks under way, on average.
 const ANSWER: u64 = 4 << 20;
+/// A link in the table of role `link`, with what the table needs while it grows (`link::table`).
+const LINK: u64 = 340;
 /// librdkafka's `batch.size`: the largest request of more than one record.
 const BATCH: u64 = 1_000_000;
 
@@ -82,9 +84,10 @@ impl Config {
         Memory { sure, beside: beside + answers }
     }
 
-    /// Memory of role `link`, with so many brokers, less its table of links.
-    pub fn link_memory(&self, brokers: u64) -> Memory {
-        self.consumer_memory(&self.link.consumer, brokers)
+    /// Memory of role `link`, with so many brokers and links in its table.
+    pub fn link_memory(&self, brokers: u64, links: u64) -> Memory {
+        let Memory { sure, beside } = self.consumer_memory(&self.link.consumer, brokers);
+        Memory { sure, beside: beside + links * LINK }
     }
 
     fn consumer_memory(&self, consumer: &Consumer, brokers: u64) -> Memory {

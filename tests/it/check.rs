@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::kafka::{Cluster, ClusterOptions, Operation, Permission, Resource, Rule};
+use crate::support::raw::{self, Raw};
 
 /// Everything that a set-up is, before something is broken. `SERVERS` and `API` are put in.
 const GOOD: &str = r#"
@@ -581,6 +582,33 @@ async fn what_is_wrong_in_a_real_cluster_is_named() {
     for topic in ALL_TOPICS.iter().filter(|topic| !["flinks.kyc", "flinks.quarantine"].contains(topic)) {
         assert_eq!(tokio::task::block_in_place(|| cluster.count(topic)), 0, "nothing is written to {topic}");
     }
+}
+
+/// Nobody has joined a group yet, and with one broker Kafka cannot make its topic of offsets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_without_groups_is_no_fault_and_links_take_memory() {
+    let properties = vec![("offsets.topic.replication.factor".to_owned(), "3".to_owned())];
+    let options = ClusterOptions { nodes: 1, properties, ..ClusterOptions::default() };
+    let cluster = tokio::task::block_in_place(|| Cluster::start(options));
+    let mut setup = Setup::new(&cluster.bootstrap_servers(), "http://127.0.0.1:1");
+    setup.options.whom = Whom::Link;
+    let mut checked = async || {
+        let findings = setup.check().await;
+        println!("{}", findings.text());
+        let permissions = findings.0.iter().filter(|finding| finding.area == Area::Permissions);
+        assert_eq!(permissions.filter(|finding| finding.severity == Warning || finding.severity == Error).count(), 0);
+        assert!(findings.text().contains("no group has ever been in this cluster"));
+        let text = findings.text();
+        let (_, mib) = text.split_once("role link takes up to ").expect("it is told");
+        mib.split_once(" MiB").and_then(|(mib, _)| mib.parse::<u64>().ok()).expect("a number")
+    };
+    for topic in ["flinks.kyc", "flinks.accounts-detail", "flinks.upload-fraud-alerts", "flinks.login-links"] {
+        tokio::task::block_in_place(|| cluster.create_topic(topic, 1, 1, &[]));
+    }
+    let empty = checked().await;
+    let link = Raw { key: Some(b"login".to_vec()), payload: Some(b"{}".to_vec()), ..Raw::default() };
+    tokio::task::block_in_place(|| raw::write(&cluster.bootstrap_servers(), "flinks.login-links", &vec![link; 10_000]));
+    assert_eq!(checked().await - empty, 3, "10,000 x 340 bytes");
 }
 
 /// Makes every topic of the set-up as it should be.

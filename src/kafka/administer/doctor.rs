@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 
 use crate::config;
 use crate::error::chain;
+use crate::kafka::cause::{self, TopicFault};
 use crate::kafka::client::client_config;
 use crate::kafka::operations;
 pub use crate::kafka::operations::{Allowed, Operation};
@@ -225,29 +226,50 @@ impl Cluster {
     /// Whether this client may know of a consumer group, by asking what it has committed for a partition of a topic. Who
     /// may not know of it may not join it; whether who knows of it may join it shows only in joining.
     ///
-    /// `None` if nobody answers for the group within 10 s, which is also what comes of one that this client may not
-    /// describe: librdkafka goes on looking for the group's broker although it is told that it may not. `false`
-    /// only where that broker is found and refuses. `None` too where no group ever was, and Kafka makes its own topic of
-    /// offsets first.
-    pub async fn knows_group(self: &Arc<Self>, group: String, topic: String) -> Option<bool> {
+    /// Nobody answers where the group may not be described: librdkafka goes on looking for the group's broker although
+    /// it is told that it may not. Nor where no group ever was and Kafka first has to make its own topic of offsets,
+    /// which takes its time, or more replicas than there are brokers.
+    pub async fn knows_group(self: &Arc<Self>, group: String, topic: String) -> Group {
         let cluster = self.clone();
         let ask = move || {
             let mut client = client_config(&cluster.settings, "flinks-bridge-check");
-            client.set("group.id", group).set("enable.auto.commit", "false");
-            let consumer: BaseConsumer<Deaf> = client.create_with_context(Deaf).ok()?;
+            client.set("group.id", group).set("enable.auto.commit", "false").set("allow.auto.create.topics", "false");
+            let Ok(consumer) = client.create_with_context::<_, BaseConsumer<Deaf>>(Deaf) else {
+                return Group::Silent;
+            };
+            // Before the question, which has Kafka make it.
+            let offsets = consumer.fetch_metadata(Some(OFFSETS), QUESTION);
+            let fault = offsets.ok().and_then(|metadata| cause::topic_fault(cause::described(&metadata, OFFSETS)?));
             let mut wanted = TopicPartitionList::new();
             wanted.add_partition(&topic, 0);
             match consumer.committed_offsets(wanted, QUESTION) {
-                Ok(_) => Some(true),
+                Ok(_) => Group::Known,
                 Err(error) => match error.rdkafka_error_code() {
-                    Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Some(false),
-                    _ => None,
+                    Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Group::Forbidden,
+                    _ if matches!(fault, Some(TopicFault::Missing)) => Group::NoneYet,
+                    _ => Group::Silent,
                 },
             }
         };
         let asked = tokio::task::spawn_blocking(ask).await;
         asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
+}
+
+/// Kafka's own topic of what groups have committed.
+const OFFSETS: &str = "__consumer_offsets";
+
+/// What is known of a consumer group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// This client may know of it.
+    Known,
+    /// This client may not.
+    Forbidden,
+    /// There has never been a group in this cluster.
+    NoneYet,
+    /// Nobody answers for it within 10 s.
+    Silent,
 }
 
 /// What a broker says of its settings, by name.

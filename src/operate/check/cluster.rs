@@ -11,9 +11,10 @@ use super::findings::{Area, Findings};
 use crate::config::{Config, largest_record, topics_of, topics_of_types};
 use crate::error::chain;
 use crate::kafka::administer::doctor::{
-    self, Allowed, Broker, BrokerFault, BrokerSettings, Operation, Trouble, TroubleCause,
+    self, Allowed, Broker, BrokerFault, BrokerSettings, Group, Operation, Trouble, TroubleCause,
 };
 use crate::kafka::administer::topics;
+use crate::kafka::consume::reader;
 
 /// What a failover takes beyond `broker.session.timeout.ms`: 9 s of it made stalls of 9 to 12 s.
 const FAILOVER: Duration = Duration::from_secs(3);
@@ -24,6 +25,8 @@ pub(super) struct Asked {
     pub(super) brokers: u64,
     /// How many seconds a record may be ahead of the brokers' clocks, where they tell.
     pub(super) clock_limit: Option<i64>,
+    /// How many links role `link` would read into its table at the most.
+    pub(super) links: Option<u64>,
 }
 
 /// Asks for everything that the roles want of the cluster. Without [`Asked`], it could not be reached.
@@ -53,15 +56,25 @@ pub(super) async fn ask(roles: &Roles, config: &Config) -> (Findings, Option<Ask
         futures_util::future::join_all(groups.iter().map(async |(group, (role, topic))| {
             (group, role, cluster.knows_group(group.clone(), topic.clone()).await)
         }));
-    let (settings, described, of_topics, of_groups) =
-        tokio::join!(cluster.broker_settings(), described(config, &topics), cluster.allowed(names), of_groups);
+    let links = async { if roles.link { links(config).await } else { None } };
+    let (settings, described, of_topics, of_groups, links) =
+        tokio::join!(cluster.broker_settings(), described(config, &topics), cluster.allowed(names), of_groups, links);
     let clock_limit = brokers(&mut findings, config, &settings);
     differences(&mut findings, described);
     permissions(&mut findings, &topics, of_topics);
     for (group, role, known) in of_groups {
         membership(&mut findings, group, role, known);
     }
-    (findings, Some(Asked { brokers: cluster.brokers.len() as u64, clock_limit }))
+    (findings, Some(Asked { brokers: cluster.brokers.len() as u64, clock_limit, links }))
+}
+
+/// How many offsets the links' topic has: no fewer than it has links. `None` where that cannot be told.
+async fn links(config: &Config) -> Option<u64> {
+    let (kafka, topic) = (config.kafka.clone(), config.own_topics.login_links.clone());
+    let spans = tokio::task::spawn_blocking(move || reader::whole(&kafka, &topic)).await;
+    // That the topic is missing or denied is found elsewhere.
+    let spans = spans.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).ok()?;
+    Some(spans.iter().map(|span| span.end.saturating_sub(span.low).unsigned_abs()).sum())
 }
 
 /// The topics that the roles use, each with how it differs from what it should be; or why that cannot be told.
@@ -193,19 +206,23 @@ fn permissions(findings: &mut Findings, uses: &Uses, told: Result<Vec<Allowed>, 
 }
 
 /// Whether a group may be joined, as far as that can be told.
-fn membership(findings: &mut Findings, group: &str, role: &str, known: Option<bool>) {
+fn membership(findings: &mut Findings, group: &str, role: &str, known: Group) {
     let named = format!("group {group}, which role {role} joins");
     match known {
-        Some(true) => {
+        Group::Known => {
             let what = format!("{named}, is known to this client; whether it may join cannot be told without joining");
             findings.note(Area::Permissions, what, format_args!("be sure that READ on group {group} is allowed"));
         }
-        Some(false) => {
+        Group::Forbidden => {
             let what = format!("{named}, may not even be described by this client");
             findings.error(Area::Permissions, what, format_args!("allow READ on group {group} to this client's user"));
         }
+        Group::NoneYet => {
+            let what = format!("{named}: no group has ever been in this cluster; whether it may join shows in joining");
+            findings.note(Area::Permissions, what, format_args!("be sure that READ on group {group} is allowed"));
+        }
         // librdkafka goes on looking for a coordinator also where it is told that it may not.
-        None => {
+        Group::Silent => {
             let what = format!("{named}: nobody answers for it, as where this client may not know of it");
             let todo = format!("allow READ on group {group} to this client's user, or look at __consumer_offsets");
             findings.warning(Area::Permissions, what, todo);

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::Roles;
 use super::findings::{Area, Findings};
+use super::{Counted, Roles};
 use crate::config::{BROKERS, Config, LeastBandwidth, Memory, OWN_FILES};
 
 /// The limits under which this process runs. A value, so that a test can be a machine of its own.
@@ -85,9 +85,8 @@ pub(super) fn files(findings: &mut Findings, roles: &Roles, config: &Config, mac
 }
 
 /// Whether each role's bounds fit into the memory that it may take, by the arithmetic of `deploy/OPERATE.md`, "Memory".
-/// `brokers` is how many there are, where that is known.
-pub(super) fn memory(findings: &mut Findings, roles: &Roles, config: &Config, machine: &Machine, brokers: Option<u64>) {
-    let brokers = brokers.unwrap_or(BROKERS);
+pub(super) fn memory(findings: &mut Findings, roles: &Roles, config: &Config, machine: &Machine, counted: &Counted) {
+    let brokers = counted.brokers.unwrap_or(BROKERS);
     // The role, its memory, and the setting to lower.
     let mut wanted: Vec<(&str, Memory, &str)> = Vec::new();
     if roles.ingress {
@@ -98,7 +97,8 @@ pub(super) fn memory(findings: &mut Findings, roles: &Roles, config: &Config, ma
         wanted.push(("enrich", config.enrich_memory(brokers), "enrich.consumer.bytes_in_flight"));
     }
     if roles.link {
-        wanted.push(("link", config.link_memory(brokers), "link.consumer.bytes_in_flight"));
+        let memory = config.link_memory(brokers, counted.links.unwrap_or(0));
+        wanted.push(("link", memory, "link.consumer.bytes_in_flight"));
     }
     let limit = machine.memory();
     for (role, memory, setting) in wanted {

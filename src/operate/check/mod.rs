@@ -109,7 +109,7 @@ pub async fn run(options: &Check, environment: &[(String, String)], machine: &Ma
     machine::files(&mut findings, &roles, config, machine);
     machine::bandwidth(&mut findings, config);
     if options.offline {
-        machine::memory(&mut findings, &roles, config, machine, None);
+        machine::memory(&mut findings, &roles, config, machine, &Counted::default());
         let rest = "Kafka, brokers, topics, permissions, the Flinks API and the clock";
         findings.note(Area::Kafka, format_args!("not checked: {rest}, as --offline says"), "");
         return findings;
@@ -118,7 +118,8 @@ pub async fn run(options: &Check, environment: &[(String, String)], machine: &Ma
     let ask_flinks =
         async { if roles.enrich && whole { flinks::ask(config, environment).await } else { Default::default() } };
     let ((of_kafka, asked), (of_flinks, clocks)) = tokio::join!(cluster::ask(&roles, config), ask_flinks);
-    machine::memory(&mut findings, &roles, config, machine, asked.as_ref().map(|asked| asked.brokers));
+    let counted = asked.as_ref().map(|asked| Counted { brokers: Some(asked.brokers), links: asked.links });
+    machine::memory(&mut findings, &roles, config, machine, &counted.unwrap_or_default());
     findings.0.extend(of_kafka.0);
     findings.0.extend(of_flinks.0);
     if roles.enrich && !whole {
@@ -126,6 +127,13 @@ pub async fn run(options: &Check, environment: &[(String, String)], machine: &Ma
     }
     flinks::clock(&mut findings, &clocks, asked.and_then(|asked| asked.clock_limit));
     findings
+}
+
+/// What the cluster has of that which takes memory, where that is known.
+#[derive(Default)]
+struct Counted {
+    brokers: Option<u64>,
+    links: Option<u64>,
 }
 
 /// Which roles are looked at.
