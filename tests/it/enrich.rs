@@ -434,6 +434,34 @@ async fn what_a_shutdown_interrupts_is_done_again_under_the_same_ids() {
     role.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_ready_while_flinks_is_away_and_says_so() {
+    let scene = Scene::new(StubOptions::default(), "").await;
+    scene.stub.set_share(Fault::HangUp, 1.0);
+    let process = Process::start(&scene.servers, &scene.stub);
+    scene.store(5).await;
+    let until = async |path: &str, part: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = process.get(path).await.unwrap_or_default();
+            if answer.contains(part) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{path} has no {part}: {answer}\n{}", process.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    until("/metrics", "bridge_flinks_available{instance=\"toolbox\"} 0\n").await;
+    let ready = until("/readyz", "the Flinks API of instance toolbox is away").await;
+    assert!(ready.contains(" 200 "), "{ready}");
+    scene.stub.set_share(Fault::HangUp, 0.0);
+    read(&scene.servers, ATTRIBUTES, 10);
+    until("/metrics", "bridge_flinks_available{instance=\"toolbox\"} 1\n").await;
+    let ready = process.get("/readyz").await.expect("it answers");
+    assert!(ready.contains(" 200 ") && !ready.contains("away"), "{ready}");
+    process.end().await;
+}
+
 /// The binary in role `enrich`; killed when dropped.
 struct Process {
     child: Child,
