@@ -66,6 +66,17 @@ pub struct Endpoint {
     pub call: AttributesCall,
     /// Days of transactions to use, 1 to 365; else Flinks decides.
     pub limit_days: Option<u16>,
+    /// What an answer must have to be a result.
+    pub must_have: MustHave,
+}
+
+/// What an answer of an Attributes endpoint must have to be a result, beside being an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MustHave {
+    /// An object `Card`.
+    Card,
+    /// Nothing more.
+    Object,
 }
 
 /// How attributes are asked for (docs.flinks.com api/enrich/endpoints).
@@ -127,6 +138,10 @@ fn read_endpoints(table: &mut Table<'_, '_>, _: At<'_>) -> Vec<Endpoint> {
         let attributes = table.list(At::new("attributes", help), "", parse::label);
         let help = "Days of transactions to use, 1 to 365. Without it Flinks decides.";
         let limit_days = table.optional(At::new("limit_days", help), number(1..=365));
+        let help = "What an answer must have to be published: `card`, an object `Card`, or `object`, nothing more, where \
+                    the endpoint's answers have another shape.";
+        let choices = [("card", MustHave::Card), ("object", MustHave::Object)];
+        let must_have = table.value(At::new("must_have", help), "card", choice(&choices));
         if !name.is_empty() && taken.contains(&name) {
             table.fault("name", "another endpoint has it too");
         }
@@ -139,7 +154,7 @@ fn read_endpoints(table: &mut Table<'_, '_>, _: At<'_>) -> Vec<Endpoint> {
                 return None;
             }
         };
-        Some(Endpoint { name, call, limit_days })
+        Some(Endpoint { name, call, limit_days, must_have })
     });
     endpoints.into_iter().flatten().collect()
 }
@@ -198,7 +213,8 @@ mod tests {
         );
         let keys = api.load_keys(&|name| Some(name.to_lowercase())).expect("good keys");
         assert_eq!((keys.authorize.expose(), keys.api.expose()), (&b"authorize_key"[..], &b"api_key"[..]));
-        let endpoint = |name: &str, call, limit_days| Endpoint { name: name.to_owned(), call, limit_days };
+        let must_have = MustHave::Card;
+        let endpoint = |name: &str, call, limit_days| Endpoint { name: name.to_owned(), call, limit_days, must_have };
         let get = AttributesCall::Get("GetCreditRiskAttributes".to_owned());
         let post = AttributesCall::Post(vec!["balance_trend_simple".to_owned(), "count_active_days".to_owned()]);
         assert_eq!(config.enrich.endpoints, [endpoint("credit-risk", get, Some(90)), endpoint("chosen", post, None)]);

@@ -30,7 +30,7 @@ use ipnet::IpNet;
 
 use crate::webhook::EventTypes;
 pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
-pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
+pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, MustHave, ScheduledRefreshes};
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, NotJson};

@@ -1,18 +1,21 @@
 //! Whether what comes back is Flinks' answer, and what it says.
 //!
-//! A result is a 200 by HTTP's word and by its own, declared as JSON, and whole. Everything else is a [`CallError`]: HTML
-//! with 200 and with 404 has been met, a 202 has the class of a success, and half a body may look like one (the
-//! contract, sections 4.2 and 4.4).
+//! A result is a 200 by HTTP's word and by its own, declared as JSON, whole, and what was asked for about whom it was asked
+//! for. Everything else is a [`CallError`]: HTML with 200 and with 404 has been met, a 202 has the class of a success,
+//! half a body may look like one (the contract, sections 4.2 and 4.4), and so does a gateway's
+//! `{"message":"Endpoint request timed out"}`.
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{RequestBuilder, Response};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 use serde_json::error::Category;
+use serde_json::value::RawValue;
+use serde_json::{Value, from_str};
 
 use super::code::{CallError, FlinksCode};
+use crate::config::MustHave;
 use crate::error::chain;
 
 /// A result: JSON, whole, and 200 by HTTP's word and its own.
@@ -34,6 +37,79 @@ pub(super) struct Head {
     pub(super) request_id: Option<Value>,
     #[serde(rename = "Token")]
     pub(super) token: Option<Value>,
+    #[serde(rename = "Accounts")]
+    accounts: Option<IgnoredAny>,
+    #[serde(rename = "Login")]
+    login: Option<IgnoredAny>,
+    #[serde(rename = "status")]
+    pay_status: Option<IgnoredAny>,
+}
+
+/// Where an answer says whom it is about.
+#[derive(Deserialize)]
+struct About<'b> {
+    #[serde(rename = "Card", borrow)]
+    card: Option<&'b RawValue>,
+    #[serde(rename = "Login", borrow)]
+    login: Option<&'b RawValue>,
+    #[serde(rename = "LoginId")]
+    login_id: Option<Value>,
+}
+
+/// The ids in a `Card` or a `Login`.
+#[derive(Deserialize)]
+struct Ids {
+    #[serde(rename = "Id")]
+    id: Option<Value>,
+    #[serde(rename = "LoginId")]
+    login_id: Option<Value>,
+}
+
+impl Answer {
+    /// As the attributes of this LoginId. Whatever else it has, an id of another one is found first.
+    pub(super) fn attributes_of(self, login_id: &str, must_have: MustHave) -> Result<Answer, CallError> {
+        let status = self.status;
+        let lacks = |lacks| CallError::Malformed { status, lacks };
+        let about: About<'_> = from_str(self.text()).map_err(|_| lacks("each member once"))?;
+        let object = |part: &&RawValue| part.get().starts_with('{');
+        let mut ids = vec![about.login_id];
+        for part in [about.card, about.login].into_iter().flatten().filter(object) {
+            let Ids { id, login_id } = from_str(part.get()).map_err(|_| lacks("each member once"))?;
+            ids.extend([id, login_id]);
+        }
+        let other = |id: &Value| match id {
+            // Flinks writes ids in one case, and who made the record may not have.
+            Value::String(id) => !id.is_empty() && !id.eq_ignore_ascii_case(login_id),
+            Value::Number(id) => id.to_string() != login_id,
+            // No id.
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => false,
+        };
+        if ids.iter().flatten().any(other) {
+            return Err(CallError::OtherLogin { status });
+        }
+        match must_have {
+            MustHave::Card if about.card.filter(object).is_none() => Err(lacks("a Card")),
+            MustHave::Card | MustHave::Object => Ok(self),
+        }
+    }
+
+    /// As an accounts detail.
+    pub(super) fn accounts_detail(self) -> Result<Answer, &'static str> {
+        let Head { accounts, login, .. } = &self.head;
+        if accounts.is_some() || login.is_some() { Ok(self) } else { Err("Accounts or a Login") }
+    }
+
+    /// As the status of a Pay session.
+    pub(super) fn pay_status(self) -> Result<Answer, &'static str> {
+        if self.head.pay_status.is_some() { Ok(self) } else { Err("a status of the session") }
+    }
+
+    /// Its body less a byte order mark.
+    fn text(&self) -> &str {
+        // It was looked at before.
+        let text = std::str::from_utf8(&self.body).unwrap_or_default();
+        text.strip_prefix('\u{feff}').unwrap_or(text)
+    }
 }
 
 /// Sends a request and reads its answer.
@@ -222,6 +298,61 @@ mod tests {
         assert_eq!(judged(404, "{}"), Err(CallError::Status { status: 404 }));
         // A success is 200 and nothing else.
         assert_eq!(judged(201, "{\"HttpStatusCode\": 200}"), Err(CallError::Status { status: 201 }));
+    }
+
+    #[test]
+    fn attributes_are_those_of_the_login_that_was_asked_for() {
+        const LOGIN: &str = "7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1";
+        let sample =
+            std::fs::read_to_string(format!("{}/tests/payloads/api/attributes_200.json", env!("CARGO_MANIFEST_DIR")));
+        let sample = sample.unwrap();
+        let other = sample.replace(LOGIN, "7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a2");
+        let malformed = |lacks| Err(CallError::Malformed { status: 200, lacks });
+        let another = || Err(CallError::OtherLogin { status: 200 });
+        let card = |members: &str| format!(r#"{{"Card":{{{members}}}}}"#);
+        // By what an answer must have: a card, or no more than to be an object.
+        let cases = [
+            (sample.clone(), Ok(()), Ok(())),
+            (format!("\u{feff}{sample}"), Ok(()), Ok(())),
+            (sample.replace(LOGIN, &LOGIN.to_uppercase()), Ok(()), Ok(())),
+            (card(""), Ok(()), Ok(())),
+            (r#"{"Card":{"Id":null},"Login":null,"LoginId":""}"#.to_owned(), Ok(()), Ok(())),
+            (r#"{"message":"Endpoint request timed out"}"#.to_owned(), malformed("a Card"), Ok(())),
+            (r#"{"Card":null}"#.to_owned(), malformed("a Card"), Ok(())),
+            (r#"{"Card":[]}"#.to_owned(), malformed("a Card"), Ok(())),
+            (r#"{"Card":"{}"}"#.to_owned(), malformed("a Card"), Ok(())),
+            (other, another(), another()),
+            (card(r#""Id":"somebody""#), another(), another()),
+            (card(r#""Id":7"#), another(), another()),
+            (card(r#""LoginId":"somebody""#), another(), another()),
+            (r#"{"Card":{},"Login":{"Id":"somebody"}}"#.to_owned(), another(), another()),
+            (r#"{"Login":{"LoginId":"somebody"}}"#.to_owned(), another(), another()),
+            (r#"{"LoginId":"somebody"}"#.to_owned(), another(), another()),
+            (card(r#""Id":1,"\u0049d":2"#), malformed("each member once"), malformed("each member once")),
+            (r#"{"Card":{},"Card":{}}"#.to_owned(), malformed("each member once"), malformed("each member once")),
+        ];
+        for (body, with_card, as_object) in cases {
+            for (must_have, expected) in [(MustHave::Card, with_card), (MustHave::Object, as_object)] {
+                let answer = judge(200, JSON.to_owned(), Bytes::copy_from_slice(body.as_bytes())).unwrap();
+                let judged = answer.attributes_of(LOGIN, must_have).map(|answer| assert_eq!(answer.body, body));
+                assert_eq!(judged, expected, "{must_have:?} {body}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_accounts_detail_has_accounts_and_a_session_a_status() {
+        let read = |body: &'static str| judge(200, JSON.to_owned(), Bytes::from_static(body.as_bytes())).unwrap();
+        for (body, accounts, status) in [
+            (r#"{"message":"Endpoint request timed out"}"#, false, false),
+            (r#"{"Accounts":[],"RequestId":"a"}"#, true, false),
+            (r#"{"Login":{"Id":"a"}}"#, true, false),
+            (r#"{"Login":null,"Accounts":null,"status":null}"#, false, false),
+            (r#"{"sessionId":"a","status":"Completed"}"#, false, true),
+        ] {
+            assert_eq!(read(body).accounts_detail().is_ok(), accounts, "{body}");
+            assert_eq!(read(body).pay_status().is_ok(), status, "{body}");
+        }
     }
 
     #[test]

@@ -267,10 +267,11 @@ impl Client {
         let request = request.header(FLINKS_AUTH_KEY, token);
         let body = json!({ "LoginId": login_id, "MostRecentCached": true });
         let sent = Instant::now();
-        let request_id = self.send(turn, FlinksCall::Authorize, with_json(request, &body), |answer| {
+        let take = |answer: Answer| {
             let id = answer.head.request_id.as_ref().and_then(Value::as_str).filter(|id| usable(id).is_ok());
             id.map(str::to_owned).ok_or("a RequestId")
-        });
+        };
+        let request_id = self.send(turn, FlinksCall::Authorize, with_json(request, &body), in_form(take));
         Ok(Session { request_id: request_id.await?, used: sent })
     }
 
@@ -286,7 +287,9 @@ impl Client {
         let mut body = self.0.accounts_detail.clone();
         body.insert("RequestId".to_owned(), session.request_id.clone().into());
         let request = with_json(self.0.keyed(request), &body.into());
-        self.in_session(session, turn, FlinksCall::AccountsDetail, request).await.map(|answer| answer.body)
+        let answer =
+            self.in_session(session, turn, FlinksCall::AccountsDetail, request, in_form(Answer::accounts_detail));
+        answer.await.map(|answer| answer.body)
     }
 
     /// Asks whether what [`Client::accounts_detail`] began has ended; Flinks wants 10 s between two times.
@@ -297,7 +300,9 @@ impl Client {
         let turn = self.turn().await;
         let request = self.0.get(&["BankingServices", "GetAccountsDetailAsync", &session.request_id]);
         let request = self.0.keyed(request);
-        self.in_session(session, turn, FlinksCall::AccountsDetailPoll, request).await.map(|answer| answer.body)
+        let call = FlinksCall::AccountsDetailPoll;
+        let answer = self.in_session(session, turn, call, request, in_form(Answer::accounts_detail));
+        answer.await.map(|answer| answer.body)
     }
 
     /// Asks one Attributes endpoint about the session's LoginId, which must be `login_id`. Flinks wants one such call at
@@ -323,8 +328,19 @@ impl Client {
             Some(days) => request.header(LIMIT_DAYS, days),
             None => request,
         };
-        let answer = self.in_session(session, turn, FlinksCall::Attributes, self.0.keyed(request)).await?;
-        Ok(Attributes { body: answer.body, content_type: answer.content_type })
+        let take = |answer: Answer| answer.attributes_of(login_id, endpoint.must_have);
+        let answer = self.in_session(session, turn, FlinksCall::Attributes, self.0.keyed(request), take).await;
+        if matches!(answer, Err(CallError::OtherLogin { .. })) {
+            self.0.metrics.other_login();
+            tracing::error!(
+                instance = self.0.instance,
+                login_id,
+                request_id = session.request_id,
+                endpoint = endpoint.name,
+                "flinks answered about another LoginId, which is not published"
+            );
+        }
+        answer.map(|Answer { body, content_type, .. }| Attributes { body, content_type })
     }
 
     /// What became of a Pay session, byte for byte. Pay's API lies beside the instance's, under `/api/v2` of the same
@@ -340,7 +356,8 @@ impl Client {
         url.set_path("");
         extend(&mut url, &["api", "v2", "sessions", session_id, "status"]);
         let request = self.0.keyed(self.0.http.request(Method::GET, url));
-        self.send(turn, FlinksCall::PayStatus, request, |answer| Ok(answer.body)).await
+        let answer = self.send(turn, FlinksCall::PayStatus, request, in_form(Answer::pay_status)).await;
+        answer.map(|answer| answer.body)
     }
 
     async fn in_session(
@@ -349,13 +366,14 @@ impl Client {
         turn: Turn<'_>,
         call: FlinksCall,
         request: RequestBuilder,
+        take: impl FnOnce(Answer) -> Result<Answer, CallError>,
     ) -> Result<Answer, CallError> {
         // Its turn may have been long in coming.
         if session.is_idle(self.0.session_idle) {
             return Err(CallError::SessionIdle);
         }
         let sent = Instant::now();
-        let result = self.send(turn, call, request, Ok).await;
+        let result = self.send(turn, call, request, take).await;
         // Whatever Flinks says about it, it has looked at the session. Without a word of Flinks nobody knows.
         if result.as_ref().err().is_none_or(is_answer) {
             session.used = sent;
@@ -374,7 +392,7 @@ impl Client {
             Ok(token)
         };
         // Without a body, but with its length, which some servers want of a POST.
-        self.send(turn, FlinksCall::Token, request.body(Bytes::new()), token).await
+        self.send(turn, FlinksCall::Token, request.body(Bytes::new()), in_form(token)).await
     }
 
     /// Waits until the call may be sent.
@@ -399,15 +417,12 @@ impl Client {
         _turn: Turn<'_>,
         call: FlinksCall,
         request: RequestBuilder,
-        take: impl FnOnce(Answer) -> Result<T, &'static str>,
+        take: impl FnOnce(Answer) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         let sent = Instant::now();
         let in_flight = self.0.metrics.call_sent();
         let result = match exchange(request, self.0.answer_limit).await {
-            Ok(answer) => {
-                let status = answer.status;
-                take(answer).map_err(|lacks| CallError::Malformed { status, lacks })
-            }
+            Ok(answer) => take(answer),
             // Pay's errors have no FlinksCode.
             Err(CallError::Status { status: 404 } | CallError::WrongContentType { status: 404 })
                 if call == FlinksCall::PayStatus =>
@@ -534,6 +549,14 @@ pub(super) fn extend(url: &mut Url, parts: &[&str]) {
 
 fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
     request.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body.to_string())
+}
+
+/// What is taken out of an answer, or what this lacks.
+fn in_form<T>(take: impl FnOnce(Answer) -> Result<T, &'static str>) -> impl FnOnce(Answer) -> Result<T, CallError> {
+    |answer| {
+        let status = answer.status;
+        take(answer).map_err(|lacks| CallError::Malformed { status, lacks })
+    }
 }
 
 /// Whether Flinks, rather than nobody or something else, has said this.

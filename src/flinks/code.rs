@@ -219,6 +219,12 @@ pub enum CallError {
         /// What it lacks.
         lacks: &'static str,
     },
+    /// A result about another LoginId than it was asked for. It is never to be published.
+    #[error("an answer with status {status} about another LoginId")]
+    OtherLogin {
+        /// Its HTTP status.
+        status: u16,
+    },
     /// The answer points elsewhere. Keys are not taken there.
     #[error("a redirect with status {status}, which is not followed")]
     Redirect {
@@ -280,6 +286,8 @@ impl CallError {
             | CallError::NotJson { status }
             | CallError::Truncated { status }
             | CallError::Malformed { status, .. } => of_status(*status),
+            // Whatever has mixed them up, this session is not to be asked again.
+            CallError::OtherLogin { .. } => Verdict::NewSession,
             // To a page that excuses Flinks, or to where Flinks has moved: what answers is not Flinks.
             CallError::Redirect { .. } => Verdict::Down,
             // It will not be smaller the next time; `flinks.answer_limit` may be larger.
@@ -305,6 +313,7 @@ impl CallError {
             | CallError::NotJson { .. }
             | CallError::Truncated { .. }
             | CallError::Malformed { .. }
+            | CallError::OtherLogin { .. }
             | CallError::Redirect { .. }
             | CallError::TooLarge { .. }
             | CallError::Timeout
@@ -327,6 +336,7 @@ impl CallError {
             CallError::NotJson { .. } => "not-json",
             CallError::Truncated { .. } => "truncated",
             CallError::Malformed { .. } => "malformed",
+            CallError::OtherLogin { .. } => "other-login",
             CallError::Redirect { .. } => "redirect",
             CallError::TooLarge { .. } => "too-large",
             CallError::Timeout => "timeout",
@@ -532,6 +542,7 @@ mod tests {
             (not_json(500), Verdict::Down),
             (CallError::Truncated { status: 200 }, Verdict::BackOff),
             (CallError::Malformed { status: 200, lacks: "a RequestId" }, Verdict::BackOff),
+            (CallError::OtherLogin { status: 200 }, Verdict::NewSession),
             (CallError::Redirect { status: 302 }, Verdict::Down),
             (CallError::TooLarge { status: 200 }, Verdict::Page),
             (CallError::Timeout, Verdict::Down),

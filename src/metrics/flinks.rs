@@ -63,6 +63,8 @@ families! {
         "Calls a second that were allowed at the last call: the configured rate, or less after Flinks has throttled.";
     THROTTLED: "counter" "bridge_flinks_throttled_total" ["instance"]
         "Answers that there were too many calls.";
+    OTHER_LOGIN: "counter" "bridge_flinks_other_login_total" ["instance"]
+        "Answers about another LoginId than they were asked for. None is published.";
     AVAILABLE: "gauge" "bridge_flinks_available" ["instance"]
         "Whether Flinks answers: 0 from the moment that it seems to be away until a probe is answered.";
     PROBES: "counter" "bridge_flinks_probes_total" ["instance"]
@@ -86,6 +88,7 @@ impl FlinksMetrics {
         let waiting = CALLS_WAITING.gauges(registry)?;
         let rate = RATE.fractions(registry)?;
         let throttled = THROTTLED.counters(registry)?;
+        let other_login = OTHER_LOGIN.counters(registry)?;
         let available = AVAILABLE.gauges(registry)?;
         let probes = PROBES.counters(registry)?;
         let made = instances.iter().map(|instance| {
@@ -100,6 +103,7 @@ impl FlinksMetrics {
                 waiting: waiting.with_label_values(&[instance]),
                 rate: rate.with_label_values(&[instance]),
                 throttled: throttled.with_label_values(&[instance]),
+                other_login: other_login.with_label_values(&[instance]),
                 available: available.with_label_values(&[instance]),
                 probes: probes.with_label_values(&[instance]),
             };
@@ -126,6 +130,7 @@ struct Series {
     waiting: IntGauge,
     rate: Gauge,
     throttled: IntCounter,
+    other_login: IntCounter,
     available: IntGauge,
     probes: IntCounter,
 }
@@ -148,6 +153,11 @@ impl InstanceCalls {
         if outcome == FlinksOutcome::Throttled {
             self.0.throttled.inc();
         }
+    }
+
+    /// An answer was about another LoginId than it was asked for.
+    pub fn other_login(&self) {
+        self.0.other_login.inc();
     }
 
     /// A call is made only to find out whether Flinks is back.
@@ -196,6 +206,7 @@ mod tests {
         toolbox.rate(12.5);
         toolbox.available(true);
         toolbox.probed();
+        toolbox.other_login();
         let check = |line: &str| assert!(text(&registry).lines().any(|shown| shown == line), "no {line}");
         check("bridge_flinks_calls_total{call=\"attributes\",instance=\"toolbox\",outcome=\"throttled\"} 1");
         check("bridge_flinks_calls_total{call=\"token\",instance=\"toolbox\",outcome=\"ok\"} 1");
@@ -205,6 +216,7 @@ mod tests {
         check("bridge_flinks_rate_calls_per_second{instance=\"toolbox\"} 12.5");
         check("bridge_flinks_available{instance=\"toolbox\"} 1");
         check("bridge_flinks_probes_total{instance=\"toolbox\"} 1");
+        check("bridge_flinks_other_login_total{instance=\"toolbox\"} 1");
         check("bridge_flinks_calls_waiting{instance=\"toolbox\"} 1");
         check("bridge_flinks_calls_in_flight{instance=\"toolbox\"} 1");
         drop((waiting, sent));

@@ -316,6 +316,31 @@ async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_a_result_is_published() {
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    scene.store(3).await;
+    // Asked for while the gateway times out, with another's card, and as it should be.
+    scene.stub.set_login_fault("login-0", Some(Fault::Nonsense));
+    scene.stub.set_login_fault("login-1", Some(Fault::OtherLogin));
+    let role = Role::start(&scene.config);
+    let letters = read(&scene.servers, DEAD_LETTERS, 2);
+    let keys: HashSet<&str> = letters.iter().filter_map(|letter| letter.key.as_deref()).collect();
+    assert_eq!(keys, HashSet::from(["login-0", "login-1"]));
+    for letter in &letters {
+        let header = |name: &str| letter.headers.get(name).map(String::as_str);
+        assert_eq!((header("ce_deadlettercause"), header("ce_deadletterattempts")), (Some("attempts"), Some("3")));
+    }
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 3.0).await;
+    assert_eq!(role.metric("bridge_flinks_other_login_total", &[("instance", "toolbox")]), 3.0);
+    assert_eq!(role.metric("bridge_enrich_results_total", &[]), 2.0, "of the third, and of nobody else");
+    for result in read(&scene.servers, ATTRIBUTES, 2) {
+        let answer: serde_json::Value = serde_json::from_slice(&result.payload).expect("JSON");
+        assert_eq!((result.key.as_deref(), &answer["Card"]["Id"]), (Some("login-2"), &"login-2".into()));
+    }
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_fault_that_passes_is_waited_out() {
     // Each of them befalls about one call in twenty; none is the record's fault for ever.
     let faults = [
@@ -328,6 +353,8 @@ async fn every_fault_that_passes_is_waited_out() {
         Fault::Truncated,
         Fault::PlainText,
         Fault::Pending,
+        Fault::Nonsense,
+        Fault::OtherLogin,
     ];
     let scene = Scene::new(StubOptions { pending: 2, ..StubOptions::default() }, "[enrich]\nattempts = 100\n").await;
     for fault in faults {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flinks_bridge::config::{ApiKeys, AttributesCall, Config, Endpoint, Needs};
+use flinks_bridge::config::{ApiKeys, AttributesCall, Config, Endpoint, MustHave, Needs};
 use flinks_bridge::flinks::{CallError, Client, ClientError, FlinksCode, Gathering, Session, Verdict};
 use flinks_bridge::metrics::{FlinksCall, FlinksMetrics};
 use flinks_bridge::signature::Secret;
@@ -99,7 +99,12 @@ async fn stub(options: StubOptions) -> Stub {
 }
 
 fn get(name: &str) -> Endpoint {
-    Endpoint { name: "credit-risk".into(), call: AttributesCall::Get(name.into()), limit_days: None }
+    Endpoint {
+        name: "credit-risk".into(),
+        call: AttributesCall::Get(name.into()),
+        limit_days: None,
+        must_have: MustHave::Card,
+    }
 }
 
 fn credit_risk() -> Endpoint {
@@ -160,6 +165,7 @@ async fn a_record_s_calls_one_after_the_other() {
         name: "chosen".into(),
         call: AttributesCall::Post(vec!["balance_trend_simple".into(), "count_active_days".into()]),
         limit_days: Some(365),
+        must_have: MustHave::Card,
     };
     let card = json(&client.attributes(&mut session, LOGIN, &chosen).await.unwrap().body)["Card"].take();
     assert_eq!(card, serde_json::json!({ "Id": LOGIN, "balance_trend_simple": 0.94, "count_active_days": 365 }));
@@ -198,6 +204,8 @@ async fn each_fault_of_the_stand_in_is_told_apart() {
         (Fault::Truncated, CallError::Truncated { status: 200 }, Verdict::BackOff),
         (Fault::PlainText, CallError::WrongContentType { status: 200 }, Verdict::BackOff),
         (Fault::Redirect, alone(CallError::Redirect { status: 302 }), Verdict::BackOff),
+        (Fault::Nonsense, CallError::Malformed { status: 200, lacks: "a Card" }, Verdict::BackOff),
+        (Fault::OtherLogin, CallError::OtherLogin { status: 200 }, Verdict::NewSession),
         (Fault::Pending, flinks(FlinksCode::OperationPending, 202), Verdict::Wait),
     ];
     for (fault, error, verdict) in cases {

@@ -896,3 +896,16 @@ async fn of_a_real_kafka_no_more_is_read_than_may_hold_a_loss_and_with_the_least
     }
     assert_eq!(scene.stub.counts().total(), asked);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_looks_like_an_answer_is_not_recovered() {
+    let scene = Scene::new(StubOptions::default()).await;
+    scene.stub.set_login_fault("login-0", Some(Fault::Nonsense));
+    scene.stub.set_login_fault("session-0", Some(Fault::Nonsense));
+    let arguments = ["login-0", "login-1", "--pay-session", "session-0", "--attempts", "2"];
+    let (code, report) = scene.run(&arguments).await;
+    assert_ne!(code, 0, "{report:#}");
+    assert_eq!(causes(&report), BTreeMap::from([("login-0", "attempts"), ("session-0", "attempts")]), "{report:#}");
+    assert_eq!(keys(&scene.all(DETAIL)), BTreeMap::from([("login-1", 1)]));
+    assert!(scene.all("flinks.pay-events").is_empty());
+}

@@ -33,11 +33,15 @@ pub enum Fault {
     InvalidLogin,
     /// `202 OPERATION_PENDING`, however often it is asked.
     Pending,
+    /// 200 with what a gateway says when it has waited for long enough.
+    Nonsense,
+    /// The attributes of another LoginId.
+    OtherLogin,
 }
 
 impl Fault {
     /// Every one.
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 15] = [
         Fault::Throttle,
         Fault::RetryLater,
         Fault::Html,
@@ -51,6 +55,8 @@ impl Fault {
         Fault::Mfa,
         Fault::InvalidLogin,
         Fault::Pending,
+        Fault::Nonsense,
+        Fault::OtherLogin,
     ];
 
     /// The name on the command line and in counts.
@@ -69,6 +75,8 @@ impl Fault {
             Fault::Mfa => "mfa",
             Fault::InvalidLogin => "invalid-login",
             Fault::Pending => "pending",
+            Fault::Nonsense => "nonsense",
+            Fault::OtherLogin => "other-login",
         }
     }
 
@@ -89,6 +97,8 @@ impl Fault {
             Fault::Mfa => call == FlinksCall::Authorize,
             Fault::InvalidLogin => matches!(call, FlinksCall::Authorize | FlinksCall::PayStatus),
             Fault::Pending => data,
+            Fault::Nonsense => data || call == FlinksCall::PayStatus,
+            Fault::OtherLogin => call == FlinksCall::Attributes,
         }
     }
 }

@@ -62,7 +62,7 @@ pub struct StubOptions {
     pub latency: Duration,
     /// The share of calls that a fault befalls, such as `throttle=0.1`. May be given several times. Faults: throttle,
     /// retry-later, html, slow, cut-off, hang-up, server-error, truncated, plain-text, redirect, mfa, invalid-login,
-    /// pending.
+    /// pending, nonsense, other-login.
     #[arg(long = "fault", value_name = "FAULT=SHARE", value_delimiter = ',')]
     pub faults: Vec<FaultShare>,
     /// How many times accounts detail is under way before it is there.
@@ -582,6 +582,10 @@ impl Shared {
                 let body = json!({ "HttpStatusCode": 500, "Message": "(invented) an error" }).to_string();
                 return Said { status: 500, name: Fault::ServerError.name(), body };
             }
+            Some(Fault::Nonsense) => {
+                let body = json!({ "message": "Endpoint request timed out" }).to_string();
+                return Said { status: 200, name: Fault::Nonsense.name(), body };
+            }
             Some(Fault::InvalidLogin) if matches!(asked, Asked::PayStatus(_)) => {
                 return Said { status: 404, name: Fault::InvalidLogin.name(), body: "{}".to_owned() };
             }
@@ -662,7 +666,13 @@ impl Shared {
                 if !session.detailed || fault == Some(Fault::Pending) {
                     return pending(request_id, PENDING, "Your operation is still processing");
                 }
-                attributes(login_id, request_id, what, limit_days)
+                match fault {
+                    Some(Fault::OtherLogin) => {
+                        let said = attributes(OTHER_LOGIN, request_id, what, limit_days);
+                        Said { name: Fault::OtherLogin.name(), ..said }
+                    }
+                    _ => attributes(login_id, request_id, what, limit_days),
+                }
             }
             Asked::PayStatus(session_id) => Said::ok(
                 json!({
@@ -696,6 +706,9 @@ impl Shared {
 /// What `DaysOfTransactions` may be (the contract, section 1.10), and the days that each is; the first is the default.
 const DAYS: [(&str, usize); 2] = [("Days90", DEFAULT_DAYS), ("Days365", 365)];
 const DEFAULT_DAYS: usize = 90;
+
+/// Whose attributes [`Fault::OtherLogin`] gives.
+const OTHER_LOGIN: &str = "0c0ffee0-0000-4000-8000-000000000000";
 
 /// What counts call the two reasons to wait.
 const PENDING: &str = "OPERATION_PENDING";
