@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::fault::FaultKind;
 use super::parse::{self, choice, deadline, number};
 use super::read::{self, At, Table, settings};
-use super::secret::{SecretSource, Url};
+use super::secret::SecretSource;
+use super::url::{Url, without_user};
 use crate::signature::Secret;
 
 /// The one member of `GetAccountsDetail` that is the bridge's to set.
@@ -40,7 +41,7 @@ settings! {
         /// Longest wait before a call is tried again.
         pub backoff_max: Duration = value("2m", deadline),
         /// Proxy for all calls, such as `http://proxy:3128`.
-        pub proxy: Option<Url> = optional_shown(read::without_user, parse::url),
+        pub proxy: Option<Url> = optional_shown(without_user, parse::url),
         /// PEM file with the authorities that are believed, instead of the system's.
         pub ca_file: Option<PathBuf> = with(ca_file),
     }
@@ -121,7 +122,7 @@ pub(super) fn read_api(table: &mut Table<'_, '_>) -> Option<Api> {
     let api = table.optional_table(At::new("api", help), |table| {
         let help = "Base of the API's URLs with the customer id, such as \
                     `https://toolbox-api.private.fin.ag/v3/<customer id>`.";
-        let base_url: Url = table.required_shown(At::new("base_url", help), read::without_user, parse::url);
+        let base_url: Url = table.required_shown(At::new("base_url", help), without_user, parse::url);
         let helps = [
             "Secret key for `GenerateAuthorizeToken`. Exactly one of `authorize_key`, `authorize_key_file` and \
              `authorize_key_env`.",

@@ -14,6 +14,7 @@ use super::SecretSource;
 use super::fault::{Fault, FaultKind};
 use super::parse::{self, choice, deadline, duration};
 use super::read::{self as reading, At, Table, settings};
+use super::url::without_user_if_url;
 
 /// How long librdkafka waits for a topic that it does not know to appear (`topic.metadata.propagation.max.ms`) before
 /// it says that there is none. Fixed, because every publish deadline must be longer: else a missing topic looks like a
@@ -154,7 +155,7 @@ pub fn is_hidden_property(name: &str) -> bool {
 
 /// How the value of this librdkafka property is shown.
 fn show_property(name: &str) -> fn(&str) -> String {
-    if is_hidden_property(name) { reading::redacted } else { reading::without_user_if_url }
+    if is_hidden_property(name) { reading::redacted } else { without_user_if_url }
 }
 
 /// Whether the value of this librdkafka property is a secret.

@@ -21,6 +21,7 @@ mod parse;
 mod read;
 mod secret;
 mod topics;
+mod url;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,8 +38,9 @@ pub use instance::{Authentication, Instance, NotJson};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
-pub use secret::{SecretSource, Url};
+pub use secret::SecretSource;
 pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, all_topics, topics_of, topics_of_types};
+pub use url::Url;
 
 /// The largest `ingress.body_limit`: librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
 pub const LARGEST_BODY: usize = 900_000_000;

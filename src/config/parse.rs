@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::secret::Url;
+use super::url::Url;
 
 /// Longest duration that makes sense for a deadline.
 const DAY: Duration = Duration::from_secs(86_400);

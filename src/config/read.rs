@@ -16,7 +16,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::{Fault, FaultKind};
-use super::{Needs, SecretSource, json};
+use super::json;
+use super::url::REDACTED;
+use super::{Needs, SecretSource};
 use crate::signature::Secret;
 
 /// What every environment variable that is a setting starts with.
@@ -24,9 +26,6 @@ const PREFIX: &str = "FLINKS_BRIDGE__";
 
 /// Stands for the default of a setting that has none and must be given.
 const REQUIRED: &str = "required";
-
-/// Stands where a secret would be shown.
-const REDACTED: &str = "[redacted]";
 
 /// Declares a struct of settings. Each field is given by its help (the doc comment), type, and the method of [`Table`]
 /// that reads it with its default and parser; so all four stand at one place. `[parameters]` are texts for defaults
@@ -688,22 +687,6 @@ fn by_table(settings: &[Setting]) -> Vec<&Setting> {
 /// Shows nothing of a secret, not even its length.
 pub(super) fn redacted(_: &str) -> String {
     REDACTED.to_owned()
-}
-
-/// Shows a URL without what may be a user's name and password: all before the last `@` but the scheme. Also of what was
-/// meant to be a URL and is none.
-pub(super) fn without_user(text: &str) -> String {
-    let scheme = text.find("://").map_or(0, |at| at + "://".len());
-    match text.rfind('@') {
-        Some(at) if at >= scheme => format!("{}{REDACTED}{}", &text[..scheme], &text[at..]),
-        Some(at) => format!("{REDACTED}{}", &text[at..]),
-        None => text.to_owned(),
-    }
-}
-
-/// As [`without_user`] of what is a URL; any other text as it is, such as a user at a realm.
-pub(super) fn without_user_if_url(text: &str) -> String {
-    if text.contains("://") { without_user(text) } else { text.to_owned() }
 }
 
 /// Shows so much of a text that an operator knows it again, and nobody else can use it.

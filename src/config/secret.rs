@@ -1,11 +1,10 @@
-//! Where secrets stand, how they are read from there, and URLs, in which one may stand.
+//! Where secrets stand, and how they are read from there.
 
 use std::fmt;
 use std::io::Read;
 use std::path::PathBuf;
 
 use super::fault::{Fault, FaultKind};
-use super::read::without_user;
 use crate::signature::Secret;
 
 /// No secret, path or librdkafka property needs more; a larger file was named by mistake.
@@ -20,28 +19,6 @@ pub enum SecretSource {
     Environment(String),
     /// In the configuration file itself: works, with a warning.
     Inline(Secret),
-}
-
-/// A URL, without a slash at its end. Before its host may stand a password, which is never printed.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Url(String);
-
-impl Url {
-    /// Takes the text as it is.
-    pub fn new(text: impl Into<String>) -> Url {
-        Url(text.into())
-    }
-
-    /// All of it.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Url {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&without_user(&self.0), f)
-    }
 }
 
 impl SecretSource {
