@@ -226,7 +226,7 @@ async fn what_is_broken_without_a_network_is_named() {
         (
             "deadlines that do not nest",
             |setup| setup.replace("[ingress]\n", "[ingress]\nrequest_timeout = \"40s\"\n"),
-            &[(Error, Area::Deadlines, "must be less than ingress.request_timeout")],
+            &[(Error, Area::Deadlines, "must be at most ingress.request_timeout")],
         ),
         (
             "a budget above the memory of the control group, version 2",

@@ -247,7 +247,8 @@ async fn no_record_ends_a_role() {
     let (code, shown) = told(&show.expect("the binary runs"));
     assert_eq!((code, &shown[0]["login_id"]), (Some(0), &"login-2".into()), "{shown:#}");
     let tomorrow = humantime::format_rfc3339(SystemTime::now() + Duration::from_secs(86_400)).to_string();
-    let arguments = ["--config", "bridge.toml", "--not-seen-since", &tomorrow, "--dry-run", "--json"];
+    let ends = ["--seen-since", "2020-01-01T00:00:00Z", "--not-seen-since", &tomorrow];
+    let arguments = [&["--config", "bridge.toml", "--dry-run", "--json"], &ends[..]].concat();
     let (code, listed) = told(&command(directory.path(), "recover").args(arguments).output().expect("the binary runs"));
     assert_eq!(code, Some(0), "{listed:#}");
     for login_id in ["login-1", "login-2", "login-3"] {
