@@ -14,6 +14,7 @@ use super::SecretSource;
 use super::fault::{Fault, FaultKind};
 use super::parse::{self, choice, deadline, duration};
 use super::read::{self as reading, At, Table, settings};
+use crate::pem::{self, Wanted};
 
 /// How long librdkafka waits for a topic that it does not know to appear (`topic.metadata.propagation.max.ms`) before
 /// it says that there is none. Fixed, because every publish deadline must be longer: else a missing topic looks like a
@@ -184,18 +185,19 @@ struct File {
     path: PathBuf,
     /// The setting that names it, for messages.
     key: String,
-    /// It must hold PEM.
-    pem: bool,
+    /// It must hold PEM, with this in it.
+    pem: Option<Wanted>,
     /// `[kafka.property_files]` names it, which is where secrets stand.
     secret: bool,
 }
 
 /// Properties that name a file with PEM in it, and those that take its content: the content is what is in use until a
 /// new one has been found good, whatever becomes of the file meanwhile.
-const PEM_FILES: [(&str, &str); 3] = [
-    ("ssl.certificate.location", "ssl.certificate.pem"),
-    ("ssl.key.location", "ssl.key.pem"),
-    ("ssl.ca.location", "ssl.ca.pem"),
+const PEM_FILES: [(&str, &str, Wanted); 3] = [
+    ("ssl.certificate.location", "ssl.certificate.pem", Wanted::Certificates),
+    // `ssl.key.password` may be given.
+    ("ssl.key.location", "ssl.key.pem", Wanted::EncryptedKey),
+    ("ssl.ca.location", "ssl.ca.pem", Wanted::Certificates),
 ];
 
 /// Systems' bundles of authorities have some hundred kilobytes.
@@ -277,10 +279,10 @@ impl File {
     /// The content, less one trailing newline.
     fn read(&self) -> Result<String, Fault> {
         let not_text = |_| Fault::new(FaultKind::Value, "is not UTF-8");
-        if !self.pem {
+        let Some(wanted) = self.pem else {
             let content = SecretSource::File(self.path.clone()).read(&|_| None)?;
             return String::from_utf8(content.expose().into()).map_err(not_text);
-        }
+        };
         let (unreadable, unusable) = match self.secret {
             true => (FaultKind::SecretUnreadable, FaultKind::SecretUnusable),
             false => (FaultKind::Unreadable, FaultKind::Value),
@@ -292,14 +294,15 @@ impl File {
         if bytes.len() as u64 > LARGEST_PEM {
             return Err(Fault::new(unusable, format!("is larger than {} MiB", LARGEST_PEM >> 20)));
         }
-        // What stands around the armour may be in any encoding.
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        if text.contains("-----BEGIN ") && text.contains("-----END ") {
-            Ok(text)
-        } else {
-            Err(Fault::new(FaultKind::Value, "has no PEM in it"))
-        }
+        checked_pem(wanted, &bytes).map_err(|what| Fault::new(unusable, what))
     }
+}
+
+/// A PEM text as librdkafka takes it; or what is wrong with it.
+fn checked_pem(wanted: Wanted, text: &[u8]) -> Result<String, String> {
+    let text = pem::whole(text, wanted).map_err(|fault| fault.to_string())?;
+    // What stands around the armour may be in any encoding.
+    Ok(String::from_utf8_lossy(text).into_owned())
 }
 
 /// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]` and of certificate files.
@@ -322,6 +325,13 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             table.reader.warn(&key, "a secret in the configuration file; kafka.property_files keeps it out");
         }
     }
+    for (_, pem, wanted) in PEM_FILES {
+        let Some(text) = properties.get_mut(pem) else { continue };
+        match checked_pem(wanted, text.as_bytes()) {
+            Ok(checked) => *text = checked,
+            Err(what) => table.fault(&format!("properties.{pem}"), what),
+        }
+    }
     let mut sources = BTreeMap::new();
     for (name, path) in files {
         let key = format!("property_files.{name}");
@@ -329,14 +339,14 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             table.fault(&key, "is in kafka.properties too");
             continue;
         }
-        let pem = PEM_FILES.iter().any(|(_, pem)| *pem == name);
+        let pem = PEM_FILES.iter().find(|(_, pem, _)| *pem == name).map(|(_, _, wanted)| *wanted);
         let path = table.resolve(&path);
         if is_secret_property(&name) {
             table.reader.secret_files.push((format!("kafka.{key}"), path.clone()));
         }
         sources.insert(name, File { path, key, pem, secret: true });
     }
-    for (location, pem) in PEM_FILES {
+    for (location, pem, wanted) in PEM_FILES {
         // A directory of authorities, or `probe`, is librdkafka's to read.
         let other = |path: &str| path == "probe" || Path::new(path).is_dir();
         let taken = properties.contains_key(pem) || sources.contains_key(pem);
@@ -346,7 +356,7 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             if is_secret_property(pem) {
                 table.reader.secret_files.push((format!("kafka.{key}"), path.clone().into()));
             }
-            sources.insert(pem.to_owned(), File { path: path.into(), key, pem: true, secret: false });
+            sources.insert(pem.to_owned(), File { path: path.into(), key, pem: Some(wanted), secret: false });
         }
     }
     let mut values = properties.clone();

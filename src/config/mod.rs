@@ -1002,7 +1002,7 @@ $ FLINKS_BRIDGE__NO=1
             [kafka.properties]
             "sasl.password" = "hunter2hunter2"
             "sasl.oauthbearer.config" = "hunter2hunter2"
-            ssl.key.pem = "hunter2hunter2"
+            ssl.key.pem = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2\n-----END PRIVATE KEY-----"
             [kafka.property_files]
             "ssl.keystore.password" = "secret"
             [[instance]]

@@ -57,8 +57,8 @@ pub(super) fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// Whether librdkafka takes every property of `[kafka.properties]` and `[kafka.property_files]`. Asks librdkafka
-/// itself, since it alone knows them; nothing is connected.
+/// Whether librdkafka takes every property of `[kafka.properties]` and `[kafka.property_files]`, and our certificate's
+/// chain is whole. Asks librdkafka itself, since it alone knows them; nothing is connected.
 ///
 /// # Errors
 /// One text a property, naming it and never the value of one that may be a secret.
@@ -74,7 +74,11 @@ pub fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>> {
         let what = if hidden { "librdkafka does not take the value" } else { &description };
         Some(format!("kafka.properties.{name}: {what}"))
     };
-    let faults: Vec<String> = kafka.properties.current().values.iter().filter_map(fault).collect();
+    let properties = kafka.properties.current();
+    let mut faults: Vec<String> = properties.values.iter().filter_map(fault).collect();
+    if let Some(Err(what)) = properties.values.get("ssl.certificate.pem").map(|pem| tls::links(pem)) {
+        faults.push(format!("kafka.properties.ssl.certificate.pem: {what}"));
+    }
     if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 

@@ -221,6 +221,43 @@ async fn what_is_broken_without_a_network_is_named() {
             },
             &[(Error, Area::Certificate, "certificate 1 is signed by")],
         ),
+        (
+            "files that were joined without a line end between them",
+            |setup| {
+                let chain = fs::read_to_string(setup.made("tls.crt")).expect("written");
+                setup.write("tls.crt", &chain.replacen("-----\n-----BEGIN", "----------BEGIN", 1), 0o644);
+            },
+            &[(Error, Area::Certificate, "a part would be lost")],
+        ),
+        (
+            "a key with a passphrase",
+            |setup| {
+                let key = fs::read_to_string(setup.made("tls.key")).expect("written");
+                setup.write("tls.key", &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"), 0o600);
+            },
+            &[(Error, Area::Certificate, "the private key is encrypted")],
+        ),
+        (
+            "kafka's authorities, joined without a line end between them",
+            |setup| {
+                let chain = fs::read_to_string(setup.made("tls.crt")).expect("written");
+                setup.write("ca.crt", &chain.replacen("-----\n-----BEGIN", "----------BEGIN", 1), 0o644);
+                let file = setup.made("ca.crt");
+                setup.properties(&format!("\"ssl.ca.location\" = \"{file}\""));
+            },
+            &[(Error, Area::Settings, "kafka.properties.ssl.ca.location")],
+        ),
+        (
+            "kafka's client certificate with another's authority",
+            |setup| {
+                let leaf = certificates::self_made(&["leaf"]).expect("a good name").certificate_pem;
+                let other = certificates::self_made(&["other"]).expect("a good name").ca_pem;
+                setup.write("kafka.crt", &(leaf + &other), 0o644);
+                let file = setup.made("kafka.crt");
+                setup.properties(&format!("\"ssl.certificate.location\" = \"{file}\""));
+            },
+            &[(Error, Area::Settings, "ssl.certificate.pem: certificate 1")],
+        ),
         ("no certificate", |setup| setup.replace("tls.crt", "tls.pem"), &[(Error, Area::Certificate, "cannot read")]),
         (
             "deadlines that do not nest",

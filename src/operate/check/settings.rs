@@ -152,7 +152,8 @@ pub(super) fn certificate(findings: &mut Findings, config: &Config, now: SystemT
         findings.note(Area::Certificate, what, "be sure that a proxy before it ends TLS");
         return;
     };
-    let todo = "put a certificate chain (leaf first) and the leaf's private key there, both in PEM";
+    let todo = "put a certificate chain (the leaf, then whoever signed it, and so on) and the leaf's private key there, \
+                both in PEM";
     if let Err(error) = Identity::load(&files.certificate, &files.private_key) {
         findings.error(Area::Certificate, chain(&error), todo);
         return;
@@ -163,16 +164,6 @@ pub(super) fn certificate(findings: &mut Findings, config: &Config, now: SystemT
     };
     let name = files.certificate.display();
     dates(findings, &name, &told, now);
-    if let Some(at) = told.certificates.iter().position(|certificate| !certificate.next_is_issuer) {
-        let (one, next) = (&told.certificates[at], &told.certificates[at + 1]);
-        let what = format!(
-            "{name}: certificate {} is signed by \"{}\", but the next one is of \"{}\"",
-            at + 1,
-            one.issuer,
-            next.subject
-        );
-        findings.error(Area::Certificate, what, "put the chain in order: the leaf, then whoever signed it, and so on");
-    }
     if told.names.is_empty() {
         let what = format!("{name}: the first certificate names no host (no subject alternative name)");
         findings.error(Area::Certificate, what, "have one made for the host name that Flinks posts to, leaf first");
