@@ -21,11 +21,44 @@ use thiserror::Error;
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
-    /// Takes the bytes as they are, less one trailing newline (`\n` or `\r\n`), which editors and `echo` add to files.
+    /// Takes a text without the white space, line ends and byte order marks around it, which editors, shells and pages
+    /// that it was copied from add. What is no text is taken as it is, less one trailing newline (`\n` or `\r\n`).
     pub fn new(bytes: impl AsRef<[u8]>) -> Secret {
         let bytes = bytes.as_ref();
-        let bytes = bytes.strip_suffix(b"\n").map_or(bytes, |b| b.strip_suffix(b"\r").unwrap_or(b));
+        let around = |c: char| c.is_whitespace() || ['\u{FEFF}', '\u{200B}'].contains(&c);
+        let bytes = match std::str::from_utf8(bytes) {
+            Ok(text) => text.trim_matches(around).as_bytes(),
+            Err(_) => bytes.strip_suffix(b"\n").map_or(bytes, |b| b.strip_suffix(b"\r").unwrap_or(b)),
+        };
         Secret(bytes.into())
+    }
+
+    /// Why this is hardly the secret that was meant, if it looks so. It is used all the same: only who gave it knows.
+    pub fn doubt(&self) -> Option<&'static str> {
+        const WIDE: &str = "looks like text in UTF-16, and a secret is hardly that";
+        let Ok(text) = std::str::from_utf8(&self.0) else {
+            return (self.0.starts_with(b"\xFF\xFE") || self.0.starts_with(b"\xFE\xFF")).then_some(WIDE);
+        };
+        let quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
+        let assigned = text.strip_prefix("export ").unwrap_or(text).split_once('=').filter(|(name, value)| {
+            name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                // Base64 may end like this.
+                && !value.trim_matches('=').is_empty()
+        });
+        if text.contains('\0') {
+            Some(WIDE)
+        } else if quoted('"') || quoted('\'') || quoted('`') {
+            Some("looks quoted, and the quotes count as part of the secret")
+        } else if assigned.is_some() {
+            Some("looks like NAME=value, and all of it counts as the secret")
+        } else if (text.starts_with("${") && text.ends_with('}')) || (text.starts_with("$(") && text.ends_with(')')) {
+            Some("looks like a shell's variable or command that nobody has put a value in for")
+        } else if text.contains(['\n', '\r']) {
+            Some("looks like several lines, and all of them count as the secret")
+        } else {
+            None
+        }
     }
 
     /// The bytes, for keying an HMAC.
@@ -470,6 +503,59 @@ mod tests {
             assert_eq!(scheme.default_header(), scheme.default_header().to_ascii_lowercase());
         }
         assert_eq!("X-Flinks-Signature".parse::<Scheme>(), Err(UnknownScheme("X-Flinks-Signature".into())));
+    }
+
+    #[test]
+    fn what_stands_around_a_secret_is_no_part_of_it() {
+        let meant = Secret::new("an-invented-secret");
+        for around in
+            ["an-invented-secret\n", "an-invented-secret\r\n\r\n", " an-invented-secret ", "\tan-invented-secret\n\n"]
+                .into_iter()
+                .chain([
+                    "\u{FEFF}an-invented-secret\n",
+                    " \u{FEFF} an-invented-secret",
+                    "\u{A0}an-invented-secret\u{200B}",
+                ])
+        {
+            let taken = Secret::new(around);
+            assert!(taken == meant && taken.doubt().is_none(), "{around:?}");
+        }
+        // No text: taken as it is.
+        assert_eq!(Secret::new(b" \xE9\xE9 \n").expose(), b" \xE9\xE9 ");
+    }
+
+    #[test]
+    fn a_secret_that_is_hardly_meant_is_told() {
+        let wide: Vec<u8> = [0xFF, 0xFE].into_iter().chain(b"secret".iter().flat_map(|byte| [*byte, 0])).collect();
+        let cases: &[(&[u8], Option<&str>)] = &[
+            (b"an-invented-secret", None),
+            (b"c2VjcmV0LXNlY3JldA==", None),
+            (b"c2VjcmV0=", None),
+            (b"+a/b=", None),
+            (b"d\"e", None),
+            (b"\"", None),
+            (b"$tr0ng", None),
+            (b"an invented sentence", None),
+            (&[0xE9, 0xFF, 0x01], None),
+            (b"\"an-invented-secret\"", Some("quoted")),
+            (b"'an-invented-secret'", Some("quoted")),
+            (b"HMAC=an-invented-secret", Some("NAME=value")),
+            (b"export hmac_2=c2VjcmV0==", Some("NAME=value")),
+            (b"${HMAC}", Some("variable")),
+            (b"$(cat secret)", Some("variable")),
+            (b"an-invented\nsecret", Some("several lines")),
+            (&wide, Some("UTF-16")),
+            (&wide[2..], Some("UTF-16")),
+        ];
+        for (secret, expected) in cases {
+            let told = Secret::new(secret).doubt();
+            let as_expected = match (told, expected) {
+                (Some(told), Some(expected)) => told.contains(expected),
+                (None, None) => true,
+                _ => false,
+            };
+            assert!(as_expected, "{}: {told:?}", secret.escape_ascii());
+        }
     }
 
     #[test]

@@ -202,7 +202,7 @@ fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, Secret
         let label: String = table.required(at, parse::label);
         let helps = [
             "The secret itself. Exactly one of `value`, `value_file` and `value_env`.",
-            "File with the secret, less one trailing newline. Read again when it changes.",
+            "File with the secret; white space around it is dropped. Read again when it changes.",
             "Environment variable with the secret.",
         ];
         let missing = table.reader.needs.webhooks.then_some(FaultKind::SecretMissing);

@@ -15,6 +15,7 @@ use super::fault::{Fault, FaultKind};
 use super::parse::{self, choice, deadline, duration};
 use super::read::{self as reading, At, Table, settings};
 use crate::pem::{self, Wanted};
+use crate::signature::Secret;
 
 /// How long librdkafka waits for a topic that it does not know to appear (`topic.metadata.propagation.max.ms`) before
 /// it says that there is none. Fixed, because every publish deadline must be longer: else a missing topic looks like a
@@ -276,7 +277,7 @@ impl PartialEq for Properties {
 }
 
 impl File {
-    /// The content, less one trailing newline.
+    /// The content, as [`Secret::new`] takes it, or PEM.
     fn read(&self) -> Result<String, Fault> {
         let not_text = |_| Fault::new(FaultKind::Value, "is not UTF-8");
         let Some(wanted) = self.pem else {
@@ -305,10 +306,22 @@ fn checked_pem(wanted: Wanted, text: &[u8]) -> Result<String, String> {
     Ok(String::from_utf8_lossy(text).into_owned())
 }
 
+fn is_pem(name: &str) -> bool {
+    PEM_FILES.iter().any(|(_, pem, _)| pem.eq_ignore_ascii_case(name))
+}
+
+/// Passwords among properties that are hardly what was meant, by name, and why.
+pub fn doubts(values: &BTreeMap<String, String>) -> Vec<(String, &'static str)> {
+    let password =
+        |name: &str| ["password", "client.secret"].iter().any(|end| name.to_ascii_lowercase().ends_with(end));
+    let of_passwords = values.iter().filter(|(name, _)| password(name));
+    of_passwords.filter_map(|(name, value)| Some((name.clone(), Secret::new(value).doubt()?))).collect()
+}
+
 /// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]` and of certificate files.
 fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
     let mut properties = table.names(at, is_secret_property);
-    let help = "A file with the value of this property, less one trailing newline. Looked at for changes.";
+    let help = "A file with the value of this property; white space around it is dropped. Looked at for changes.";
     let files = table.names(At::new("property_files", help), |_| false);
     for (kind, name) in properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n)))
     {
@@ -324,6 +337,9 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
         if table.reader.in_file(&key) {
             table.reader.warn(&key, "a secret in the configuration file; kafka.property_files keeps it out");
         }
+    }
+    for (_, value) in properties.iter_mut().filter(|(name, _)| is_secret_property(name) && !is_pem(name)) {
+        *value = String::from_utf8_lossy(Secret::new(&value).expose()).into_owned();
     }
     for (_, pem, wanted) in PEM_FILES {
         let Some(text) = properties.get_mut(pem) else { continue };
@@ -365,6 +381,10 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             Ok(value) => drop(values.insert(name.clone(), value)),
             Err(fault) => table.fault_of(fault.kind, &file.key, fault),
         }
+    }
+    for (name, doubt) in doubts(&values) {
+        let key = sources.get(&name).map_or_else(|| format!("properties.{name}"), |file| file.key.clone());
+        table.reader.warn(&format!("kafka.{key}"), doubt);
     }
     Properties {
         given: Arc::new(properties),

@@ -33,7 +33,7 @@ pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRef
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, NotJson};
-pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_secret_property};
+pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_secret_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
 pub use secret::SecretSource;

@@ -491,7 +491,12 @@ impl<'r, 'a> Table<'r, 'a> {
         let environment = self.reader.environment;
         let lookup = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
         match source.read(&lookup) {
-            Ok(secret) => Some((key, source, Some(secret))),
+            Ok(secret) => {
+                if let Some(doubt) = secret.doubt() {
+                    self.reader.warn(&key, doubt);
+                }
+                Some((key, source, Some(secret)))
+            }
             Err(fault) => {
                 self.reader.fault_of(fault.kind, &key, fault);
                 None

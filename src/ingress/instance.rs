@@ -83,6 +83,11 @@ impl Instance {
             for (scheme, label) in loaded.keys.labels() {
                 metrics.secret_added(index, scheme, label);
             }
+            for LabelledSecret { scheme, label, secret } in &loaded.secrets {
+                if let Some(doubt) = secret.doubt() {
+                    tracing::warn!(instance = &*self.name, %scheme, label, doubt, "what was read looks wrong");
+                }
+            }
             self.keyring.store(Arc::new(loaded));
             metrics.secrets_reloaded(Reload::Replaced);
             tracing::info!(instance = &*self.name, "secrets replaced");

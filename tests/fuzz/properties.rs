@@ -483,7 +483,7 @@ fn prints_what_it_loaded(loaded: &Loaded, text: &str, environment: &[(String, St
         for (written, (_, _, source)) in secrets.into_iter().flatten().zip(&instance.secrets) {
             if let SecretSource::Inline(secret) = source {
                 let written = written.as_table_mut().expect("a secret is a table");
-                // One trailing newline is dropped at each reading.
+                // White space around it is dropped at each reading.
                 written.insert("value".into(), words(&[secret.expose(), b"\n"].concat()));
             }
         }

@@ -159,6 +159,30 @@ async fn what_is_broken_without_a_network_is_named() {
         ),
         ("a secret is empty", |setup| setup.write("secret.txt", "\n", 0o600), &[(Error, Area::Secrets, "is empty")]),
         (
+            "what stands around a secret is no part of it",
+            |setup| setup.write("secret.txt", &format!("\u{FEFF} {SECRET} \r\n\n"), 0o600),
+            &[],
+        ),
+        (
+            "a secret and two keys as a shell left them",
+            |setup| {
+                setup.write("secret.txt", &format!("'{SECRET}'\n"), 0o600);
+                setup.environment[0].1 = format!("AUTHORIZE_KEY={AUTHORIZE_KEY}");
+                setup.environment[1].1 = "${API_KEY_OF_THE_TOOLBOX}".to_owned();
+                setup.properties("\"sasl.username\" = \"me\"");
+                setup.environment.push((
+                    "FLINKS_BRIDGE__KAFKA__PROPERTIES__SASL_PASSWORD".to_owned(),
+                    "\"an-invented-password\"".to_owned(),
+                ));
+            },
+            &[
+                (Warning, Area::Secrets, "instance.0.secret.0.value_file"),
+                (Warning, Area::Secrets, "looks like NAME=value"),
+                (Warning, Area::Secrets, "looks like a shell's variable"),
+                (Warning, Area::Secrets, "kafka.properties.sasl.password"),
+            ],
+        ),
+        (
             "a secret is short",
             |setup| setup.write("secret.txt", "hunter2hunter2", 0o600),
             &[(Warning, Area::Secrets, "shorter than 16 bytes")],

@@ -8,7 +8,7 @@ use flinks_bridge::signature::Scheme::{self, FlinksAuthenticityKey, XFlinksSigna
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use crate::support::http::Client;
-use crate::support::{Bridge, PATH, eventually, kyc_of, mock_cluster, read_all, settings, signed_with};
+use crate::support::{Bridge, PATH, eventually, kyc_of, log, mock_cluster, read_all, settings, signed_with};
 
 const SOON: Duration = Duration::from_secs(10);
 const OLD: &str = "an-invented-old-secret";
@@ -150,6 +150,22 @@ async fn a_secret_file_that_changes_is_taken_over_and_a_broken_one_is_not() {
     fs::write(&file, OLD).expect("written");
     eventually("it is taken over", SOON, || reloads("replaced") >= 2.0).await;
     assert_eq!((post(OLD).await, post(NEW).await), (200, 401));
+    // What editors and shells add around it is no part of it; what they add to it is told.
+    let next = directory.path().join("next");
+    let replace = |content: String| {
+        fs::write(&next, content).expect("written");
+        fs::rename(&next, &file).expect("renamed");
+    };
+    let before = reloads("replaced");
+    replace(format!("\u{FEFF}{NEW} \r\n\n"));
+    eventually("it is taken over", SOON, || reloads("replaced") > before).await;
+    assert_eq!((post(OLD).await, post(NEW).await), (401, 200));
+    log::capture();
+    let before = reloads("replaced");
+    replace(format!("'{OLD}'\n"));
+    eventually("it is taken over", SOON, || reloads("replaced") > before).await;
+    let told = |line: &str| line.contains("WARN") && line.contains("toolbox") && line.contains("looks quoted");
+    assert!(log::captured().lines().any(told), "{}", log::captured());
     bridge.stop().await;
 }
 

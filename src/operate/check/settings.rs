@@ -40,6 +40,8 @@ pub(super) fn load(
             (Area::Secrets, "have Flinks set a secret of 32 random bytes or more, and add it beside this one")
         } else if warning.contains("a secret in the configuration file") {
             (Area::Secrets, "move it into a file that only the role's user can read")
+        } else if warning.contains("looks like") || warning.contains("looks quoted") {
+            (Area::Secrets, "put the secret there, and nothing else")
         } else if warning.contains("need no signature") {
             (Area::Secrets, "have Flinks sign its webhooks, add the [[instance.secret]] and remove authentication")
         } else {
