@@ -101,6 +101,13 @@ const REFUSED: &[(&str, &str)] = &[
     ("delivery.report.only.error", "only a delivery report makes a 200"),
     ("transactional.id", "the bridge publishes webhooks without transactions, and redrive has an id of its own"),
     ("allow.auto.create.topics", "a missing topic is a fault, never made with the broker's defaults"),
+    ("partitioner", PARTITIONER),
+    ("partitioner_cb", PARTITIONER),
+    ("plugin.library.paths", CODE),
+    ("ssl.engine.location", CODE),
+    ("ssl.engine.id", CODE),
+    ("ssl_engine_callback_data", CODE),
+    ("ssl.providers", CODE),
     ("topic.metadata.propagation.max.ms", "fixed to 5s, below every publish deadline"),
     ("statistics.interval.ms", "fixed: readiness is read from the statistics"),
     ("message.timeout.ms", DEADLINE),
@@ -141,6 +148,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("receive.message.max.bytes", FETCHED),
 ];
 const ACKS: &str = "the bridge always publishes with acks=all";
+const PARTITIONER: &str =
+    "fixed: murmur2_random, so that a key's records stay in one partition, the one that Java's producer picks";
+const CODE: &str = "it would load code into the process that holds the secrets and decides on the 200";
 const DEADLINE: &str = "use kafka.small.publish_deadline and kafka.large.publish_deadline";
 const IN_FLIGHT: &str = "fixed to 1: with more, a record that Kafka refused can be taken for stored";
 const SERVERS: &str = "use kafka.bootstrap_servers";
@@ -150,6 +160,55 @@ const GROUP: &str = "use enrich.consumer.group and link.consumer.group";
 const SHARING: &str = "fixed: one topic is shared out by cooperative-sticky, several by range";
 const OFFSETS: &str = "an offset is stored after the work on its record, and on all before it, is done";
 const FETCHED: &str = "fixed: it bounds the memory of consumers and of the audit";
+
+/// Two names of one property; which of two values counts is for nobody to guess.
+const ALIASES: &[(&str, &str)] = &[
+    ("retries", "message.send.max.retries"),
+    ("sasl.mechanism", "sasl.mechanisms"),
+    ("sasl.oauthbearer.client.credentials.client.id", "sasl.oauthbearer.client.id"),
+    ("sasl.oauthbearer.client.credentials.client.secret", "sasl.oauthbearer.client.secret"),
+];
+
+/// A wait that is longer than this ends no publish deadline's failures in time, in milliseconds.
+const LONG_WAIT: f64 = 5_000.0;
+/// So many tries, 100 ms apart, outlast every publish deadline that is likely.
+const FEW_RETRIES: f64 = 1_000.0;
+
+/// Why a value of a property that is taken is no good idea; `None` for all others.
+fn unwise(name: &str, value: &str) -> Option<String> {
+    let value = value.trim().to_ascii_lowercase();
+    let number = value.parse::<f64>().ok();
+    let is_off = ["false", "f", "0"].contains(&&*value);
+    let none_late = "a failed broker is ridden out only if it is tried again soon and often";
+    match name.to_ascii_lowercase().as_str() {
+        "retries" | "message.send.max.retries" if number.is_some_and(|tries| tries < FEW_RETRIES) => {
+            Some(format!("undoes what rides out a failure: {none_late}; publish_deadline alone ends a publish"))
+        }
+        "retry.backoff.ms"
+        | "retry.backoff.max.ms"
+        | "reconnect.backoff.ms"
+        | "reconnect.backoff.max.ms"
+        | "topic.metadata.refresh.fast.interval.ms"
+            if number.is_some_and(|wait| wait > LONG_WAIT) =>
+        {
+            Some(format!("undoes what rides out a failure: {none_late}, and this is longer than 5s"))
+        }
+        "socket.max.fails" if number.is_some_and(|fails| fails != 1.0) => Some(
+            "undoes what rides out a failure: a broker that hangs is left only when its requests may not time out twice"
+                .to_owned(),
+        ),
+        "enable.ssl.certificate.verification" if is_off => {
+            Some("switches verification off: whoever stands between can be the broker".to_owned())
+        }
+        "ssl.endpoint.identification.algorithm" if value == "none" => {
+            Some("switches verification off: any certificate of the authorities passes for any broker's".to_owned())
+        }
+        "enable.sasl.oauthbearer.unsecure.jwt" if !is_off => {
+            Some("switches verification off: the brokers take tokens that nobody has signed".to_owned())
+        }
+        _ => None,
+    }
+}
 
 /// Whether the value of this librdkafka property may never be shown.
 pub fn is_secret_property(name: &str) -> bool {
@@ -332,6 +391,15 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             table.fault(&format!("{kind}.{name}"), format_args!("not allowed: {why}"));
         }
     }
+    for (one, other) in ALIASES {
+        let key = |name: &str| {
+            let kind = if properties.contains_key(name) { "properties" } else { "property_files" };
+            (properties.contains_key(name) || files.contains_key(name)).then(|| format!("{kind}.{name}"))
+        };
+        if let (Some(key), Some(_)) = (key(one), key(other)) {
+            table.fault(&key, format_args!("another name of {other}, which is given too"));
+        }
+    }
     for name in properties.keys().filter(|name| is_secret_property(name)) {
         let key = format!("kafka.properties.{name}");
         if table.reader.in_file(&key) {
@@ -382,9 +450,11 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             Err(fault) => table.fault_of(fault.kind, &file.key, fault),
         }
     }
-    for (name, doubt) in doubts(&values) {
+    let unwise = values.iter().filter_map(|(name, value)| Some((name.clone(), unwise(name, value)?)));
+    let doubts = doubts(&values).into_iter().map(|(name, doubt)| (name, doubt.to_owned()));
+    for (name, what) in doubts.chain(unwise) {
         let key = sources.get(&name).map_or_else(|| format!("properties.{name}"), |file| file.key.clone());
-        table.reader.warn(&format!("kafka.{key}"), doubt);
+        table.reader.warn(&format!("kafka.{key}"), what);
     }
     Properties {
         given: Arc::new(properties),

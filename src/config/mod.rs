@@ -626,6 +626,30 @@ kafka.unready_after = "0s"
 kafka.properties."group.id" = "mine"
 ! kafka.properties.group.id = "mine" (bridge.toml:2): not allowed: use enrich.consumer.group and link.consumer.group
 
+kafka.properties."partitioner" = "random"
+! kafka.properties.partitioner = "random" (bridge.toml:2): not allowed: fixed: murmur2_random, so that a key's records
+  stay in one partition, the one that Java's producer picks
+
+kafka.properties."plugin.library.paths" = "a.so"
+kafka.properties."ssl.providers" = "mine"
+kafka.property_files."ssl.engine.location" = "/nowhere"
+! kafka.properties.plugin.library.paths = "a.so" (bridge.toml:2):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+! kafka.properties.ssl.providers = "mine" (bridge.toml:3):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+! kafka.property_files.ssl.engine.location = "/nowhere" (bridge.toml:4):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+! kafka.property_files.ssl.engine.location = "/nowhere" (bridge.toml:4):
+  cannot be read: No such file or directory (os error 2)
+
+$ FLINKS_BRIDGE__KAFKA__PROPERTIES__SSL_ENGINE_ID=mine
+! kafka.properties.ssl.engine.id = "mine" (FLINKS_BRIDGE__KAFKA__PROPERTIES__SSL_ENGINE_ID):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+
+kafka.properties."sasl.mechanism" = "PLAIN"
+kafka.properties."sasl.mechanisms" = "SCRAM-SHA-512"
+! kafka.properties.sasl.mechanism = "PLAIN" (bridge.toml:2): another name of sasl.mechanisms, which is given too
+
 kafka.linger = "1001ms"
 ! kafka.linger = "1001ms" (bridge.toml:2): expected a duration from 0s to 1s, such as 20s or 500ms
 

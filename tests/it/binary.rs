@@ -249,6 +249,17 @@ fn faults_of_the_settings_end_with_64_and_the_whole_list() {
     std::fs::write(directory.path().join("bare.toml"), bare).expect("the directory can be written");
     let (code, _, err) = run(&["ingress", "--config", "bare.toml"], directory.path());
     assert!(code == Some(64) && err.contains("authentication"), "{code:?} {err}");
+    // Each property is good, and librdkafka does not take them together.
+    let lifo = "[kafka]\nbootstrap_servers = \"127.0.0.1:1\"\n[kafka.properties]\n\"queuing.strategy\" = \"lifo\"\n\
+                [[instance]]\nname = \"a\"\npath = \"/a\"\nauthentication = \"none\"\n";
+    std::fs::write(directory.path().join("lifo.toml"), lifo).expect("the directory can be written");
+    for role in ["config", "ingress"] {
+        let (code, _, err) = run(&[role, "--config", "lifo.toml"], directory.path());
+        assert!(
+            code == Some(64) && err.contains("the small lane") && err.contains("queuing.strategy"),
+            "{role}: {err}"
+        );
+    }
     // A secret's file that is missing is found before anything listens.
     example(directory.path(), "");
     std::fs::remove_file(directory.path().join("secret.txt")).expect("it was written");

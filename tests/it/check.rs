@@ -317,6 +317,56 @@ async fn what_is_broken_without_a_network_is_named() {
             |setup| setup.properties("\"sasl.pasword\" = \"an-invented-password\""),
             &[(Error, Area::Settings, "kafka.properties.sasl.pasword")],
         ),
+        (
+            "properties that undo riding out a failure",
+            |setup| {
+                setup.properties(
+                    "\"message.send.max.retries\" = 1\n\"retry.backoff.ms\" = 300000\n\"socket.max.fails\" = 3\n\
+                     \"reconnect.backoff.max.ms\" = 3600000",
+                )
+            },
+            &[
+                (Warning, Area::Settings, "kafka.properties.message.send.max.retries"),
+                (Warning, Area::Settings, "kafka.properties.retry.backoff.ms"),
+                (Warning, Area::Settings, "kafka.properties.socket.max.fails"),
+                (Warning, Area::Settings, "kafka.properties.reconnect.backoff.max.ms"),
+            ],
+        ),
+        (
+            "properties that ride one out as well",
+            |setup| {
+                setup.properties(
+                    "\"retries\" = 2147483647\n\"retry.backoff.ms\" = 200\n\"reconnect.backoff.max.ms\" = 2000",
+                )
+            },
+            &[],
+        ),
+        (
+            "verification switched off",
+            |setup| {
+                setup.properties(
+                    "\"enable.ssl.certificate.verification\" = false\n\"ssl.endpoint.identification.algorithm\" = \"none\"",
+                )
+            },
+            &[
+                (Warning, Area::Settings, "kafka.properties.enable.ssl.certificate.verification"),
+                (Warning, Area::Settings, "kafka.properties.ssl.endpoint.identification.algorithm"),
+            ],
+        ),
+        (
+            "properties of which librdkafka takes each, and not both",
+            |setup| setup.properties("\"queuing.strategy\" = \"lifo\""),
+            &[(
+                Error,
+                Area::Settings,
+                "no client for the small lane, the large lane, transactions: `queuing.strategy` must",
+            )],
+        ),
+        (
+            "a property that does not go with one of ours",
+            |setup| setup.properties("\"reconnect.backoff.ms\" = 2000"),
+            &[(Error, Area::Settings, "`reconnect.backoff.max.ms` must be >= `reconnect.backoff.ms`")],
+        ),
     ];
     for (case, break_it, expected) in cases {
         println!("--- {case}");

@@ -42,6 +42,10 @@ pub(super) fn load(
             (Area::Secrets, "move it into a file that only the role's user can read")
         } else if warning.contains("looks like") || warning.contains("looks quoted") {
             (Area::Secrets, "put the secret there, and nothing else")
+        } else if warning.contains("undoes what rides out") {
+            (Area::Settings, "remove it, unless you have tried it while a broker is killed")
+        } else if warning.contains("switches verification off") {
+            (Area::Settings, "remove it, and name the brokers' authority in ssl.ca.location")
         } else if warning.contains("need no signature") {
             (Area::Secrets, "have Flinks sign its webhooks, add the [[instance.secret]] and remove authentication")
         } else {
@@ -49,7 +53,7 @@ pub(super) fn load(
         };
         findings.warning(area, warning, todo);
     }
-    if let Err(faults) = kafka::check_properties(&loaded.config.kafka) {
+    if let Err(faults) = kafka::check_settings(&loaded.config) {
         for fault in faults {
             findings.error(
                 Area::Settings,
