@@ -37,7 +37,7 @@ settings! {
         /// Longest wait before a call is tried again.
         pub backoff_max: Duration = value("2m", deadline),
         /// Proxy for all calls, such as `http://proxy:3128`.
-        pub proxy: Option<String> = optional(parse::url),
+        pub proxy: Option<ProxyUrl> = optional(proxy),
         /// PEM file with the authorities that are believed, instead of the system's.
         pub ca_file: Option<PathBuf> = with(ca_file),
     }
@@ -46,6 +46,27 @@ settings! {
 /// Reads the table.
 pub(super) fn read(table: &mut Table<'_, '_>) -> Flinks {
     Flinks::read(table)
+}
+
+/// A proxy's URL. Name and password in it are not shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(String);
+
+impl ProxyUrl {
+    /// All of it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&read::without_login(&self.0))
+    }
+}
+
+fn proxy(text: &str) -> Result<ProxyUrl, String> {
+    parse::url(text).map(ProxyUrl)
 }
 
 fn ca_file(table: &mut Table<'_, '_>, at: At<'_>) -> Option<PathBuf> {

@@ -58,9 +58,7 @@ impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let properties = self.properties.current();
         let show = |(name, value): (&String, &String)| {
-            // One file may hold certificate and key.
-            let hidden = is_secret_property(name) || name.ends_with(".pem");
-            (name.clone(), if hidden { reading::redacted(value) } else { value.clone() })
+            (name.clone(), if is_hidden_property(name) { reading::redacted(value) } else { value.clone() })
         };
         f.debug_struct("Kafka")
             .field("bootstrap_servers", &self.bootstrap_servers)
@@ -210,8 +208,14 @@ fn unwise(name: &str, value: &str) -> Option<String> {
     }
 }
 
-/// Whether the value of this librdkafka property may never be shown.
-pub fn is_secret_property(name: &str) -> bool {
+/// Whether the value of this librdkafka property may never be shown: a secret, or PEM, where a key may stand beside a
+/// certificate.
+pub fn is_hidden_property(name: &str) -> bool {
+    is_secret_property(name) || name.to_ascii_lowercase().ends_with(".pem")
+}
+
+/// Whether the value of this librdkafka property is a secret.
+fn is_secret_property(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     // Where a key stands is none.
     !name.ends_with(".location")
@@ -365,6 +369,46 @@ fn checked_pem(wanted: Wanted, text: &[u8]) -> Result<String, String> {
     Ok(String::from_utf8_lossy(text).into_owned())
 }
 
+/// Finds fault with what the promise rests on, what loads code, and what is given twice.
+fn refuse(table: &mut Table<'_, '_>, properties: &BTreeMap<String, String>, files: &BTreeMap<String, String>) {
+    let given: Vec<(&str, &String)> =
+        properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n))).collect();
+    for (kind, name) in &given {
+        let refused = REFUSED.iter().find(|(refused, _)| refused.eq_ignore_ascii_case(name)).map(|(_, why)| *why);
+        let for_tests = name.to_ascii_lowercase().starts_with("test.");
+        let why = refused.or(for_tests.then_some("for librdkafka's own tests: records would be kept nowhere"));
+        if let Some(why) = why {
+            table.fault(&format!("{kind}.{name}"), format_args!("not allowed: {why}"));
+        }
+        let alias = ALIASES.iter().find(|(one, _)| *one == name.as_str());
+        if let Some((_, other)) = alias.filter(|(_, other)| given.iter().any(|(_, name)| name == other)) {
+            table.fault(&format!("{kind}.{name}"), format_args!("another name of {other}, which is given too"));
+        }
+    }
+}
+
+/// Warns of secrets in the configuration file, of passwords that look wrong, and of what is no good idea.
+fn warn(table: &mut Table<'_, '_>, values: &BTreeMap<String, String>, sources: &BTreeMap<String, File>) {
+    let inline = values.iter().filter(|(name, _)| !sources.contains_key(*name));
+    for (name, _) in inline.filter(|(name, value)| is_secret_property(name) || holds_key(value)) {
+        let key = format!("kafka.properties.{name}");
+        if table.reader.in_file(&key) {
+            table.reader.warn(&key, "a secret in the configuration file; kafka.property_files keeps it out");
+        }
+    }
+    let unwise = values.iter().filter_map(|(name, value)| Some((name.clone(), unwise(name, value)?)));
+    let doubts = doubts(values).into_iter().map(|(name, doubt)| (name, doubt.to_owned()));
+    for (name, what) in doubts.chain(unwise) {
+        let key = sources.get(&name).map_or_else(|| format!("properties.{name}"), |file| file.key.clone());
+        table.reader.warn(&format!("kafka.{key}"), what);
+    }
+}
+
+/// Whether a PEM text has a private key in it, as that of a certificate may.
+fn holds_key(value: &str) -> bool {
+    value.contains("PRIVATE KEY-----")
+}
+
 fn is_pem(name: &str) -> bool {
     PEM_FILES.iter().any(|(_, pem, _)| pem.eq_ignore_ascii_case(name))
 }
@@ -379,33 +423,10 @@ pub fn doubts(values: &BTreeMap<String, String>) -> Vec<(String, &'static str)> 
 
 /// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]` and of certificate files.
 fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
-    let mut properties = table.names(at, is_secret_property);
+    let mut properties = table.names(at, is_hidden_property);
     let help = "A file with the value of this property; white space around it is dropped. Looked at for changes.";
     let files = table.names(At::new("property_files", help), |_| false);
-    for (kind, name) in properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n)))
-    {
-        let refused = REFUSED.iter().find(|(refused, _)| refused.eq_ignore_ascii_case(name)).map(|(_, why)| *why);
-        let for_tests = name.to_ascii_lowercase().starts_with("test.");
-        let why = refused.or(for_tests.then_some("for librdkafka's own tests: records would be kept nowhere"));
-        if let Some(why) = why {
-            table.fault(&format!("{kind}.{name}"), format_args!("not allowed: {why}"));
-        }
-    }
-    for (one, other) in ALIASES {
-        let key = |name: &str| {
-            let kind = if properties.contains_key(name) { "properties" } else { "property_files" };
-            (properties.contains_key(name) || files.contains_key(name)).then(|| format!("{kind}.{name}"))
-        };
-        if let (Some(key), Some(_)) = (key(one), key(other)) {
-            table.fault(&key, format_args!("another name of {other}, which is given too"));
-        }
-    }
-    for name in properties.keys().filter(|name| is_secret_property(name)) {
-        let key = format!("kafka.properties.{name}");
-        if table.reader.in_file(&key) {
-            table.reader.warn(&key, "a secret in the configuration file; kafka.property_files keeps it out");
-        }
-    }
+    refuse(table, &properties, &files);
     for (_, value) in properties.iter_mut().filter(|(name, _)| is_secret_property(name) && !is_pem(name)) {
         *value = String::from_utf8_lossy(Secret::new(&value).expose()).into_owned();
     }
@@ -424,11 +445,7 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             continue;
         }
         let pem = PEM_FILES.iter().find(|(_, pem, _)| *pem == name).map(|(_, _, wanted)| *wanted);
-        let path = table.resolve(&path);
-        if is_secret_property(&name) {
-            table.reader.secret_files.push((format!("kafka.{key}"), path.clone()));
-        }
-        sources.insert(name, File { path, key, pem, secret: true });
+        sources.insert(name, File { path: table.resolve(&path), key, pem, secret: true });
     }
     for (location, pem, wanted) in PEM_FILES {
         // A directory of authorities, or `probe`, is librdkafka's to read.
@@ -437,9 +454,6 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
         if !taken && let Some(path) = properties.get(location).filter(|path| !other(path)).cloned() {
             properties.remove(location);
             let key = format!("properties.{location}");
-            if is_secret_property(pem) {
-                table.reader.secret_files.push((format!("kafka.{key}"), path.clone().into()));
-            }
             sources.insert(pem.to_owned(), File { path: path.into(), key, pem: Some(wanted), secret: false });
         }
     }
@@ -449,13 +463,12 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             Ok(value) => drop(values.insert(name.clone(), value)),
             Err(fault) => table.fault_of(fault.kind, &file.key, fault),
         }
+        let holds_key = values.get(name).is_some_and(|value| holds_key(value));
+        if is_secret_property(name) || holds_key {
+            table.reader.secret_files.push((format!("kafka.{}", file.key), file.path.clone()));
+        }
     }
-    let unwise = values.iter().filter_map(|(name, value)| Some((name.clone(), unwise(name, value)?)));
-    let doubts = doubts(&values).into_iter().map(|(name, doubt)| (name, doubt.to_owned()));
-    for (name, what) in doubts.chain(unwise) {
-        let key = sources.get(&name).map_or_else(|| format!("properties.{name}"), |file| file.key.clone());
-        table.reader.warn(&format!("kafka.{key}"), what);
-    }
+    warn(table, &values, &sources);
     Properties {
         given: Arc::new(properties),
         files: Arc::new(sources),

@@ -31,9 +31,9 @@ use crate::webhook::EventTypes;
 pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
 pub use fault::{Fault, FaultKind, Faults};
-pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
+pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks, ProxyUrl};
 pub use instance::{Authentication, Instance, NotJson};
-pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_secret_property};
+pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
 pub use secret::SecretSource;
@@ -1027,6 +1027,9 @@ $ FLINKS_BRIDGE__NO=1
             "sasl.password" = "hunter2hunter2"
             "sasl.oauthbearer.config" = "hunter2hunter2"
             ssl.key.pem = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2\n-----END PRIVATE KEY-----"
+            ssl.certificate.pem = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nhunter2hunter2\n-----END PRIVATE KEY-----"
+            [flinks]
+            proxy = "http://me:hunter2hunter2@proxy.example.com:3128/"
             [kafka.property_files]
             "ssl.keystore.password" = "secret"
             [[instance]]
@@ -1058,6 +1061,8 @@ $ FLINKS_BRIDGE__NO=1
         let loaded =
             Config::parse(text, &file, &environment, Needs::WEBHOOKS).unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(loaded.config.kafka.properties.current().values["ssl.keystore.password"], PLANTED);
+        let proxy = "proxy = \"http://[redacted]@proxy.example.com:3128/\"";
+        assert!(loaded.print().contains(proxy), "{}", loaded.print());
         let warnings = loaded.warnings.join("\n");
         let shown = [loaded.print(), format!("{loaded:?}"), format!("{:?}", loaded.config), warnings.clone()];
         for shown in &shown {
@@ -1070,11 +1075,12 @@ $ FLINKS_BRIDGE__NO=1
         let expected = [
             format!("kafka.properties.sasl.oauthbearer.config = {}: {property}", place(4)),
             format!("kafka.properties.sasl.password = {}: {property}", place(3)),
+            format!("kafka.properties.ssl.certificate.pem = {}: {property}", place(6)),
             format!("kafka.properties.ssl.key.pem = {}: {property}", place(5)),
-            format!("instance.0.secret.0.value = {}: {short}", place(14)),
-            format!("instance.0.secret.0.value = {}: {secret}", place(14)),
-            format!("instance.0.secret.1.value_file = {}: {short}", place(18).replace("[redacted]", "secret")),
-            format!("instance.1.secret.0.value_env = {}: {short}", place(25).replace("[redacted]", "SECRET")),
+            format!("instance.0.secret.0.value = {}: {short}", place(17)),
+            format!("instance.0.secret.0.value = {}: {secret}", place(17)),
+            format!("instance.0.secret.1.value_file = {}: {short}", place(21).replace("[redacted]", "secret")),
+            format!("instance.1.secret.0.value_env = {}: {short}", place(28).replace("[redacted]", "SECRET")),
         ];
         assert_eq!(loaded.warnings, expected);
 

@@ -519,7 +519,7 @@ impl<'r, 'a> Table<'r, 'a> {
             Some(Given::Many(_)) => (None, Some("expected one value, not a list")),
             Some(Given::Table) => (None, Some("expected one value, not a table")),
         };
-        self.note(at, default, text.as_deref().map(|text| quoted(&show(text))), origin);
+        self.note(at, default, text.as_deref().map(|text| quoted(&without_login(&show(text)))), origin);
         if let Some(what) = fault {
             self.fault(at.name, what);
         }
@@ -641,6 +641,16 @@ fn by_table(settings: &[Setting]) -> Vec<&Setting> {
 /// Shows nothing of a secret, not even its length.
 pub(super) fn redacted(_: &str) -> String {
     REDACTED.to_owned()
+}
+
+/// Shows a URL without a name and password in it, and any other text as it is.
+pub(super) fn without_login(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://{REDACTED}@{host}{path}"),
+        None => text.to_owned(),
+    }
 }
 
 /// Shows so much of a text that an operator knows it again, and nobody else can use it.

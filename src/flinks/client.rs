@@ -17,7 +17,7 @@ use super::answer::{Answer, exchange};
 use super::code::{CallError, Verdict};
 use super::limit::{Gate, Pace, Seen};
 use crate::backoff::Backoff;
-use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint};
+use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint, ProxyUrl};
 use crate::http::{self, HttpError};
 use crate::metrics::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
 use crate::tls::TlsError;
@@ -173,7 +173,7 @@ pub(super) fn http_client(
 ) -> Result<reqwest::Client, ClientError> {
     let client = http::client(http::Options {
         ca_file: flinks.ca_file.as_deref(),
-        proxy: flinks.proxy.as_deref(),
+        proxy: flinks.proxy.as_ref().map(ProxyUrl::expose),
         secure: base.scheme() == "https",
         connect_timeout: flinks.connect_timeout,
         read_timeout: flinks.read_timeout,

@@ -71,7 +71,7 @@ pub(super) fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>>
         };
         // librdkafka quotes values, but not where the name is the fault.
         let unknown = description.starts_with("No such");
-        let hidden = config::is_secret_property(name) && !unknown;
+        let hidden = config::is_hidden_property(name) && !unknown;
         let what = if hidden { "librdkafka does not take the value" } else { &description };
         Some(format!("kafka.properties.{name}: {what}"))
     };
@@ -86,7 +86,7 @@ pub(super) fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>>
 /// A text of librdkafka's in which no secret property stands, should it have quoted one.
 pub(super) fn without_secrets(kafka: &config::Kafka, mut text: String) -> String {
     let properties = kafka.properties.current();
-    let secret = |(name, value): &(&String, &String)| config::is_secret_property(name) && value.len() > 3;
+    let secret = |(name, value): &(&String, &String)| config::is_hidden_property(name) && value.len() > 3;
     for (_, value) in properties.values.iter().filter(secret) {
         text = text.replace(value.as_str(), "[redacted]");
     }

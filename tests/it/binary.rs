@@ -286,12 +286,16 @@ fn printed_settings_show_no_secret() {
     );
     let config = directory.path().join("flinks-bridge.toml");
     let text = std::fs::read_to_string(&config).expect("it was written");
-    let text = text.replace("[kafka.properties]", "[kafka.properties]\n\"sasl.password\" = \"an-invented-password\"");
+    let made = certificates::self_made(&["me"]).expect("a good name");
+    let pair = (made.certificate_pem + &made.private_key_pem).replace('\n', "\\n");
+    let properties = format!("\"sasl.password\" = \"an-invented-password\"\n\"ssl.certificate.pem\" = \"{pair}\"");
+    let text = text.replace("[kafka.properties]", &format!("[kafka.properties]\n{properties}"))
+        + "[flinks]\nproxy = \"http://me:an-invented-password@127.0.0.1:1\"\n";
     std::fs::write(&config, text).expect("the directory can be written");
     let (code, out, err) = run(&["config", "--print", "--config", "flinks-bridge.toml"], directory.path());
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("127.0.0.1:1") && out.contains("\"2026-11\"") && out.contains("sasl.password"), "{out}");
-    for secret in ["an-invented-inline-secret", "an-invented-password", "an-invented-secret"] {
+    for secret in ["an-invented-inline-secret", "an-invented-password", "an-invented-secret", "PRIVATE"] {
         assert!(!out.contains(secret) && !err.contains(secret), "{secret} is in\n{out}\n{err}");
     }
     assert!(err.contains("warning: "), "inline secrets are warned of: {err}");
