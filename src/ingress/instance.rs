@@ -2,6 +2,7 @@
 //! its body is read. Secrets and path are read again here when their files change. It never sees a body.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -27,6 +28,8 @@ pub struct Instance {
     pub keyring: ArcSwap<Loaded>,
     /// What was last wrong with re-reading the secrets, so that it is told once and not at every look.
     complaint: Mutex<Vec<String>>,
+    /// Whose path its own was last found to be, likewise.
+    collision: Mutex<Option<Arc<str>>>,
     /// Topics that this instance puts in the place of the event types' own, by event type.
     pub topics: Vec<Option<Arc<str>>>,
 }
@@ -61,6 +64,7 @@ impl Instance {
             signature_headers: settings.signature_headers.iter().map(header_of).collect::<Result<_, Vec<String>>>()?,
             keyring: ArcSwap::from_pointee(Loaded::new(secrets)),
             complaint: Mutex::default(),
+            collision: Mutex::default(),
             topics: event_types
                 .types
                 .iter()
@@ -71,7 +75,7 @@ impl Instance {
     }
 
     /// Takes over secrets that have changed; the path as it is now, unless that cannot be told.
-    pub fn reload(&self, index: usize, metrics: &Metrics) -> Option<Secret> {
+    fn reload(&self, index: usize, metrics: &Metrics) -> Option<Secret> {
         let path = self.settings.load_path(&config::variable);
         let secrets = self.settings.load_secrets(&config::variable);
         let mut faults = secrets.as_ref().err().cloned().unwrap_or_default();
@@ -104,6 +108,21 @@ impl Instance {
         }
         *complaint = faults;
         path.ok()
+    }
+
+    /// Tells once that the instance keeps its path, since its new one is that of `other` too; or that it does no longer.
+    fn collides(&self, other: Option<&Instance>, metrics: &Metrics) {
+        let other = other.map(|other| other.name.clone());
+        let mut collision = self.collision.lock().expect("no panic while held");
+        if let Some(other) = other.as_ref().filter(|other| collision.as_ref() != Some(other)) {
+            metrics.secrets_reloaded(Reload::Refused);
+            tracing::error!(
+                instance = &*self.name,
+                other = &**other,
+                "the new path is that of another instance too, the path before stays in use"
+            );
+        }
+        *collision = other;
     }
 
     /// Whether the request's source address is on the instance's list, if it has one.
@@ -141,6 +160,41 @@ impl Instance {
     }
 }
 
+/// Re-reads the secrets and paths of all instances. The paths to use from now on, each with the index of its instance:
+/// what cannot be read stays as it was before, and so does a path that would be that of two.
+pub fn reload(instances: &[Instance], before: &HashMap<Secret, usize>, metrics: &Metrics) -> HashMap<Secret, usize> {
+    let mut kept: Vec<&Secret> = before.keys().collect();
+    kept.sort_by_key(|path| before[*path]);
+    let read = instances.iter().enumerate().map(|(index, instance)| instance.reload(index, metrics));
+    let read: Vec<Secret> = read.zip(&kept).map(|(path, kept)| path.unwrap_or_else(|| (*kept).clone())).collect();
+    let (paths, collisions) = apart(&read, &kept);
+    for (instance, other) in instances.iter().zip(collisions) {
+        instance.collides(other.map(|other| &instances[other]), metrics);
+    }
+    paths.into_iter().cloned().enumerate().map(|(index, path)| (path, index)).collect()
+}
+
+/// The new paths, as far as no two are the same: where they would be, whoever has changed keeps the path before, and is
+/// told whose it met. Paths before are no two the same.
+fn apart<'p>(new: &'p [Secret], before: &[&'p Secret]) -> (Vec<&'p Secret>, Vec<Option<usize>>) {
+    let mut paths: Vec<&Secret> = new.iter().collect();
+    let mut met = vec![None; paths.len()];
+    // Who goes back may meet one that has taken its place: each turn sends at least one more back.
+    loop {
+        let other = |index: usize| (0..paths.len()).find(|other| *other != index && paths[*other] == paths[index]);
+        let back: Vec<_> = (0..paths.len())
+            .filter(|index| paths[*index] != before[*index])
+            .filter_map(|index| Some((index, other(index)?)))
+            .collect();
+        if back.is_empty() {
+            return (paths, met);
+        }
+        for (index, other) in back {
+            (paths[index], met[index]) = (before[index], Some(other));
+        }
+    }
+}
+
 /// The address that a request comes from: the peer's, or, where that is a trusted proxy, the newest address in
 /// `X-Forwarded-For` that is none. `None` where that header cannot be read as far as needed.
 fn client_address(peer: IpAddr, headers: &HeaderMap, limits: &config::Ingress) -> Option<IpAddr> {
@@ -165,4 +219,31 @@ pub struct Claim<'r> {
     pub value: &'r [u8],
     /// What it claims.
     pub signature: Signature,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_collides_keeps_its_path() {
+        // Paths before, new ones, those in use then, and whom each has met.
+        let cases: &[([&str; 4], [&str; 4], [&str; 4], [Option<usize>; 4])] = &[
+            (["a", "b", "c", "d"], ["a", "b", "c", "d"], ["a", "b", "c", "d"], [None; 4]),
+            (["a", "b", "c", "d"], ["e", "f", "c", "d"], ["e", "f", "c", "d"], [None; 4]),
+            (["a", "b", "c", "d"], ["b", "a", "c", "d"], ["b", "a", "c", "d"], [None; 4]),
+            (["a", "b", "c", "d"], ["x", "x", "e", "d"], ["a", "b", "e", "d"], [Some(1), Some(0), None, None]),
+            // Who has what it had goes on with it.
+            (["a", "b", "c", "d"], ["b", "b", "e", "d"], ["a", "b", "e", "d"], [Some(1), None, None, None]),
+            // Whoever goes back finds its place taken.
+            (["a", "b", "c", "d"], ["x", "x", "a", "c"], ["a", "b", "c", "d"], [Some(1), Some(0), Some(0), Some(2)]),
+        ];
+        for (before, new, expected, met) in cases {
+            let secrets = |paths: &[&str]| paths.iter().map(Secret::new).collect::<Vec<_>>();
+            let (before, new) = (secrets(before), secrets(new));
+            let (paths, told) = apart(&new, &before.iter().collect::<Vec<_>>());
+            assert!(paths.into_iter().cloned().collect::<Vec<_>>() == secrets(expected), "{expected:?}");
+            assert_eq!(told, met, "{expected:?}");
+        }
+    }
 }

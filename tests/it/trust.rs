@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flinks_bridge::signature::Scheme::{self, FlinksAuthenticityKey, XFlinksSignature, XWebhookSignature};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
@@ -166,6 +166,49 @@ async fn a_secret_file_that_changes_is_taken_over_and_a_broken_one_is_not() {
     eventually("it is taken over", SOON, || reloads("replaced") > before).await;
     let told = |line: &str| line.contains("WARN") && line.contains("toolbox") && line.contains("looks quoted");
     assert!(log::captured().lines().any(told), "{}", log::captured());
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_that_collide_keep_no_other_from_its_new_path() {
+    let cluster = mock_cluster(1);
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = |name: &str| directory.path().join(name);
+    let write = |name: &str, path: &str| {
+        fs::write(file("next"), path).expect("written");
+        fs::rename(file("next"), file(name)).expect("renamed");
+    };
+    let mut more = "ingress.reload_interval = \"50ms\"\n".to_owned();
+    for name in ["one", "two", "three"] {
+        write(name, &format!("/{name}\n"));
+        let file = file(name).display().to_string();
+        more += &format!("[[instance]]\nname = \"{name}\"\npath_file = \"{file}\"\nauthentication = \"none\"\n");
+    }
+    log::capture();
+    let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), &more));
+    let body = kyc_of(300, 0);
+    let address = bridge.address;
+    let post = async |path: &str| Client::connect(address).await.post(path, &[], &body).await.status;
+    let taken = async |path: &str| {
+        let deadline = Instant::now() + SOON;
+        while post(path).await != 200 {
+            assert!(Instant::now() < deadline, "{path} is not taken");
+        }
+    };
+    let refused = || bridge.metric("bridge_secret_reloads_total", &[("outcome", "refused")]);
+
+    write("one", "/same");
+    taken("/same").await;
+    write("two", "/same");
+    eventually("two is refused it", SOON, || refused() == 1.0).await;
+    write("three", "/new");
+    taken("/new").await;
+    assert_eq!((post("/same").await, post("/two").await, post("/three").await), (200, 200, 404));
+    assert_eq!(refused(), 1.0, "told once");
+    let told = |line: &str| line.contains("ERROR") && line.contains("\"two\"") && line.contains("\"one\"");
+    assert!(log::captured().lines().any(told), "{}", log::captured());
+    write("two", "/other");
+    taken("/other").await;
     bridge.stop().await;
 }
 
