@@ -495,7 +495,7 @@ impl Admin {
 
 fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
     let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
-        instance.secrets.iter().map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
+        instance.secrets.iter().map(move |secret| (index, secret.scheme, secret.label.as_str()))
     });
     Names {
         instances: instances(config),

@@ -32,7 +32,7 @@ pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, ScheduledRefreshes};
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks, ProxyUrl};
-pub use instance::{Authentication, Instance, NotJson};
+pub use instance::{Authentication, Instance, InstanceSecret, NotJson};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};

@@ -13,7 +13,7 @@ use super::account::Refused;
 use crate::answer::Refusal;
 use crate::config::{self, Authentication};
 use crate::metrics::{Metrics, Reload};
-use crate::signature::{Keyring, LabelledSecret, Scheme, Secret, Signature};
+use crate::signature::{Form, Keyring, LabelledSecret, Scheme, Secret, Signature};
 use crate::webhook::EventTypes;
 
 /// A configured instance with what is derived from its settings.
@@ -22,8 +22,8 @@ pub struct Instance {
     pub settings: config::Instance,
     /// Its name, to share.
     pub name: Arc<str>,
-    /// The header of each scheme that a secret is configured for.
-    signature_headers: Vec<(Scheme, HeaderName)>,
+    /// The header of each scheme that a secret is configured for, and the forms that are expected in it.
+    signature_headers: Vec<(Scheme, HeaderName, Vec<Form>)>,
     /// The secrets in use.
     pub keyring: ArcSwap<Loaded>,
     /// What was last wrong with re-reading the secrets, so that it is told once and not at every look.
@@ -57,7 +57,7 @@ impl Instance {
         let header_of = |(scheme, name): (&Scheme, &String)| {
             let name = HeaderName::try_from(name.as_str())
                 .map_err(|_| vec![format!("instance {}: {name:?} is no header name", settings.name)])?;
-            Ok((*scheme, name))
+            Ok((*scheme, name, settings.forms(*scheme)))
         };
         Ok(Instance {
             name: settings.name.as_str().into(),
@@ -87,7 +87,7 @@ impl Instance {
             for (scheme, label) in loaded.keys.labels() {
                 metrics.secret_added(index, scheme, label);
             }
-            for LabelledSecret { scheme, label, secret } in &loaded.secrets {
+            for LabelledSecret { scheme, label, secret, .. } in &loaded.secrets {
                 if let Some(doubt) = secret.doubt() {
                     tracing::warn!(instance = &*self.name, %scheme, label, doubt, "what was read looks wrong");
                 }
@@ -143,13 +143,13 @@ impl Instance {
             return Ok(Vec::new());
         }
         let mut signatures = Vec::with_capacity(1);
-        for (scheme, name) in &self.signature_headers {
+        for (scheme, name, forms) in &self.signature_headers {
             let mut values = headers.get_all(name).iter();
             let Some(value) = values.next() else { continue };
             if values.next().is_some() {
                 return Err(Refused { refusal: Refusal::SignatureRepeated, detail: name.to_string() });
             }
-            let signature = Signature::parse(*scheme, value.as_bytes())
+            let signature = Signature::parse(*scheme, forms, value.as_bytes())
                 .map_err(|_| Refused { refusal: Refusal::SignatureMalformed, detail: name.to_string() })?;
             let default = scheme.default_header();
             // Nearly always one that needs no copy.

@@ -180,7 +180,11 @@ fn introduction(ca_file: &Path, addresses: &[SocketAddr], admin: SocketAddr, con
     let topics = all_topics(config).join("\n             ");
     let secret = Secret::new(SECRET);
     let signed = |scheme: Scheme, body: &str| {
-        format!("-H '{}: {}' --data-binary '{body}'", scheme.default_header(), sign(scheme, &secret, body.as_bytes()))
+        format!(
+            "-H '{}: {}' --data-binary '{body}'",
+            scheme.default_header(),
+            sign(scheme.default_form(), &secret, body.as_bytes())
+        )
     };
     let kyc = signed(Scheme::FlinksAuthenticityKey, SAMPLE);
     let pay = signed(Scheme::XWebhookSignature, SAMPLE_PAY);

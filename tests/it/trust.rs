@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use flinks_bridge::signature::Scheme::{self, FlinksAuthenticityKey, XFlinksSignature, XWebhookSignature};
+use flinks_bridge::signature::{Form, Secret, sign};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use crate::support::http::Client;
@@ -109,6 +110,45 @@ async fn signatures_of_every_scheme_and_shape() {
         }
     }
     assert_eq!(read_all(&cluster.bootstrap_servers(), stored).len(), stored);
+    bridge.stop().await;
+}
+
+/// Flinks' pages contradict each other on how the value is written: two entries take either, and say which it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signature_in_another_form_is_taken_where_it_is_set() {
+    let cluster = mock_cluster(1);
+    let mut more = format!("[[instance]]\nname = \"toolbox\"\npath = \"{PATH}\"\n");
+    for (label, form) in [("base64", ""), ("hex", "form = \"hex\"\n"), ("prefixed", "form = \"sha256=hex\"\n")] {
+        more += "[[instance.secret]]\nscheme = \"flinks-authenticity-key\"\n";
+        more += &format!("label = \"{label}\"\n{form}value = \"{NEW}\"\n");
+    }
+    let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), &more));
+    let body = kyc_of(300, 0);
+    let count = |label: &str| verified(&bridge, FlinksAuthenticityKey, label);
+    let cases = [
+        (Form::Base64, Ok("base64")),
+        (Form::Hex, Ok("hex")),
+        (Form::PrefixedHex, Ok("prefixed")),
+        (Form::PrefixedBase64, Err("signature-malformed")),
+    ];
+    for (form, expected) in cases {
+        let before = ["base64", "hex", "prefixed"].map(count);
+        let headers = [("flinks-authenticity-key".to_owned(), sign(form, &Secret::new(NEW), &body))];
+        let answer = Client::connect(bridge.address).await.post(PATH, &headers, &body).await;
+        assert_eq!(
+            (answer.status, answer.error().as_deref()),
+            match expected {
+                Ok(_) => (200, None),
+                Err(error) => (401, Some(error)),
+            }
+        );
+        let rise = |label| f64::from(u8::from(expected == Ok(label)));
+        let expected = [before[0] + rise("base64"), before[1] + rise("hex"), before[2] + rise("prefixed")];
+        assert_eq!(["base64", "hex", "prefixed"].map(count), expected, "{form:?}");
+    }
+    let headers = [("flinks-authenticity-key".to_owned(), sign(Form::Hex, &Secret::new(OLD), &body))];
+    let answer = Client::connect(bridge.address).await.post(PATH, &headers, &body).await;
+    assert_eq!(answer.error().as_deref(), Some("signature-mismatch"));
     bridge.stop().await;
 }
 
