@@ -17,6 +17,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fault::{Fault, FaultKind};
 use super::{Needs, SecretSource};
+use crate::record::disturbs;
 use crate::signature::Secret;
 
 /// What every environment variable that is a setting starts with.
@@ -722,12 +723,12 @@ fn quoted(text: &str) -> String {
     escaped(&serde_json::json!(text).to_string())
 }
 
-/// The text with its control characters escaped: a name of the file or the environment may hold any, and what is said
+/// The text with what disturbs a line escaped: a name of the file or the environment may hold any, and what is said
 /// of it stays on its line and leaves a terminal alone.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() {
+        if disturbs(char) {
             out += &format!("\\u{:04x}", u32::from(char));
         } else {
             out.push(char);

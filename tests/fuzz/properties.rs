@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use flinks_bridge::config::{Config, InstanceSecret, Loaded, METADATA_PROPAGATION, Needs, SecretSource};
-use flinks_bridge::record::header;
+use flinks_bridge::record::{disturbs, header};
 use flinks_bridge::signature::{ContentHash, Form, Keyring, LabelledSecret, Scheme, Secret, Signature, Verifier, sign};
 use flinks_bridge::webhook::{Discriminator, EventType, EventTypes, KeySource, QuarantineReason, Reception, Webhook};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -43,13 +43,13 @@ pub fn body(input: &[u8]) {
     assert_eq!(record.topic, types.types[event_type].topic);
     if let Some(key) = &record.key {
         let text = std::str::from_utf8(key).expect("a key is text");
-        assert!((1..=256).contains(&key.len()) && !text.contains(char::is_control), "a key of {} bytes", key.len());
+        assert!((1..=256).contains(&key.len()) && !text.contains(disturbs), "a key of {} bytes", key.len());
         assert_eq!(record.header(header::SUBJECT), Some(key));
     }
     let mut names: Vec<&str> = Vec::new();
     for (name, value) in &record.headers {
         let value = std::str::from_utf8(value).expect("what is written from a body is text");
-        assert!((1..=256).contains(&value.len()) && !value.contains(char::is_control), "{name}");
+        assert!((1..=256).contains(&value.len()) && !value.contains(disturbs), "{name}");
         names.push(name);
     }
     let reason = record.header(header::QUARANTINE_REASON).map(|reason| &reason[..]);
@@ -167,7 +167,7 @@ fn once<'n>(members: &'n [(String, Node)], name: &str) -> Result<Option<&'n Node
 fn as_key(value: &Node) -> Option<String> {
     match value {
         Node::Text(text) | Node::Number(text) => {
-            let fits = (1..=256).contains(&text.len()) && !text.contains(char::is_control);
+            let fits = (1..=256).contains(&text.len()) && !text.contains(disturbs);
             fits.then(|| text.clone())
         }
         Node::Object(_) | Node::Null | Node::Other => None,
@@ -416,7 +416,7 @@ pub fn config(input: &[u8]) {
                 let is_variable = fault.to_ascii_uppercase().starts_with("FLINKS_BRIDGE__");
                 assert!(is_setting || is_variable || fault.contains("bridge.toml:"), "a fault of nothing: {fault:?}");
             }
-            assert!(!said.contains(|c: char| c.is_control() && c != '\n'), "a fault with control characters: {said:?}");
+            assert!(!said.contains(|c: char| disturbs(c) && c != '\n'), "a fault with control characters: {said:?}");
         }
     }
 }
@@ -474,7 +474,7 @@ fn shows_no_secret(loaded: &Loaded, input: &str) {
             }
         }
     }
-    assert!(loaded.warnings.iter().all(|warning| !warning.contains(char::is_control)), "{:?}", loaded.warnings);
+    assert!(loaded.warnings.iter().all(|warning| !warning.contains(disturbs)), "{:?}", loaded.warnings);
 }
 
 /// `config --print`, with the secrets and paths that it leaves out put back, loads to the same.
