@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
 use x509_parser::extensions::GeneralName;
+use x509_parser::oid_registry::OID_PKCS1_RSAENCRYPTION;
 
 use super::{TlsError, certificates};
 
@@ -26,6 +27,8 @@ pub struct Chain {
     pub names: Vec<String>,
     /// Whether the leaf may be used by a server (its extended key usage, where it has one).
     pub for_servers: bool,
+    /// Whether the leaf's key is RSA.
+    pub rsa: bool,
     /// Whether the leaf leads over the file's other certificates to an authority that this machine's system trusts.
     pub trusted_here: bool,
 }
@@ -116,8 +119,9 @@ pub fn chain(path: &Path) -> Result<Chain, TlsError> {
         not_after: certificate.validity().not_after.timestamp(),
     });
     let (certificates, names) = (certificates.collect(), names(leaf));
+    let rsa = leaf.public_key().algorithm.algorithm == OID_PKCS1_RSAENCRYPTION;
     let trusted_here = trusted_here(&ders);
-    Ok(Chain { certificates, names, for_servers, trusted_here })
+    Ok(Chain { certificates, names, for_servers, rsa, trusted_here })
 }
 
 fn names(leaf: &X509Certificate<'_>) -> Vec<String> {

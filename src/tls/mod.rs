@@ -169,7 +169,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The TLS side of a listener: TLS 1.2 and 1.3, HTTP/1.1 by ALPN, no client certificates.
+/// The TLS side of a listener: TLS 1.2 and 1.3, HTTP/1.1 or else HTTP/1.0 by ALPN, no client certificates.
 ///
 /// An idle connection should cost little, as thousands are kept. rustls itself shrinks a connection's read buffer to
 /// 4 KiB once no partial record is in it, and holds written records only until the socket takes them, so no setting is
@@ -184,7 +184,7 @@ pub fn server_config(identity: Arc<Identity>) -> Result<Arc<ServerConfig>, rustl
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(identity);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     config.ticketer = Ticketer::new()?;
     // Each handshake, resumed ones too, gives a ticket; a client needs no second one for the next connection.
     config.send_tls13_tickets = 1;

@@ -383,6 +383,25 @@ async fn what_is_broken_without_a_network_is_named() {
     assert!(findings.0.last().expect("more").what.starts_with("not checked"), "{}", findings.text());
 }
 
+/// Older senders on Windows share no cipher suite with rustls for RSA: to be known, and no fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rsa_certificate_is_noted_and_another_is_not() {
+    for (algorithm, noted) in [(&rcgen::PKCS_RSA_SHA256, true), (&rcgen::PKCS_ECDSA_P256_SHA256, false)] {
+        let mut setup = Setup::new("127.0.0.1:9092", "http://127.0.0.1:9/v3/customer");
+        setup.options.offline = true;
+        let key = rcgen::KeyPair::generate_for(algorithm).expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["hooks.example.com".to_owned()]).expect("a name");
+        setup.write("tls.crt", &params.self_signed(&key).expect("a certificate").pem(), 0o644);
+        setup.write("tls.key", &key.serialize_pem(), 0o600);
+        let findings = setup.check().await;
+        assert_found("a certificate that can be used", &findings, &[]);
+        let note = |f: &check::Finding| {
+            f.severity == Severity::Note && f.what.contains("its key is RSA") && !f.todo.is_empty()
+        };
+        assert_eq!(findings.0.iter().any(note), noted, "{}", findings.text());
+    }
+}
+
 /// Each role is looked at for what it needs, and no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_is_checked_for_its_own_needs() {

@@ -178,6 +178,12 @@ pub(super) fn certificate(findings: &mut Findings, config: &Config, now: SystemT
         let what = format!("{name}: the first certificate is not for servers (its extended key usage)");
         findings.error(Area::Certificate, what, "have one made for TLS servers");
     }
+    if told.rsa {
+        let what =
+            format!("{name}: its key is RSA, and senders on Windows Server 2012 R2 or 8.1 cannot connect with it");
+        let todo = "have one made with an ECDSA key (P-256); be sure that Flinks' senders are newer until then";
+        findings.note(Area::Certificate, what, todo);
+    }
     if findings.is_good(Area::Certificate) {
         let (names, days) = (told.names.join(", "), (told.certificates[0].not_after - unix(now)) / 86_400);
         findings.ok(Area::Certificate, format_args!("{name}: for {names}; {days} days left; the key is its own"));
