@@ -227,8 +227,9 @@ mod tests {
 
     #[test]
     fn only_who_collides_keeps_its_path() {
+        type Paths = [&'static str; 4];
         // Paths before, new ones, those in use then, and whom each has met.
-        let cases: &[([&str; 4], [&str; 4], [&str; 4], [Option<usize>; 4])] = &[
+        let cases: &[(Paths, Paths, Paths, [Option<usize>; 4])] = &[
             (["a", "b", "c", "d"], ["a", "b", "c", "d"], ["a", "b", "c", "d"], [None; 4]),
             (["a", "b", "c", "d"], ["e", "f", "c", "d"], ["e", "f", "c", "d"], [None; 4]),
             (["a", "b", "c", "d"], ["b", "a", "c", "d"], ["b", "a", "c", "d"], [None; 4]),
