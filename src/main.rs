@@ -215,7 +215,7 @@ fn main() -> ExitCode {
 }
 
 fn known_to_librdkafka(loaded: Loaded) -> Result<Loaded, String> {
-    kafka::check_properties(&loaded.config.kafka).map_err(|faults| faults.join("\n"))?;
+    kafka::check_settings(&loaded.config).map_err(|faults| faults.join("\n"))?;
     Ok(loaded)
 }
 

@@ -13,6 +13,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+/// Whether a character may be in no header value that comes from a text, and in no log line: control characters, and what
+/// turns or breaks a line where it is shown (bidirectional controls, line and paragraph separators).
+pub fn disturbs(char: char) -> bool {
+    char.is_control()
+        || matches!(
+            char,
+            '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
 /// One record, ready to be published.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Record {

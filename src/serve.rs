@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Verdict};
-use crate::config::{Config, Loaded, OWN_FILES, TlsFiles, all_topics, topics_of};
+use crate::config::{ApiKeys, Config, Loaded, OWN_FILES, TlsFiles, all_topics, topics_of};
 use crate::dead_letter::Cause;
 use crate::enrich;
 use crate::error::chain;
@@ -372,30 +372,42 @@ fn clients(
     config.instances.iter().map(client).collect()
 }
 
-/// Hands changed keys to the clients. A fault is told once, and the keys of before stay in use.
+/// Hands changed keys to the clients. A fault is told once, and the keys of before stay in use; keys that are used and look
+/// wrong are told of once too, those of the start by whoever read the settings.
 async fn follow_keys(config: Arc<Config>, environment: fn(&str) -> Option<String>, clients: Vec<Option<Client>>) {
-    let mut told: Vec<Option<String>> = vec![None; clients.len()];
+    let mut faults: Vec<Option<String>> = vec![None; clients.len()];
+    let mut doubts: Option<Vec<Option<String>>> = None;
     loop {
-        tokio::time::sleep(KEYS_EVERY).await;
-        let config = config.clone();
+        let read = config.clone();
         let load = move || -> Vec<_> {
-            let apis = config.instances.iter().map(|instance| instance.api.as_ref());
+            let apis = read.instances.iter().map(|instance| instance.api.as_ref());
             apis.map(|api| api.map(|api| api.load_keys(&environment))).collect()
         };
         let Ok(loaded) = tokio::task::spawn_blocking(load).await else {
             tracing::error!("a bug ended the reading of API keys; those in use stay");
             return;
         };
-        for ((keys, client), told) in loaded.into_iter().zip(&clients).zip(&mut told) {
-            if let (Some(keys), Some(client)) = (keys, client) {
-                let used = keys.and_then(|keys| client.set_keys(&keys).map_err(|error| chain(&error)));
-                let fault = used.err();
-                if let Some(fault) = fault.as_ref().filter(|fault| told.as_ref() != Some(fault)) {
-                    tracing::warn!(fault, "API keys cannot be used, those in use stay");
-                }
-                *told = fault;
+        let doubt = |keys: &Option<Result<ApiKeys, String>>| keys.as_ref()?.as_ref().ok()?.doubt();
+        let found: Vec<_> = loaded.iter().map(doubt).collect();
+        for (n, doubt) in found.iter().enumerate() {
+            if let (Some(doubt), Some(before)) = (doubt, &doubts)
+                && before[n].as_ref() != Some(doubt)
+            {
+                tracing::warn!(instance = config.instances[n].name, doubt, "an API key that was read looks wrong");
             }
         }
+        doubts = Some(found);
+        for (n, (keys, client)) in loaded.into_iter().zip(&clients).enumerate() {
+            if let (Some(keys), Some(client)) = (keys, client) {
+                let fault = keys.and_then(|keys| client.set_keys(&keys).map_err(|error| chain(&error))).err();
+                if let Some(fault) = fault.as_ref().filter(|fault| faults[n].as_ref() != Some(fault)) {
+                    let instance = &config.instances[n].name;
+                    tracing::warn!(instance, fault, "API keys cannot be used, those in use stay");
+                }
+                faults[n] = fault;
+            }
+        }
+        tokio::time::sleep(KEYS_EVERY).await;
     }
 }
 
@@ -484,7 +496,7 @@ impl Admin {
 
 fn names<'a>(config: &'a Config, topics: &'a [Arc<str>]) -> Names<'a> {
     let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
-        instance.secrets.iter().map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
+        instance.secrets.iter().map(move |secret| (index, secret.scheme, secret.label.as_str()))
     });
     Names {
         instances: instances(config),

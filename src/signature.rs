@@ -21,11 +21,44 @@ use thiserror::Error;
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
-    /// Takes the bytes as they are, less one trailing newline (`\n` or `\r\n`), which editors and `echo` add to files.
+    /// Takes a text without the white space, line ends and byte order marks around it, which editors, shells and pages
+    /// that it was copied from add. What is no text is taken as it is, less one trailing newline (`\n` or `\r\n`).
     pub fn new(bytes: impl AsRef<[u8]>) -> Secret {
         let bytes = bytes.as_ref();
-        let bytes = bytes.strip_suffix(b"\n").map_or(bytes, |b| b.strip_suffix(b"\r").unwrap_or(b));
+        let around = |c: char| c.is_whitespace() || ['\u{FEFF}', '\u{200B}'].contains(&c);
+        let bytes = match std::str::from_utf8(bytes) {
+            Ok(text) => text.trim_matches(around).as_bytes(),
+            Err(_) => bytes.strip_suffix(b"\n").map_or(bytes, |b| b.strip_suffix(b"\r").unwrap_or(b)),
+        };
         Secret(bytes.into())
+    }
+
+    /// Why this is hardly the secret that was meant, if it looks so. It is used all the same: only who gave it knows.
+    pub fn doubt(&self) -> Option<&'static str> {
+        const WIDE: &str = "looks like text in UTF-16, and a secret is hardly that";
+        let Ok(text) = std::str::from_utf8(&self.0) else {
+            return (self.0.starts_with(b"\xFF\xFE") || self.0.starts_with(b"\xFE\xFF")).then_some(WIDE);
+        };
+        let quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
+        let assigned = text.strip_prefix("export ").unwrap_or(text).split_once('=').filter(|(name, value)| {
+            name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                // Base64 may end like this.
+                && !value.trim_matches('=').is_empty()
+        });
+        if text.contains('\0') {
+            Some(WIDE)
+        } else if quoted('"') || quoted('\'') || quoted('`') {
+            Some("looks quoted, and the quotes count as part of the secret")
+        } else if assigned.is_some() {
+            Some("looks like NAME=value, and all of it counts as the secret")
+        } else if (text.starts_with("${") && text.ends_with('}')) || (text.starts_with("$(") && text.ends_with(')')) {
+            Some("looks like a shell's variable or command that nobody has put a value in for")
+        } else if text.contains(['\n', '\r']) {
+            Some("looks like several lines, and all of them count as the secret")
+        } else {
+            None
+        }
     }
 
     /// The bytes, for keying an HMAC.
@@ -47,7 +80,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How a sender signs: which header by default, and how the HMAC-SHA256 of the raw body is written in it.
+/// How a sender signs: which header by default, and in which form the HMAC-SHA256 of the raw body is written in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scheme {
     /// `flinks-authenticity-key`: Base64 (docs.flinks.com reference/hmac).
@@ -75,7 +108,80 @@ impl Scheme {
     pub const fn default_header(self) -> &'static str {
         self.name()
     }
+
+    /// How the documentation of the scheme has the value written.
+    pub const fn default_form(self) -> Form {
+        match self {
+            Scheme::FlinksAuthenticityKey | Scheme::XFlinksSignature => Form::Base64,
+            Scheme::XWebhookSignature => Form::PrefixedHex,
+        }
+    }
 }
+
+/// How the HMAC is written in a signature's header. Flinks' pages contradict each other, so it is a setting of each secret.
+/// Each value is well-formed in one form at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Standard Base64 with padding.
+    Base64,
+    /// Hex digits in either case.
+    Hex,
+    /// `sha256=` and Base64.
+    PrefixedBase64,
+    /// `sha256=` and hex.
+    PrefixedHex,
+}
+
+impl Form {
+    /// Every form.
+    pub const ALL: [Form; 4] = [Form::Base64, Form::Hex, Form::PrefixedBase64, Form::PrefixedHex];
+
+    /// The name in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Form::Base64 => "base64",
+            Form::Hex => "hex",
+            Form::PrefixedBase64 => "sha256=base64",
+            Form::PrefixedHex => "sha256=hex",
+        }
+    }
+
+    fn read(self, value: &[u8]) -> Option<[u8; TAG_LEN]> {
+        match self {
+            Form::Base64 => base64_tag(value),
+            Form::Hex => hex_tag(value),
+            Form::PrefixedBase64 => value.strip_prefix(PREFIX).and_then(base64_tag),
+            Form::PrefixedHex => value.strip_prefix(PREFIX).and_then(hex_tag),
+        }
+    }
+
+    /// Digits are lower case, as most signers write them, and upper case after the prefix, as Flinks does.
+    fn write(self, tag: &[u8]) -> String {
+        let hex = |digits: &[u8; 16]| -> String {
+            let halves = tag.iter().flat_map(|byte| [byte >> 4, byte & 0xF]);
+            halves.map(|half| char::from(digits[usize::from(half)])).collect()
+        };
+        match self {
+            Form::Base64 => BASE64.encode(tag),
+            Form::Hex => hex(b"0123456789abcdef"),
+            Form::PrefixedBase64 => format!("sha256={}", BASE64.encode(tag)),
+            Form::PrefixedHex => format!("sha256={}", hex(b"0123456789ABCDEF")),
+        }
+    }
+}
+
+impl FromStr for Form {
+    type Err = UnknownForm;
+
+    fn from_str(name: &str) -> Result<Form, UnknownForm> {
+        Form::ALL.into_iter().find(|form| form.name() == name).ok_or_else(|| UnknownForm(name.to_owned()))
+    }
+}
+
+/// No form has this name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown form `{0}`, expected base64, hex, sha256=base64 or sha256=hex")]
+pub struct UnknownForm(pub String);
 
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,6 +207,8 @@ pub struct UnknownScheme(pub String);
 pub struct LabelledSecret {
     /// The scheme it is for.
     pub scheme: Scheme,
+    /// How what it signs is written.
+    pub form: Form,
     /// Shown in metrics, so that an operator sees which secret is still in use.
     pub label: String,
     /// The key of the HMAC.
@@ -110,13 +218,14 @@ pub struct LabelledSecret {
 /// Length of an HMAC-SHA256, in bytes.
 const TAG_LEN: usize = 32;
 
-/// What stands before the hex digits of `X-Webhook-Signature`.
-const HEX_PREFIX: &[u8] = b"sha256=";
+/// What stands before the value in the forms with a prefix.
+const PREFIX: &[u8] = b"sha256=";
 
 /// A well-formed signature, as a header claimed it. It says nothing until a [`Verifier`] has seen the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     scheme: Scheme,
+    form: Form,
     tag: [u8; TAG_LEN],
 }
 
@@ -125,14 +234,14 @@ impl Signature {
     ///
     /// # Errors
     ///
-    /// [`Malformed`] unless the value is standard Base64 with padding of exactly 32 bytes or, for
-    /// [`Scheme::XWebhookSignature`], `sha256=` and 64 hex digits in either case.
-    pub fn parse(scheme: Scheme, header_value: &[u8]) -> Result<Signature, Malformed> {
-        let tag = match scheme {
-            Scheme::FlinksAuthenticityKey | Scheme::XFlinksSignature => base64_tag(header_value),
-            Scheme::XWebhookSignature => header_value.strip_prefix(HEX_PREFIX).and_then(hex_tag),
-        };
-        tag.map(|tag| Signature { scheme, tag }).ok_or(Malformed { scheme })
+    /// [`Malformed`] unless the value is 32 bytes in one of the forms that are expected of the scheme.
+    pub fn parse(scheme: Scheme, forms: &[Form], header_value: &[u8]) -> Result<Signature, Malformed> {
+        let read = |form: &Form| Some(Signature { scheme, form: *form, tag: form.read(header_value)? });
+        forms.iter().find_map(read).ok_or(Malformed { scheme })
+    }
+
+    fn is_for(&self, scheme: Scheme, form: Form) -> bool {
+        self.scheme == scheme && self.form == form
     }
 
     /// The scheme whose header it was read from.
@@ -158,6 +267,7 @@ pub struct Keyring {
 
 struct LabelledKey {
     scheme: Scheme,
+    form: Form,
     label: String,
     key: hmac::Key,
 }
@@ -167,6 +277,7 @@ impl Keyring {
     pub fn new(secrets: &[LabelledSecret]) -> Keyring {
         let key = |secret: &LabelledSecret| LabelledKey {
             scheme: secret.scheme,
+            form: secret.form,
             label: secret.label.clone(),
             key: hmac_key(&secret.secret),
         };
@@ -197,11 +308,11 @@ impl fmt::Debug for Keyring {
 
 /// Checks signatures against a body as it arrives.
 ///
-/// Every signature must verify with some secret of its own scheme. Without any signature nothing verifies, unless the
+/// Every signature must verify with some secret of its own scheme and form. Without any signature nothing verifies, unless the
 /// keyring is empty too (an instance with `authentication = "none"`): forgetting the headers must not open the door.
 pub struct Verifier {
     signatures: Vec<Claimed>,
-    /// One running HMAC for each secret whose scheme has a signature.
+    /// One running HMAC for each secret whose scheme has a signature in its form.
     running: Vec<Running>,
     /// The outcome if there is no signature to check.
     unsigned: Result<(), Mismatch>,
@@ -215,19 +326,24 @@ struct Claimed {
 struct Running {
     index: usize,
     scheme: Scheme,
+    form: Form,
     hmac: hmac::Context,
 }
 
 impl Verifier {
-    /// Starts verifying. Costs one HMAC over the body for each secret of the schemes that `signatures` has.
+    /// Starts verifying. Costs one HMAC over the body for each secret of the schemes and forms that `signatures` has.
     pub fn new(keyring: &Keyring, signatures: impl IntoIterator<Item = Signature>) -> Verifier {
         let signatures: Vec<_> =
             signatures.into_iter().map(|signature| Claimed { signature, verified: false }).collect();
         let unsigned = keyring.keys.first().map_or(Ok(()), |key| Err(Mismatch { scheme: key.scheme }));
-        let claimed = |key: &LabelledKey| signatures.iter().any(|claimed| claimed.signature.scheme == key.scheme);
+        let claimed =
+            |key: &LabelledKey| signatures.iter().any(|claimed| claimed.signature.is_for(key.scheme, key.form));
         let keys = keyring.keys.iter().enumerate().filter(|(_, key)| claimed(key));
         let running = keys
-            .map(|(index, key)| Running { index, scheme: key.scheme, hmac: hmac::Context::with_key(&key.key) })
+            .map(|(index, key)| {
+                let LabelledKey { scheme, form, .. } = *key;
+                Running { index, scheme, form, hmac: hmac::Context::with_key(&key.key) }
+            })
             .collect();
         Verifier { signatures, running, unsigned }
     }
@@ -249,10 +365,10 @@ impl Verifier {
             return self.unsigned.map(|()| Vec::new());
         }
         let mut verified = Vec::with_capacity(self.signatures.len());
-        for Running { index, scheme, hmac } in self.running {
+        for Running { index, scheme, form, hmac } in self.running {
             let tag = hmac.sign();
             // Every secret of a scheme is compared, found or not, so that timing does not tell which one matched.
-            for claimed in self.signatures.iter_mut().filter(|claimed| claimed.signature.scheme == scheme) {
+            for claimed in self.signatures.iter_mut().filter(|claimed| claimed.signature.is_for(scheme, form)) {
                 if constant_time::verify_slices_are_equal(tag.as_ref(), &claimed.signature.tag).is_ok() {
                     claimed.verified = true;
                     verified.push(index);
@@ -275,18 +391,9 @@ pub struct Mismatch {
     pub scheme: Scheme,
 }
 
-/// The value of the header that signs `body`, written as Flinks writes it: the hex digits of `X-Webhook-Signature` are
-/// upper case.
-pub fn sign(scheme: Scheme, secret: &Secret, body: &[u8]) -> String {
-    let tag = hmac::sign(&hmac_key(secret), body);
-    match scheme {
-        Scheme::FlinksAuthenticityKey | Scheme::XFlinksSignature => BASE64.encode(tag.as_ref()),
-        Scheme::XWebhookSignature => {
-            let digits = tag.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 0xF]);
-            let hex = digits.map(|digit| char::from(b"0123456789ABCDEF"[usize::from(digit)]));
-            "sha256=".chars().chain(hex).collect()
-        }
-    }
+/// The value of the header that signs `body`, in this form.
+pub fn sign(form: Form, secret: &Secret, body: &[u8]) -> String {
+    form.write(hmac::sign(&hmac_key(secret), body).as_ref())
 }
 
 /// SHA-256 of a body as it arrives: the part of the `ce_id` that is the same for the same bytes.
@@ -357,14 +464,18 @@ mod tests {
     const WEBHOOK: Scheme = Scheme::XWebhookSignature;
 
     fn secret(scheme: Scheme, label: &str, secret: &str) -> LabelledSecret {
-        LabelledSecret { scheme, label: label.to_owned(), secret: Secret::new(secret) }
+        LabelledSecret { scheme, form: scheme.default_form(), label: label.to_owned(), secret: Secret::new(secret) }
+    }
+
+    fn parse(scheme: Scheme, value: &[u8]) -> Result<Signature, Malformed> {
+        Signature::parse(scheme, &[scheme.default_form()], value)
     }
 
     /// The labels of the secrets that verify `headers` over `body`, or the scheme that did not.
     #[track_caller]
     fn check(secrets: &[LabelledSecret], headers: &[(Scheme, String)], body: &[u8], expected: Result<&[&str], Scheme>) {
         let keyring = Keyring::new(secrets);
-        let signatures = headers.iter().map(|(scheme, value)| Signature::parse(*scheme, value.as_bytes()).unwrap());
+        let signatures = headers.iter().map(|(scheme, value)| parse(*scheme, value.as_bytes()).unwrap());
         let mut verifier = Verifier::new(&keyring, signatures);
         verifier.update(body);
         let verified = verifier.finish();
@@ -393,7 +504,7 @@ mod tests {
         ];
         for (body, base64, hex) in vectors {
             for (scheme, value) in [(AUTHENTICITY, base64), (FLINKS, base64), (WEBHOOK, hex)] {
-                assert_eq!(sign(scheme, &Secret::new("test-secret"), body), value);
+                assert_eq!(sign(scheme.default_form(), &Secret::new("test-secret"), body), value);
                 check(&[secret(scheme, "a", "test-secret\n")], &[(scheme, value.into())], body, Ok(&["a"]));
                 check(&[secret(scheme, "a", "other")], &[(scheme, value.into())], body, Err(scheme));
                 check(&[secret(scheme, "a", "test-secret")], &[(scheme, value.into())], &body[1..], Err(scheme));
@@ -404,9 +515,40 @@ mod tests {
     }
 
     #[test]
+    fn every_form_of_every_scheme() {
+        let body = b"{}";
+        let forms = Form::ALL;
+        for scheme in Scheme::ALL {
+            for form in forms {
+                let of = |form| LabelledSecret { scheme, form, label: "a".to_owned(), secret: Secret::new("key") };
+                let value = sign(form, &Secret::new("key"), body);
+                let read = Signature::parse(scheme, &forms, value.as_bytes()).expect("a form that is expected");
+                let others: Vec<Form> = forms.into_iter().filter(|other| *other != form).collect();
+                assert_eq!(Signature::parse(scheme, &others, value.as_bytes()), Err(Malformed { scheme }), "{value}");
+                let verified = |secrets: &[LabelledSecret]| {
+                    let mut verifier = Verifier::new(&Keyring::new(secrets), [read.clone()]);
+                    verifier.update(body);
+                    verifier.finish()
+                };
+                assert_eq!(verified(&[of(form)]), Ok(vec![0]), "{value}");
+                // The same key in another form does not verify it, and does no harm.
+                assert_eq!(verified(&[of(others[0])]), Err(Mismatch { scheme }));
+                assert_eq!(verified(&[of(others[0]), of(form)]), Ok(vec![1]));
+                let digits = matches!(form, Form::Hex | Form::PrefixedHex);
+                let turned = value.replace("sha256=", "");
+                let turned = value.replace(&turned, &turned.to_ascii_uppercase());
+                let upper = Signature::parse(scheme, &[form], turned.as_bytes());
+                assert!(!digits || upper == Ok(read.clone()), "{turned}");
+            }
+        }
+        assert!(forms.iter().all(|form| form.name().parse() == Ok(*form)));
+        assert_eq!("HEX".parse::<Form>(), Err(UnknownForm("HEX".into())));
+    }
+
+    #[test]
     fn rotation_and_several_headers() {
         let body = b"{}";
-        let signed = |scheme, with: &str| (scheme, sign(scheme, &Secret::new(with), body));
+        let signed = |scheme: Scheme, with: &str| (scheme, sign(scheme.default_form(), &Secret::new(with), body));
         let secrets = [secret(FLINKS, "old", "one"), secret(FLINKS, "new", "two"), secret(WEBHOOK, "pay", "three")];
         check(&secrets, &[signed(FLINKS, "one")], body, Ok(&["old"]));
         check(&secrets, &[signed(FLINKS, "two")], body, Ok(&["new"]));
@@ -427,7 +569,7 @@ mod tests {
     #[test]
     fn malformed_values() {
         let check = |scheme, value: &[u8], well_formed| {
-            let parsed = Signature::parse(scheme, value);
+            let parsed = parse(scheme, value);
             assert_eq!(parsed.is_ok(), well_formed, "{}", value.escape_ascii());
             assert!(parsed.is_ok() || parsed == Err(Malformed { scheme }));
         };
@@ -473,6 +615,59 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_around_a_secret_is_no_part_of_it() {
+        let meant = Secret::new("an-invented-secret");
+        for around in
+            ["an-invented-secret\n", "an-invented-secret\r\n\r\n", " an-invented-secret ", "\tan-invented-secret\n\n"]
+                .into_iter()
+                .chain([
+                    "\u{FEFF}an-invented-secret\n",
+                    " \u{FEFF} an-invented-secret",
+                    "\u{A0}an-invented-secret\u{200B}",
+                ])
+        {
+            let taken = Secret::new(around);
+            assert!(taken == meant && taken.doubt().is_none(), "{around:?}");
+        }
+        // No text: taken as it is.
+        assert_eq!(Secret::new(b" \xE9\xE9 \n").expose(), b" \xE9\xE9 ");
+    }
+
+    #[test]
+    fn a_secret_that_is_hardly_meant_is_told() {
+        let wide: Vec<u8> = [0xFF, 0xFE].into_iter().chain(b"secret".iter().flat_map(|byte| [*byte, 0])).collect();
+        let cases: &[(&[u8], Option<&str>)] = &[
+            (b"an-invented-secret", None),
+            (b"c2VjcmV0LXNlY3JldA==", None),
+            (b"c2VjcmV0=", None),
+            (b"+a/b=", None),
+            (b"d\"e", None),
+            (b"\"", None),
+            (b"$tr0ng", None),
+            (b"an invented sentence", None),
+            (&[0xE9, 0xFF, 0x01], None),
+            (b"\"an-invented-secret\"", Some("quoted")),
+            (b"'an-invented-secret'", Some("quoted")),
+            (b"HMAC=an-invented-secret", Some("NAME=value")),
+            (b"export hmac_2=c2VjcmV0==", Some("NAME=value")),
+            (b"${HMAC}", Some("variable")),
+            (b"$(cat secret)", Some("variable")),
+            (b"an-invented\nsecret", Some("several lines")),
+            (&wide, Some("UTF-16")),
+            (&wide[2..], Some("UTF-16")),
+        ];
+        for (secret, expected) in cases {
+            let told = Secret::new(secret).doubt();
+            let as_expected = match (told, expected) {
+                (Some(told), Some(expected)) => told.contains(expected),
+                (None, None) => true,
+                _ => false,
+            };
+            assert!(as_expected, "{}: {told:?}", secret.escape_ascii());
+        }
+    }
+
+    #[test]
     fn nothing_prints_a_secret() {
         let secret = secret(FLINKS, "2026-11", "planted-value");
         let printed = format!("{secret:?} {:?}", Keyring::new(std::slice::from_ref(&secret)));
@@ -484,10 +679,10 @@ mod tests {
         fn chunking_does_not_matter(body: Vec<u8>, key: Vec<u8>, cuts: Vec<proptest::sample::Index>) {
             let secret = Secret::new(&key);
             let secrets = Scheme::ALL.map(|scheme| {
-                LabelledSecret { scheme, label: scheme.to_string(), secret: secret.clone() }
+                LabelledSecret { form: scheme.default_form(), scheme, label: scheme.to_string(), secret: secret.clone() }
             });
             let signatures = Scheme::ALL.map(|scheme| {
-                Signature::parse(scheme, sign(scheme, &secret, &body).as_bytes()).unwrap()
+                parse(scheme, sign(scheme.default_form(), &secret, &body).as_bytes()).unwrap()
             });
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
             cuts.push(body.len());
@@ -507,7 +702,7 @@ mod tests {
         #[test]
         fn any_header_value_is_judged(value: Vec<u8>) {
             for scheme in Scheme::ALL {
-                let _ = Signature::parse(scheme, &value);
+                let _ = parse(scheme, &value);
             }
         }
 
@@ -517,7 +712,7 @@ mod tests {
             at: prop::sample::Index
         ) {
             let secret = secret(FLINKS, "a", "key");
-            let signature = Signature::parse(FLINKS, sign(FLINKS, &secret.secret, &body).as_bytes()).unwrap();
+            let signature = parse(FLINKS, sign(secret.form, &secret.secret, &body).as_bytes()).unwrap();
             let at = at.index(body.len());
             body[at] ^= 1;
             let mut verifier = Verifier::new(&Keyring::new(&[secret]), [signature]);

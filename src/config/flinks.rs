@@ -96,6 +96,14 @@ pub struct ApiKeys {
     pub api: Secret,
 }
 
+impl ApiKeys {
+    /// Why one of them is hardly the key that was meant, if it looks so.
+    pub fn doubt(&self) -> Option<String> {
+        let keys = [("api.authorize_key", &self.authorize), ("api.api_key", &self.api)];
+        keys.into_iter().find_map(|(name, key)| Some(format!("{name} {}", key.doubt()?)))
+    }
+}
+
 impl fmt::Debug for ApiKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiKeys").finish_non_exhaustive()
@@ -126,13 +134,13 @@ pub(super) fn read_api(table: &mut Table<'_, '_>) -> Option<Api> {
         let helps = [
             "Secret key for `GenerateAuthorizeToken`. Exactly one of `authorize_key`, `authorize_key_file` and \
              `authorize_key_env`.",
-            "File with that key, less one trailing newline. Read again when it changes.",
+            "File with that key; white space around it is dropped. Read again when it changes.",
             "Environment variable with that key.",
         ];
         let authorize_key = read_key(table, "authorize_key", helps);
         let helps = [
             "Key of all other calls. Exactly one of `api_key`, `api_key_file` and `api_key_env`.",
-            "File with that key, less one trailing newline. Read again when it changes.",
+            "File with that key; white space around it is dropped. Read again when it changes.",
             "Environment variable with that key.",
         ];
         let api_key = read_key(table, "api_key", helps);

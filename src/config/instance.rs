@@ -13,7 +13,7 @@ use super::flinks::{Api, read_api};
 use super::parse::{self, choice};
 use super::read::{self, At, Table};
 use super::{SecretSource, topic_key};
-use crate::signature::{LabelledSecret, Scheme, Secret};
+use crate::signature::{Form, LabelledSecret, Scheme, Secret};
 use crate::webhook::{EventType, EventTypes};
 
 /// A shorter secret works, with a warning: it can be guessed.
@@ -36,15 +36,34 @@ pub struct Instance {
     pub allow: Vec<IpNet>,
     /// Header of each scheme that `secrets` uses, lower case.
     pub signature_headers: BTreeMap<Scheme, String>,
-    /// Where the secrets come from, with scheme and label, in order.
-    pub secrets: Vec<(Scheme, String, SecretSource)>,
+    /// Where the secrets come from, in order.
+    pub secrets: Vec<InstanceSecret>,
     /// Topic of each event type where it differs from `event_types`, by event type name.
     pub topics: BTreeMap<String, String>,
     /// Its Flinks API, where that is configured.
     pub api: Option<Api>,
 }
 
+/// `[[instance.secret]]`
+#[derive(Debug, Clone)]
+pub struct InstanceSecret {
+    /// How the sender signs.
+    pub scheme: Scheme,
+    /// How the signature is written.
+    pub form: Form,
+    /// What metrics and logs show for it.
+    pub label: String,
+    /// Where it is read from.
+    pub source: SecretSource,
+}
+
 impl Instance {
+    /// The forms in which signatures of a scheme are expected.
+    pub fn forms(&self, scheme: Scheme) -> Vec<Form> {
+        let of_scheme = self.secrets.iter().filter(|secret| secret.scheme == scheme).map(|secret| secret.form);
+        Form::ALL.into_iter().filter(|form| of_scheme.clone().any(|used| used == *form)).collect()
+    }
+
     /// Reads the path now, as [`Instance::load_secrets`] does the secrets.
     ///
     /// # Errors
@@ -66,9 +85,11 @@ impl Instance {
     ) -> Result<Vec<LabelledSecret>, Vec<String>> {
         let mut faults = Vec::new();
         let mut secrets = Vec::new();
-        for (scheme, label, source) in &self.secrets {
+        for InstanceSecret { scheme, form, label, source } in &self.secrets {
             match source.read(environment) {
-                Ok(secret) => secrets.push(LabelledSecret { scheme: *scheme, label: label.clone(), secret }),
+                Ok(secret) => {
+                    secrets.push(LabelledSecret { scheme: *scheme, form: *form, label: label.clone(), secret });
+                }
                 Err(what) => faults.push(format!("instance {}, {scheme} {label}: {source} {what}", self.name)),
             }
         }
@@ -186,7 +207,7 @@ fn checked_path(path: Secret) -> Result<Secret, String> {
 }
 
 /// `[[instance.secret]]`, `None` for one with a fault. Each is read, to know that it can be.
-fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, SecretSource)>> {
+fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<InstanceSecret>> {
     let mut taken: Vec<(Scheme, String)> = Vec::new();
     table.tables("secret", |table| {
         let schemes = Scheme::ALL.map(|scheme| scheme.to_string());
@@ -198,11 +219,14 @@ fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, Secret
             let scheme = text.parse::<Scheme>().map_err(|_| format!("expected {}", schemes.join(" or ")));
             scheme.map(Some)
         });
+        let help = "How the signature is written: `base64`, `hex`, `sha256=base64` or `sha256=hex`; hex in either case. Without \
+                    it `base64`, and `sha256=hex` for `x-webhook-signature`.";
+        let form = table.optional(At::new("form", help), |text| text.parse::<Form>().map_err(|fault| fault.to_string()));
         let at = At::new("label", "What metrics and logs show for this secret, such as `2026-11`.");
         let label: String = table.required(at, parse::label);
         let helps = [
             "The secret itself. Exactly one of `value`, `value_file` and `value_env`.",
-            "File with the secret, less one trailing newline. Read again when it changes.",
+            "File with the secret; white space around it is dropped. Read again when it changes.",
             "Environment variable with the secret.",
         ];
         let missing = table.reader.needs.webhooks.then_some(FaultKind::SecretMissing);
@@ -219,22 +243,20 @@ fn read_secrets(table: &mut Table<'_, '_>) -> Vec<Option<(Scheme, String, Secret
             table.fault("label", what);
         }
         taken.push(named);
-        Some((scheme?, label, source))
+        let scheme = scheme?;
+        Some(InstanceSecret { scheme, form: form.unwrap_or(scheme.default_form()), label, source })
     })
 }
 
 /// `[instance.signature_headers]`: the header of each scheme that a secret uses, no two the same.
-fn read_signature_headers(
-    table: &mut Table<'_, '_>,
-    secrets: &[(Scheme, String, SecretSource)],
-) -> BTreeMap<Scheme, String> {
+fn read_signature_headers(table: &mut Table<'_, '_>, secrets: &[InstanceSecret]) -> BTreeMap<Scheme, String> {
     table.table("signature_headers", |table| {
         let mut headers: BTreeMap<Scheme, String> = BTreeMap::new();
         for scheme in Scheme::ALL {
             let name = scheme.to_string();
             let help = format!("Header of the signatures of scheme `{name}`.");
             let header = table.value(At::new(&name, &help), scheme.default_header(), parse::header);
-            if secrets.iter().all(|(used, _, _)| *used != scheme) {
+            if secrets.iter().all(|secret| secret.scheme != scheme) {
                 continue;
             }
             if let Some((other, _)) = headers.iter().find(|(_, other)| **other == header) {

@@ -15,6 +15,8 @@ use super::fault::{Fault, FaultKind};
 use super::parse::{self, choice, deadline, duration};
 use super::read::{self as reading, At, Table, settings};
 use super::url::without_user_if_url;
+use crate::pem::{self, Wanted};
+use crate::signature::Secret;
 
 /// How long librdkafka waits for a topic that it does not know to appear (`topic.metadata.propagation.max.ms`) before
 /// it says that there is none. Fixed, because every publish deadline must be longer: else a missing topic looks like a
@@ -96,6 +98,13 @@ const REFUSED: &[(&str, &str)] = &[
     ("delivery.report.only.error", "only a delivery report makes a 200"),
     ("transactional.id", "the bridge publishes webhooks without transactions, and redrive has an id of its own"),
     ("allow.auto.create.topics", "a missing topic is a fault, never made with the broker's defaults"),
+    ("partitioner", PARTITIONER),
+    ("partitioner_cb", PARTITIONER),
+    ("plugin.library.paths", CODE),
+    ("ssl.engine.location", CODE),
+    ("ssl.engine.id", CODE),
+    ("ssl_engine_callback_data", CODE),
+    ("ssl.providers", CODE),
     ("topic.metadata.propagation.max.ms", "fixed to 5s, below every publish deadline"),
     ("statistics.interval.ms", "fixed: readiness is read from the statistics"),
     ("message.timeout.ms", DEADLINE),
@@ -136,6 +145,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("receive.message.max.bytes", FETCHED),
 ];
 const ACKS: &str = "the bridge always publishes with acks=all";
+const PARTITIONER: &str =
+    "fixed: murmur2_random, so that a key's records stay in one partition, the one that Java's producer picks";
+const CODE: &str = "it would load code into the process that holds the secrets and decides on the 200";
 const DEADLINE: &str = "use kafka.small.publish_deadline and kafka.large.publish_deadline";
 const IN_FLIGHT: &str = "fixed to 1: with more, a record that Kafka refused can be taken for stored";
 const SERVERS: &str = "use kafka.bootstrap_servers";
@@ -145,6 +157,55 @@ const GROUP: &str = "use enrich.consumer.group and link.consumer.group";
 const SHARING: &str = "fixed: one topic is shared out by cooperative-sticky, several by range";
 const OFFSETS: &str = "an offset is stored after the work on its record, and on all before it, is done";
 const FETCHED: &str = "fixed: it bounds the memory of consumers and of the audit";
+
+/// Two names of one property; which of two values counts is for nobody to guess.
+const ALIASES: &[(&str, &str)] = &[
+    ("retries", "message.send.max.retries"),
+    ("sasl.mechanism", "sasl.mechanisms"),
+    ("sasl.oauthbearer.client.credentials.client.id", "sasl.oauthbearer.client.id"),
+    ("sasl.oauthbearer.client.credentials.client.secret", "sasl.oauthbearer.client.secret"),
+];
+
+/// A wait that is longer than this ends no publish deadline's failures in time, in milliseconds.
+const LONG_WAIT: f64 = 5_000.0;
+/// So many tries, 100 ms apart, outlast every publish deadline that is likely.
+const FEW_RETRIES: f64 = 1_000.0;
+
+/// Why a value of a property that is taken is no good idea; `None` for all others.
+fn unwise(name: &str, value: &str) -> Option<String> {
+    let value = value.trim().to_ascii_lowercase();
+    let number = value.parse::<f64>().ok();
+    let is_off = ["false", "f", "0"].contains(&&*value);
+    let none_late = "a failed broker is ridden out only if it is tried again soon and often";
+    match name.to_ascii_lowercase().as_str() {
+        "retries" | "message.send.max.retries" if number.is_some_and(|tries| tries < FEW_RETRIES) => {
+            Some(format!("undoes what rides out a failure: {none_late}; publish_deadline alone ends a publish"))
+        }
+        "retry.backoff.ms"
+        | "retry.backoff.max.ms"
+        | "reconnect.backoff.ms"
+        | "reconnect.backoff.max.ms"
+        | "topic.metadata.refresh.fast.interval.ms"
+            if number.is_some_and(|wait| wait > LONG_WAIT) =>
+        {
+            Some(format!("undoes what rides out a failure: {none_late}, and this is longer than 5s"))
+        }
+        "socket.max.fails" if number.is_some_and(|fails| fails != 1.0) => Some(
+            "undoes what rides out a failure: a broker that hangs is left only when its requests may not time out twice"
+                .to_owned(),
+        ),
+        "enable.ssl.certificate.verification" if is_off => {
+            Some("switches verification off: whoever stands between can be the broker".to_owned())
+        }
+        "ssl.endpoint.identification.algorithm" if value == "none" => {
+            Some("switches verification off: any certificate of the authorities passes for any broker's".to_owned())
+        }
+        "enable.sasl.oauthbearer.unsecure.jwt" if !is_off => {
+            Some("switches verification off: the brokers take tokens that nobody has signed".to_owned())
+        }
+        _ => None,
+    }
+}
 
 /// Whether the value of this librdkafka property may never be shown: a secret, or what may have one in it, as PEM (one
 /// text may hold certificate and key) and a command have.
@@ -193,18 +254,19 @@ struct File {
     path: PathBuf,
     /// The setting that names it, for messages.
     key: String,
-    /// It must hold PEM.
-    pem: bool,
+    /// It must hold PEM, with this in it.
+    pem: Option<Wanted>,
     /// `[kafka.property_files]` names it, which is where secrets stand.
     secret: bool,
 }
 
 /// Properties that name a file with PEM in it, and those that take its content: the content is what is in use until a
 /// new one has been found good, whatever becomes of the file meanwhile.
-const PEM_FILES: [(&str, &str); 3] = [
-    ("ssl.certificate.location", "ssl.certificate.pem"),
-    ("ssl.key.location", "ssl.key.pem"),
-    ("ssl.ca.location", "ssl.ca.pem"),
+const PEM_FILES: [(&str, &str, Wanted); 3] = [
+    ("ssl.certificate.location", "ssl.certificate.pem", Wanted::Certificates),
+    // `ssl.key.password` may be given.
+    ("ssl.key.location", "ssl.key.pem", Wanted::EncryptedKey),
+    ("ssl.ca.location", "ssl.ca.pem", Wanted::Certificates),
 ];
 
 /// Systems' bundles of authorities have some hundred kilobytes.
@@ -283,13 +345,13 @@ impl PartialEq for Properties {
 }
 
 impl File {
-    /// The content, less one trailing newline.
+    /// The content, as [`Secret::new`] takes it, or PEM.
     fn read(&self) -> Result<String, Fault> {
         let not_text = |_| Fault::new(FaultKind::Value, "is not UTF-8");
-        if !self.pem {
+        let Some(wanted) = self.pem else {
             let content = SecretSource::File(self.path.clone()).read(&|_| None)?;
             return String::from_utf8(content.expose().into()).map_err(not_text);
-        }
+        };
         let (unreadable, unusable) = match self.secret {
             true => (FaultKind::SecretUnreadable, FaultKind::SecretUnusable),
             false => (FaultKind::Unreadable, FaultKind::Value),
@@ -301,34 +363,83 @@ impl File {
         if bytes.len() as u64 > LARGEST_PEM {
             return Err(Fault::new(unusable, format!("is larger than {} MiB", LARGEST_PEM >> 20)));
         }
-        // What stands around the armour may be in any encoding.
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        if text.contains("-----BEGIN ") && text.contains("-----END ") {
-            Ok(text)
-        } else {
-            Err(Fault::new(FaultKind::Value, "has no PEM in it"))
-        }
+        checked_pem(wanted, &bytes).map_err(|what| Fault::new(unusable, what))
     }
 }
 
-/// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]` and of certificate files.
-fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
-    let mut properties = table.names(at, show_property);
-    let help = "A file with the value of this property, less one trailing newline. Looked at for changes.";
-    let files = table.names(At::new("property_files", help), |_| str::to_owned);
-    for (kind, name) in properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n)))
-    {
+/// A PEM text as librdkafka takes it; or what is wrong with it.
+fn checked_pem(wanted: Wanted, text: &[u8]) -> Result<String, String> {
+    let text = pem::whole(text, wanted).map_err(|fault| fault.to_string())?;
+    // What stands around the armour may be in any encoding.
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Finds fault with what the promise rests on, what loads code, and what is given twice.
+fn refuse(table: &mut Table<'_, '_>, properties: &BTreeMap<String, String>, files: &BTreeMap<String, String>) {
+    let given: Vec<(&str, &String)> =
+        properties.keys().map(|n| ("properties", n)).chain(files.keys().map(|n| ("property_files", n))).collect();
+    for (kind, name) in &given {
         let refused = REFUSED.iter().find(|(refused, _)| refused.eq_ignore_ascii_case(name)).map(|(_, why)| *why);
         let for_tests = name.to_ascii_lowercase().starts_with("test.");
         let why = refused.or(for_tests.then_some("for librdkafka's own tests: records would be kept nowhere"));
         if let Some(why) = why {
             table.fault(&format!("{kind}.{name}"), format_args!("not allowed: {why}"));
         }
+        let alias = ALIASES.iter().find(|(one, _)| *one == name.as_str());
+        if let Some((_, other)) = alias.filter(|(_, other)| given.iter().any(|(_, name)| name == other)) {
+            table.fault(&format!("{kind}.{name}"), format_args!("another name of {other}, which is given too"));
+        }
     }
-    for name in properties.keys().filter(|name| is_secret_property(name)) {
+}
+
+/// Warns of secrets in the configuration file, of passwords that look wrong, and of what is no good idea.
+fn warn(table: &mut Table<'_, '_>, values: &BTreeMap<String, String>, sources: &BTreeMap<String, File>) {
+    let inline = values.iter().filter(|(name, _)| !sources.contains_key(*name));
+    for (name, _) in inline.filter(|(name, value)| is_secret_property(name) || holds_key(value)) {
         let key = format!("kafka.properties.{name}");
         if table.reader.in_file(&key) {
             table.reader.warn(&key, "a secret in the configuration file; kafka.property_files keeps it out");
+        }
+    }
+    let unwise = values.iter().filter_map(|(name, value)| Some((name.clone(), unwise(name, value)?)));
+    let doubts = doubts(values).into_iter().map(|(name, doubt)| (name, doubt.to_owned()));
+    for (name, what) in doubts.chain(unwise) {
+        let key = sources.get(&name).map_or_else(|| format!("properties.{name}"), |file| file.key.clone());
+        table.reader.warn(&format!("kafka.{key}"), what);
+    }
+}
+
+/// Whether a PEM text has a private key in it, as that of a certificate may.
+fn holds_key(value: &str) -> bool {
+    value.contains("PRIVATE KEY-----")
+}
+
+fn is_pem(name: &str) -> bool {
+    PEM_FILES.iter().any(|(_, pem, _)| pem.eq_ignore_ascii_case(name))
+}
+
+/// Passwords among properties that are hardly what was meant, by name, and why.
+pub fn doubts(values: &BTreeMap<String, String>) -> Vec<(String, &'static str)> {
+    let password =
+        |name: &str| ["password", "client.secret"].iter().any(|end| name.to_ascii_lowercase().ends_with(end));
+    let of_passwords = values.iter().filter(|(name, _)| password(name));
+    of_passwords.filter_map(|(name, value)| Some((name.clone(), Secret::new(value).doubt()?))).collect()
+}
+
+/// `[kafka.properties]` and, merged in, the content of `[kafka.property_files]` and of certificate files.
+fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
+    let mut properties = table.names(at, show_property);
+    let help = "A file with the value of this property; white space around it is dropped. Looked at for changes.";
+    let files = table.names(At::new("property_files", help), |_| str::to_owned);
+    refuse(table, &properties, &files);
+    for (_, value) in properties.iter_mut().filter(|(name, _)| is_secret_property(name) && !is_pem(name)) {
+        *value = String::from_utf8_lossy(Secret::new(&value).expose()).into_owned();
+    }
+    for (_, pem, wanted) in PEM_FILES {
+        let Some(text) = properties.get_mut(pem) else { continue };
+        match checked_pem(wanted, text.as_bytes()) {
+            Ok(checked) => *text = checked,
+            Err(what) => table.fault(&format!("properties.{pem}"), what),
         }
     }
     let mut sources = BTreeMap::new();
@@ -338,24 +449,17 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             table.fault(&key, "is in kafka.properties too");
             continue;
         }
-        let pem = PEM_FILES.iter().any(|(_, pem)| *pem == name);
-        let path = table.resolve(&path);
-        if is_secret_property(&name) {
-            table.reader.secret_files.push((format!("kafka.{key}"), path.clone()));
-        }
-        sources.insert(name, File { path, key, pem, secret: true });
+        let pem = PEM_FILES.iter().find(|(_, pem, _)| *pem == name).map(|(_, _, wanted)| *wanted);
+        sources.insert(name, File { path: table.resolve(&path), key, pem, secret: true });
     }
-    for (location, pem) in PEM_FILES {
+    for (location, pem, wanted) in PEM_FILES {
         // A directory of authorities, or `probe`, is librdkafka's to read.
         let other = |path: &str| path == "probe" || Path::new(path).is_dir();
         let taken = properties.contains_key(pem) || sources.contains_key(pem);
         if !taken && let Some(path) = properties.get(location).filter(|path| !other(path)).cloned() {
             properties.remove(location);
             let key = format!("properties.{location}");
-            if is_secret_property(pem) {
-                table.reader.secret_files.push((format!("kafka.{key}"), path.clone().into()));
-            }
-            sources.insert(pem.to_owned(), File { path: path.into(), key, pem: true, secret: false });
+            sources.insert(pem.to_owned(), File { path: path.into(), key, pem: Some(wanted), secret: false });
         }
     }
     let mut values = properties.clone();
@@ -364,7 +468,12 @@ fn kafka_properties(table: &mut Table<'_, '_>, at: At<'_>) -> Properties {
             Ok(value) => drop(values.insert(name.clone(), value)),
             Err(fault) => table.fault_of(fault.kind, &file.key, fault),
         }
+        let holds_key = values.get(name).is_some_and(|value| holds_key(value));
+        if is_secret_property(name) || holds_key {
+            table.reader.secret_files.push((format!("kafka.{}", file.key), file.path.clone()));
+        }
     }
+    warn(table, &values, &sources);
     Properties {
         given: Arc::new(properties),
         files: Arc::new(sources),

@@ -34,8 +34,8 @@ pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, MustHave, ScheduledRefreshes};
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
-pub use instance::{Authentication, Instance, NotJson};
-pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, is_hidden_property};
+pub use instance::{Authentication, Instance, InstanceSecret, NotJson};
+pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
 pub use secret::SecretSource;
@@ -643,6 +643,30 @@ kafka.unready_after = "0s"
 kafka.properties."group.id" = "mine"
 ! kafka.properties.group.id = "mine" (bridge.toml:2): not allowed: use enrich.consumer.group and link.consumer.group
 
+kafka.properties."partitioner" = "random"
+! kafka.properties.partitioner = "random" (bridge.toml:2): not allowed: fixed: murmur2_random, so that a key's records
+  stay in one partition, the one that Java's producer picks
+
+kafka.properties."plugin.library.paths" = "a.so"
+kafka.properties."ssl.providers" = "mine"
+kafka.property_files."ssl.engine.location" = "/nowhere"
+! kafka.properties.plugin.library.paths = "a.so" (bridge.toml:2):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+! kafka.properties.ssl.providers = "mine" (bridge.toml:3):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+! kafka.property_files.ssl.engine.location = "/nowhere" (bridge.toml:4):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+! kafka.property_files.ssl.engine.location = "/nowhere" (bridge.toml:4):
+  cannot be read: No such file or directory (os error 2)
+
+$ FLINKS_BRIDGE__KAFKA__PROPERTIES__SSL_ENGINE_ID=mine
+! kafka.properties.ssl.engine.id = "mine" (FLINKS_BRIDGE__KAFKA__PROPERTIES__SSL_ENGINE_ID):
+  not allowed: it would load code into the process that holds the secrets and decides on the 200
+
+kafka.properties."sasl.mechanism" = "PLAIN"
+kafka.properties."sasl.mechanisms" = "SCRAM-SHA-512"
+! kafka.properties.sasl.mechanism = "PLAIN" (bridge.toml:2): another name of sasl.mechanisms, which is given too
+
 kafka.linger = "1001ms"
 ! kafka.linger = "1001ms" (bridge.toml:2): expected a duration from 0s to 1s, such as 20s or 500ms
 
@@ -1024,8 +1048,8 @@ $ FLINKS_BRIDGE__NO=1
             [kafka.properties]
             "sasl.password" = "hunter2hunter2"
             "sasl.oauthbearer.config" = "hunter2hunter2"
-            ssl.key.pem = "hunter2hunter2"
-            "ssl.certificate.pem" = "hunter2hunter2"
+            ssl.key.pem = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2\n-----END PRIVATE KEY-----"
+            ssl.certificate.pem = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nhunter2hunter2\n-----END PRIVATE KEY-----"
             "SSL.CA.PEM" = "hunter2hunter2"
             "sasl.kerberos.kinit.cmd" = "kinit hunter2hunter2"
             "an.address" = "https://user:hunter2hunter2@host"
@@ -1090,6 +1114,7 @@ $ FLINKS_BRIDGE__NO=1
         let expected = [
             format!("kafka.properties.sasl.oauthbearer.config = {}: {property}", place(4)),
             format!("kafka.properties.sasl.password = {}: {property}", place(3)),
+            format!("kafka.properties.ssl.certificate.pem = {}: {property}", place(6)),
             format!("kafka.properties.ssl.key.pem = {}: {property}", place(5)),
             format!("instance.0.secret.0.value = {}: {short}", place(25)),
             format!("instance.0.secret.0.value = {}: {secret}", place(25)),

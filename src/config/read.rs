@@ -19,6 +19,7 @@ use super::fault::{Fault, FaultKind};
 use super::json;
 use super::url::REDACTED;
 use super::{Needs, SecretSource};
+use crate::record::disturbs;
 use crate::signature::Secret;
 
 /// What every environment variable that is a setting starts with.
@@ -542,7 +543,12 @@ impl<'r, 'a> Table<'r, 'a> {
         let environment = self.reader.environment;
         let lookup = |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
         match source.read(&lookup) {
-            Ok(secret) => Some((key, source, Some(secret))),
+            Ok(secret) => {
+                if let Some(doubt) = secret.doubt() {
+                    self.reader.warn(&key, doubt);
+                }
+                Some((key, source, Some(secret)))
+            }
             Err(fault) => {
                 self.reader.fault_of(fault.kind, &key, fault);
                 None
@@ -758,12 +764,12 @@ fn quoted(text: &str) -> String {
     escaped(&serde_json::json!(text).to_string())
 }
 
-/// The text with its control characters escaped: a name of the file or the environment may hold any, and what is said
+/// The text with what disturbs a line escaped: a name of the file or the environment may hold any, and what is said
 /// of it stays on its line and leaves a terminal alone.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() {
+        if disturbs(char) {
             out += &format!("\\u{:04x}", u32::from(char));
         } else {
             out.push(char);

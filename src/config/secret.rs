@@ -22,7 +22,7 @@ pub enum SecretSource {
 }
 
 impl SecretSource {
-    /// What stands there now, less one trailing newline; never empty.
+    /// What stands there now, as [`Secret::new`] takes it; never empty.
     ///
     /// # Errors
     /// What is wrong, without the name.

@@ -29,7 +29,7 @@ use super::admission::{Admission, Permit};
 use super::body::Reading;
 use super::connection::Progress;
 use super::door::{Proven, Sender};
-use super::instance::{Instance, client_address};
+use super::instance::{self, Instance, client_address};
 use crate::answer::Refusal;
 use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
@@ -109,14 +109,8 @@ impl Handler {
     /// Re-reads the secrets and paths of all instances; what cannot be read stays as it is.
     pub fn reload_secrets(&self) {
         let before = self.by_path.load_full();
-        let mut paths = HashMap::new();
-        for (index, instance) in self.instances.iter().enumerate() {
-            let path = instance.reload(index, &self.metrics);
-            let kept = || before.iter().find(|(_, owner)| **owner == index).map(|(path, _)| path.clone());
-            paths.extend(path.or_else(kept).map(|path| (path, index)));
-        }
-        // Two instances with one path would take each other's webhooks.
-        if paths.len() == self.instances.len() && paths != *before {
+        let paths = instance::reload(&self.instances, &before, &self.metrics);
+        if paths != *before {
             self.by_path.store(Arc::new(paths));
             tracing::info!("paths of instances replaced");
         }

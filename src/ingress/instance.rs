@@ -2,6 +2,7 @@
 //! its body is read. Secrets and path are read again here when their files change. It never sees a body.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +13,7 @@ use super::account::Refused;
 use crate::answer::Refusal;
 use crate::config::{self, Authentication};
 use crate::metrics::{Metrics, Reload};
-use crate::signature::{Keyring, LabelledSecret, Scheme, Secret, Signature};
+use crate::signature::{Form, Keyring, LabelledSecret, Scheme, Secret, Signature};
 use crate::webhook::EventTypes;
 
 /// A configured instance with what is derived from its settings.
@@ -21,12 +22,14 @@ pub struct Instance {
     pub settings: config::Instance,
     /// Its name, to share.
     pub name: Arc<str>,
-    /// The header of each scheme that a secret is configured for.
-    signature_headers: Vec<(Scheme, HeaderName)>,
+    /// The header of each scheme that a secret is configured for, and the forms that are expected in it.
+    signature_headers: Vec<(Scheme, HeaderName, Vec<Form>)>,
     /// The secrets in use.
     pub keyring: ArcSwap<Loaded>,
     /// What was last wrong with re-reading the secrets, so that it is told once and not at every look.
     complaint: Mutex<Vec<String>>,
+    /// Whose path its own was last found to be, likewise.
+    collision: Mutex<Option<Arc<str>>>,
     /// Topics that this instance puts in the place of the event types' own, by event type.
     pub topics: Vec<Option<Arc<str>>>,
 }
@@ -54,13 +57,14 @@ impl Instance {
         let header_of = |(scheme, name): (&Scheme, &String)| {
             let name = HeaderName::try_from(name.as_str())
                 .map_err(|_| vec![format!("instance {}: {name:?} is no header name", settings.name)])?;
-            Ok((*scheme, name))
+            Ok((*scheme, name, settings.forms(*scheme)))
         };
         Ok(Instance {
             name: settings.name.as_str().into(),
             signature_headers: settings.signature_headers.iter().map(header_of).collect::<Result<_, Vec<String>>>()?,
             keyring: ArcSwap::from_pointee(Loaded::new(secrets)),
             complaint: Mutex::default(),
+            collision: Mutex::default(),
             topics: event_types
                 .types
                 .iter()
@@ -71,7 +75,7 @@ impl Instance {
     }
 
     /// Takes over secrets that have changed; the path as it is now, unless that cannot be told.
-    pub fn reload(&self, index: usize, metrics: &Metrics) -> Option<Secret> {
+    fn reload(&self, index: usize, metrics: &Metrics) -> Option<Secret> {
         let path = self.settings.load_path(&config::variable);
         let secrets = self.settings.load_secrets(&config::variable);
         let mut faults = secrets.as_ref().err().cloned().unwrap_or_default();
@@ -82,6 +86,11 @@ impl Instance {
             let loaded = Loaded::new(secrets);
             for (scheme, label) in loaded.keys.labels() {
                 metrics.secret_added(index, scheme, label);
+            }
+            for LabelledSecret { scheme, label, secret, .. } in &loaded.secrets {
+                if let Some(doubt) = secret.doubt() {
+                    tracing::warn!(instance = &*self.name, %scheme, label, doubt, "what was read looks wrong");
+                }
             }
             self.keyring.store(Arc::new(loaded));
             metrics.secrets_reloaded(Reload::Replaced);
@@ -99,6 +108,21 @@ impl Instance {
         }
         *complaint = faults;
         path.ok()
+    }
+
+    /// Tells once that the instance keeps its path, since its new one is that of `other` too; or that it does no longer.
+    fn collides(&self, other: Option<&Instance>, metrics: &Metrics) {
+        let other = other.map(|other| other.name.clone());
+        let mut collision = self.collision.lock().expect("no panic while held");
+        if let Some(other) = other.as_ref().filter(|other| collision.as_ref() != Some(other)) {
+            metrics.secrets_reloaded(Reload::Refused);
+            tracing::error!(
+                instance = &*self.name,
+                other = &**other,
+                "the new path is that of another instance too, the path before stays in use"
+            );
+        }
+        *collision = other;
     }
 
     /// Whether the request's source address is on the instance's list, if it has one.
@@ -124,13 +148,13 @@ impl Instance {
             return Ok(Vec::new());
         }
         let mut signatures = Vec::with_capacity(1);
-        for (scheme, name) in &self.signature_headers {
+        for (scheme, name, forms) in &self.signature_headers {
             let mut values = headers.get_all(name).iter();
             let Some(value) = values.next() else { continue };
             if values.next().is_some() {
                 return Err(Refused { refusal: Refusal::SignatureRepeated, detail: name.to_string() });
             }
-            let signature = Signature::parse(*scheme, value.as_bytes())
+            let signature = Signature::parse(*scheme, forms, value.as_bytes())
                 .map_err(|_| Refused { refusal: Refusal::SignatureMalformed, detail: name.to_string() })?;
             let default = scheme.default_header();
             // Nearly always one that needs no copy.
@@ -138,6 +162,41 @@ impl Instance {
             signatures.push(Claim { name, value: value.as_bytes(), signature });
         }
         if signatures.is_empty() { Err(Refusal::SignatureMissing.into()) } else { Ok(signatures) }
+    }
+}
+
+/// Re-reads the secrets and paths of all instances. The paths to use from now on, each with the index of its instance:
+/// what cannot be read stays as it was before, and so does a path that would be that of two.
+pub fn reload(instances: &[Instance], before: &HashMap<Secret, usize>, metrics: &Metrics) -> HashMap<Secret, usize> {
+    let mut kept: Vec<&Secret> = before.keys().collect();
+    kept.sort_by_key(|path| before[*path]);
+    let read = instances.iter().enumerate().map(|(index, instance)| instance.reload(index, metrics));
+    let read: Vec<Secret> = read.zip(&kept).map(|(path, kept)| path.unwrap_or_else(|| (*kept).clone())).collect();
+    let (paths, collisions) = apart(&read, &kept);
+    for (instance, other) in instances.iter().zip(collisions) {
+        instance.collides(other.map(|other| &instances[other]), metrics);
+    }
+    paths.into_iter().cloned().enumerate().map(|(index, path)| (path, index)).collect()
+}
+
+/// The new paths, as far as no two are the same: where they would be, whoever has changed keeps the path before, and is
+/// told whose it met. Paths before are no two the same.
+fn apart<'p>(new: &'p [Secret], before: &[&'p Secret]) -> (Vec<&'p Secret>, Vec<Option<usize>>) {
+    let mut paths: Vec<&Secret> = new.iter().collect();
+    let mut met = vec![None; paths.len()];
+    // Who goes back may meet one that has taken its place: each turn sends at least one more back.
+    loop {
+        let other = |index: usize| (0..paths.len()).find(|other| *other != index && paths[*other] == paths[index]);
+        let back: Vec<_> = (0..paths.len())
+            .filter(|index| paths[*index] != before[*index])
+            .filter_map(|index| Some((index, other(index)?)))
+            .collect();
+        if back.is_empty() {
+            return (paths, met);
+        }
+        for (index, other) in back {
+            (paths[index], met[index]) = (before[index], Some(other));
+        }
     }
 }
 
@@ -165,4 +224,32 @@ pub struct Claim<'r> {
     pub value: &'r [u8],
     /// What it claims.
     pub signature: Signature,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_collides_keeps_its_path() {
+        type Paths = [&'static str; 4];
+        // Paths before, new ones, those in use then, and whom each has met.
+        let cases: &[(Paths, Paths, Paths, [Option<usize>; 4])] = &[
+            (["a", "b", "c", "d"], ["a", "b", "c", "d"], ["a", "b", "c", "d"], [None; 4]),
+            (["a", "b", "c", "d"], ["e", "f", "c", "d"], ["e", "f", "c", "d"], [None; 4]),
+            (["a", "b", "c", "d"], ["b", "a", "c", "d"], ["b", "a", "c", "d"], [None; 4]),
+            (["a", "b", "c", "d"], ["x", "x", "e", "d"], ["a", "b", "e", "d"], [Some(1), Some(0), None, None]),
+            // Who has what it had goes on with it.
+            (["a", "b", "c", "d"], ["b", "b", "e", "d"], ["a", "b", "e", "d"], [Some(1), None, None, None]),
+            // Whoever goes back finds its place taken.
+            (["a", "b", "c", "d"], ["x", "x", "a", "c"], ["a", "b", "c", "d"], [Some(1), Some(0), Some(0), Some(2)]),
+        ];
+        for (before, new, expected, met) in cases {
+            let secrets = |paths: &[&str]| paths.iter().map(Secret::new).collect::<Vec<_>>();
+            let (before, new) = (secrets(before), secrets(new));
+            let (paths, told) = apart(&new, &before.iter().collect::<Vec<_>>());
+            assert!(paths.into_iter().cloned().collect::<Vec<_>>() == secrets(expected), "{expected:?}");
+            assert_eq!(told, met, "{expected:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 
@@ -57,12 +58,12 @@ pub(super) fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// Whether librdkafka takes every property of `[kafka.properties]` and `[kafka.property_files]`. Asks librdkafka
-/// itself, since it alone knows them; nothing is connected.
+/// Whether librdkafka takes every property of `[kafka.properties]` and `[kafka.property_files]`, and our certificate's
+/// chain is whole. Asks librdkafka itself, since it alone knows them; nothing is connected.
 ///
 /// # Errors
 /// One text a property, naming it and never the value of one that may be a secret.
-pub fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>> {
+pub(super) fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>> {
     let fault = |(name, value): (&String, &String)| {
         let refused = ClientConfig::new().set(name, value).create_native_config().err()?;
         let KafkaError::ClientConfig(_, description, ..) = refused else {
@@ -74,8 +75,22 @@ pub fn check_properties(kafka: &config::Kafka) -> Result<(), Vec<String>> {
         let what = if hidden { "librdkafka does not take the value" } else { &description };
         Some(format!("kafka.properties.{name}: {what}"))
     };
-    let faults: Vec<String> = kafka.properties.current().values.iter().filter_map(fault).collect();
+    let properties = kafka.properties.current();
+    let mut faults: Vec<String> = properties.values.iter().filter_map(fault).collect();
+    if let Some(Err(what)) = properties.values.get("ssl.certificate.pem").map(|pem| tls::links(pem)) {
+        faults.push(format!("kafka.properties.ssl.certificate.pem: {what}"));
+    }
     if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+/// A text of librdkafka's in which no secret property stands, should it have quoted one.
+pub(super) fn without_secrets(kafka: &config::Kafka, mut text: String) -> String {
+    let properties = kafka.properties.current();
+    let secret = |(name, value): &(&String, &String)| config::is_hidden_property(name) && value.len() > 3;
+    for (_, value) in properties.values.iter().filter(secret) {
+        text = text.replace(value.as_str(), "[redacted]");
+    }
+    text
 }
 
 /// Runs a future to its end on this thread, which may block.
@@ -168,6 +183,16 @@ impl Trouble {
         *self.newest.lock().expect("no panic while held") = None;
     }
 }
+
+/// For clients whose answers say all.
+pub(super) struct Deaf;
+
+impl ClientContext for Deaf {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ConsumerContext for Deaf {}
 
 /// A client that only asks: what fails is told by what it is asked for, and by its trouble.
 pub(super) struct Asking {

@@ -15,14 +15,16 @@ mod client;
 pub mod consume;
 mod operations;
 pub mod publish;
+mod trial;
 
 use std::fmt;
 
 use crate::metrics::{Lane, PublishCause};
 use crate::record::Record;
 
-pub use self::client::{KafkaSettingError, check_properties};
+pub use self::client::KafkaSettingError;
 pub use self::publish::{Producers, Readiness, Receipt};
+pub use self::trial::check_settings;
 pub use crate::config::largest_record;
 
 /// Why a record has no [`Receipt`].

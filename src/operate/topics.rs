@@ -17,7 +17,7 @@ use crate::error::chain;
 use crate::kafka::administer::topics::{
     Allowed, Cluster, ClusterError, Difference, Found, Severity, Step, Topic, Wanted, differences, plan, wanted,
 };
-use crate::kafka::check_properties;
+use crate::kafka::check_settings;
 
 /// Options of role `topics`.
 #[derive(Debug, Clone, Args)]
@@ -102,7 +102,7 @@ pub fn run(options: &Topics, environment: &[(String, String)]) -> u8 {
         Ok(loaded) => loaded.config,
         Err(faults) => return usage(&faults.to_string()),
     };
-    if let Err(faults) = check_properties(&config.kafka) {
+    if let Err(faults) = check_settings(&config) {
         return usage(&faults.join("\n"));
     }
     let mut run = Run {

@@ -6,13 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{TlsError, pem_fault};
+use super::{TlsError, certificates};
 
 /// Whom a connection that this process opens believes.
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +34,7 @@ pub fn client_config(authorities: Authorities<'_>) -> Result<ClientConfig, TlsEr
         Authorities::File(path) => {
             let pem = fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })?;
             let unusable = |fault: String| TlsError::Unusable { path: path.display().to_string(), fault };
-            let found = CertificateDer::pem_slice_iter(&pem)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| unusable(pem_fault(&error, "certificate")))?;
+            let found = certificates(&pem).map_err(unusable)?;
             Some((path.display().to_string(), found))
         }
         Authorities::System => {

@@ -20,14 +20,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, ServerConfig};
 
-pub use self::chain::{Certificate, Chain, chain};
+pub use self::chain::{Certificate, Chain, chain, links};
+use self::chain::{Linked, trusted_here};
 pub use self::client::{Authorities, CertificateFault, Client, ClientStream, HandshakeError, client_config};
+use crate::pem::{self, Wanted};
 
 /// The certificate chain and private key served now, and the files that they come from.
 pub struct Identity {
@@ -129,11 +131,14 @@ impl Identity {
         }
         seen.clone_from(&found);
         let bytes = read?;
-        if self.current.load().fingerprint == found {
+        let current = self.current.load();
+        if current.fingerprint == found {
             // What was broken was put back as it had been.
             return Ok(Reload::Unchanged);
         }
         let pair = Pair::from_pem(&bytes, &files.certificate.display(), &files.private_key.display())?;
+        pair.reaches_as_far_as(&current)
+            .map_err(|fault| TlsError::Unusable { path: files.certificate.display().to_string(), fault })?;
         let not_after = pair.not_after;
         self.current.store(Arc::new(pair));
         Ok(Reload::Replaced { not_after })
@@ -147,7 +152,7 @@ impl Identity {
 
 /// When the first certificate of a PEM text expires, in seconds since 1970; `None` if there is none to be read.
 pub fn not_after(pem: &str) -> Option<i64> {
-    let leaf = CertificateDer::pem_slice_iter(pem.as_bytes()).next()?.ok()?;
+    let leaf = certificates(pem.as_bytes()).ok()?.into_iter().next()?;
     let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).ok()?;
     Some(leaf.validity().not_after.timestamp())
 }
@@ -164,7 +169,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The TLS side of a listener: TLS 1.2 and 1.3, HTTP/1.1 by ALPN, no client certificates.
+/// The TLS side of a listener: TLS 1.2 and 1.3, HTTP/1.1 or else HTTP/1.0 by ALPN, no client certificates.
 ///
 /// An idle connection should cost little, as thousands are kept. rustls itself shrinks a connection's read buffer to
 /// 4 KiB once no partial record is in it, and holds written records only until the socket takes them, so no setting is
@@ -179,7 +184,7 @@ pub fn server_config(identity: Arc<Identity>) -> Result<Arc<ServerConfig>, rustl
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(identity);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     config.ticketer = Ticketer::new()?;
     // Each handshake, resumed ones too, gives a ticket; a client needs no second one for the next connection.
     config.send_tls13_tickets = 1;
@@ -229,6 +234,8 @@ enum Fingerprint {
 struct Pair {
     key: Arc<CertifiedKey>,
     not_after: i64,
+    /// Who has signed the chain's last certificate.
+    issuer: String,
     fingerprint: Fingerprint,
 }
 
@@ -241,25 +248,17 @@ impl Pair {
         let bad_certificate = |fault: String| TlsError::Unusable { path: certificate.to_string(), fault };
         let bad_key = |fault: String| TlsError::Unusable { path: private_key.to_string(), fault };
 
-        let chain = CertificateDer::pem_slice_iter(&bytes.certificate)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| bad_certificate(pem_fault(&error, "certificate")))?;
-        let Some(leaf) = chain.first() else {
-            return Err(bad_certificate(pem_fault(&pem::Error::NoItemsFound, "certificate")));
-        };
-        let not_after = match x509_parser::parse_x509_certificate(leaf) {
-            Ok((_, leaf)) => leaf.validity().not_after.timestamp(),
-            Err(error) => {
-                return Err(bad_certificate(format!("the first certificate cannot be parsed: {error}")));
-            }
-        };
-        let key = PrivateKeyDer::from_pem_slice(&bytes.private_key)
-            .map_err(|error| bad_key(pem_fault(&error, "private key")))?;
+        let chain = certificates(&bytes.certificate).map_err(bad_certificate)?;
+        let linked = Linked::new(&chain).map_err(bad_certificate)?;
+        let (not_after, issuer) = (linked.leaf().validity().not_after.timestamp(), linked.issuer());
+        let key = pem::whole(&bytes.private_key, Wanted::PrivateKey).map_err(|fault| bad_key(fault.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| bad_key(pem_fault(&error)))?;
 
         let signing_key = default_provider()
             .key_provider
             .load_private_key(key)
             .map_err(|error| bad_key(format!("the private key cannot be used: {error}")))?;
+        drop(linked);
         let key = CertifiedKey::new(chain, signing_key);
         match key.keys_match() {
             Ok(()) => {}
@@ -275,17 +274,38 @@ impl Pair {
                 return Err(bad_certificate(format!("the first certificate cannot be used: {error}")));
             }
         }
-        Ok(Pair { key: Arc::new(key), not_after, fingerprint: bytes.fingerprint() })
+        Ok(Pair { key: Arc::new(key), not_after, issuer, fingerprint: bytes.fingerprint() })
+    }
+
+    /// Whether this pair's chain can take the place of that one's. A chain that is shorter and ends at another authority
+    /// has most likely lost a certificate; unless it leads to an authority that the system trusts, since some do
+    /// without an intermediate that others had.
+    fn reaches_as_far_as(&self, before: &Pair) -> Result<(), String> {
+        let (ours, theirs) = (&self.key.cert, &before.key.cert);
+        if ours.len() >= theirs.len() || self.issuer == before.issuer || trusted_here(ours) {
+            return Ok(());
+        }
+        Err(format!(
+            "the chain has {} and not {} certificates as the one in use, and ends at \"{}\", no longer at \"{}\": one is \
+             missing (a restart takes the chain as it is)",
+            ours.len(),
+            theirs.len(),
+            self.issuer,
+            before.issuer
+        ))
     }
 }
 
+/// The certificates of a PEM text, at least one; or what is wrong with it.
+fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = pem::whole(text, Wanted::Certificates).map_err(|fault| fault.to_string())?;
+    CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>().map_err(|error| pem_fault(&error))
+}
+
 /// A PEM error in words of our own: the library's quote lines of the file, which may be a key's.
-fn pem_fault(error: &pem::Error, wanted: &str) -> String {
+fn pem_fault(error: &PemError) -> String {
     match error {
-        pem::Error::MissingSectionEnd { .. } => "a PEM section has no end, as in a file half written".into(),
-        pem::Error::IllegalSectionStart { .. } => "a PEM section's first line is malformed".into(),
-        pem::Error::Base64Decode(_) => "a PEM section is not Base64".into(),
-        pem::Error::NoItemsFound => format!("no PEM {wanted} in it"),
+        PemError::Base64Decode(_) => "a PEM section is not Base64".into(),
         _ => "not PEM".into(),
     }
 }
@@ -425,7 +445,7 @@ mod tests {
         let cases: &[(&str, &str, &str)] = &[
             ("", &good.private_key_pem, "tls.crt: no PEM certificate in it"),
             (&good.private_key_pem, &good.private_key_pem, "tls.crt: no PEM certificate in it"),
-            (not_a_certificate, &good.private_key_pem, "tls.crt: the first certificate cannot be parsed"),
+            (not_a_certificate, &good.private_key_pem, "tls.crt: certificate 1 cannot be parsed"),
             (&good.certificate_pem, "", "tls.key: no PEM private key in it"),
             (&good.certificate_pem, &good.certificate_pem, "tls.key: no PEM private key in it"),
             (&good.certificate_pem, junk, "tls.key: a PEM section is not Base64"),
@@ -454,7 +474,11 @@ mod tests {
         let bad = Client::new(Some(&authority)).map(drop).unwrap_err();
         assert!(matches!(bad, TlsError::Unreadable { .. }), "{bad}");
         fs::write(&authority, "no certificate").unwrap();
-        assert!(Client::new(Some(&authority)).map(drop).unwrap_err().to_string().contains("no certificate of"));
+        assert!(Client::new(Some(&authority)).map(drop).unwrap_err().to_string().contains("no PEM certificate"));
+        let glued = trusted.ca_pem.trim_end().to_owned() + &stranger.ca_pem;
+        fs::write(&authority, glued).unwrap();
+        let glued = Client::new(Some(&authority)).map(drop).unwrap_err().to_string();
+        assert!(glued.contains("ca.pem: in line ") && glued.contains("a part would be lost"), "{glued}");
         fs::write(&authority, &trusted.ca_pem).unwrap();
         let client = Client::new(Some(&authority)).unwrap();
         // Whose certificate is served, by which name, and what comes of it.
@@ -474,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_tells_its_names_dates_and_order() {
+    fn a_chain_tells_its_names_and_dates() {
         let end = UNIX_EPOCH + Duration::from_secs(1_900_000_000);
         let (made, other) = (self_made_until(LOCAL_NAMES, end).unwrap(), self_made(&["other"]).unwrap());
         let folder = TempDir::new().unwrap();
@@ -489,19 +513,92 @@ mod tests {
         let leaf = &good.certificates[0];
         assert_eq!((leaf.subject.as_str(), leaf.not_after), ("CN=flinks-bridge", 1_900_000_000));
         assert_eq!(leaf.issuer, "CN=flinks-bridge self-made authority");
-        let order = |chain: &Chain| chain.certificates.iter().map(|c| c.next_is_issuer).collect::<Vec<_>>();
-        assert_eq!(order(&good), [true, true]);
-        let mixed = told(made.ca_pem.clone() + &made.certificate_pem + &other.certificate_pem).unwrap();
-        assert_eq!((order(&mixed), mixed.names.len()), (vec![false, false, true], 0));
+        let mixed = told(made.ca_pem.clone() + &made.certificate_pem).unwrap_err().to_string();
+        assert!(mixed.contains("but the next one is of \"CN=flinks-bridge\""), "{mixed}");
+        // An authority of the same name, with another key.
+        let other = told(made.certificate_pem + &other.ca_pem).unwrap_err().to_string();
+        assert!(other.contains("is not signed by the next one"), "{other}");
         let fault = told(made.private_key_pem).unwrap_err().to_string();
         assert!(fault.contains("chain.pem: no PEM certificate in it"), "{fault}");
+    }
+
+    /// A server's certificate over `depth` intermediates, each in PEM without a final line end, and its key.
+    fn issued(authority: &str, depth: usize) -> (Vec<String>, String) {
+        use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+        let named = |name: String| {
+            let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+        let (mut signer, mut signer_key) = (named(authority.to_owned()), KeyPair::generate().unwrap());
+        let mut chain = Vec::new();
+        for n in (0..=depth).rev() {
+            let (mut params, key) = (named(format!("{authority} {n}")), KeyPair::generate().unwrap());
+            if n > 0 {
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            }
+            let pem = params.signed_by(&key, &Issuer::new(signer, signer_key)).unwrap().pem();
+            chain.insert(0, pem.trim_end().to_owned());
+            (signer, signer_key) = (params, key);
+        }
+        (chain, signer_key.serialize_pem())
+    }
+
+    #[test]
+    fn a_chain_that_lost_a_part_is_not_served() {
+        let (whole, key) = issued("root", 2);
+        let files = folder(&made());
+        let write = |certificate: String, key: &str| {
+            fs::write(&files.certificate, certificate).unwrap();
+            fs::write(&files.private_key, key).unwrap();
+        };
+        // What is in the file, and the fault that it has at start and as a renewal.
+        let broken = [
+            // `cat leaf.pem intermediate.pem`.
+            (whole.concat(), "a part would be lost"),
+            (format!("{}\n{}{}", whole[0], whole[1], whole[2]), "a part would be lost"),
+            (
+                format!("{}\n{}\n", whole[0], whole[2]),
+                "certificate 1 is signed by \"CN=root 1\", but the next one is of",
+            ),
+            (whole.join("\n").replacen("CERTIFICATE", "TRUSTED CERTIFICATE", 1), "neither certificate nor key"),
+        ];
+        write(whole.join("\n"), &key);
+        let identity = files.load().unwrap();
+        let seen = identity.current.load().key.cert.len();
+        assert_eq!(seen, 3);
+        for (certificate, fault) in &broken {
+            write(certificate.clone(), &key);
+            let start = files.load().unwrap_err().to_string();
+            let renewal = identity.reload().unwrap_err().to_string();
+            assert!(start.contains(fault) && renewal == start, "{start}; {renewal}");
+        }
+        // A leaf alone is a chain at start, and no renewal of a longer one, unless it is signed by the same authority.
+        let (renewed, renewed_key) = issued("root", 1);
+        write(renewed[0].clone(), &renewed_key);
+        files.load().unwrap();
+        let fault = identity.reload().unwrap_err().to_string();
+        assert!(
+            fault.contains("1 and not 3 certificates")
+                && fault.contains("ends at \"CN=root 1\", no longer at \"CN=root\""),
+            "{fault}"
+        );
+        assert_eq!(identity.current.load().key.cert.len(), 3, "the whole chain is still served");
+        write(renewed.join("\n"), &renewed_key);
+        assert!(matches!(identity.reload().unwrap(), Reload::Replaced { .. }));
+        // An encrypted key is told of as what it is, and a byte order mark is no part of a file.
+        write(renewed.join("\n"), &renewed_key.replace("PRIVATE", "ENCRYPTED PRIVATE"));
+        let fault = identity.reload().unwrap_err().to_string();
+        assert!(fault.contains("tls.key: the private key is encrypted"), "{fault}");
+        write(format!("\u{FEFF}{}\r\n", renewed.join("\r\n")), &format!("\u{FEFF}{renewed_key}"));
+        assert!(matches!(identity.reload().unwrap(), Reload::Replaced { .. }));
     }
 
     #[test]
     fn expiry_is_that_of_the_leaf() {
         let end = UNIX_EPOCH + Duration::from_secs(1_900_000_000);
         let made = self_made_until(LOCAL_NAMES, end).unwrap();
-        let chain = made.certificate_pem.clone() + &self_made(&["other"]).unwrap().ca_pem;
+        let chain = made.certificate_pem.clone() + &made.ca_pem;
         let identity = Identity::from_pem(&chain, &made.private_key_pem).unwrap();
         assert_eq!(identity.not_after(), 1_900_000_000);
         assert_eq!(identity.reload().unwrap(), Reload::Unchanged);

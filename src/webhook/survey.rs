@@ -9,6 +9,7 @@ use std::borrow::Cow;
 
 use super::json::{self, Malformed};
 use super::{Discriminator, EventTypes, KeySource, QuarantineReason, Rule, Tag, TagProblem, Webhook};
+use crate::record::disturbs;
 
 /// Everything in a body that a rule, a key or a header may ask about: one entry for each such member, still as written.
 pub(super) struct Survey<'t, 'b> {
@@ -416,7 +417,7 @@ impl<'b> Text<'b> {
         Unescaped(self.0.chars())
     }
 
-    /// The text as it is, if that can be: 1 to 256 bytes, no control characters, no lone surrogates (all of which would
+    /// The text as it is, if that can be: 1 to 256 bytes, nothing that [`disturbs`], no lone surrogates (all of which would
     /// become the same replacement character).
     fn exact(self) -> Option<Cow<'b, str>> {
         if let Some(plain) = self.plain() {
@@ -428,7 +429,7 @@ impl<'b> Text<'b> {
         }
         let mut exact = String::new();
         for char in self.chars() {
-            let char = char.ok().filter(|char| !char.is_control())?;
+            let char = char.ok().filter(|char| !disturbs(*char))?;
             if exact.len() + char.len_utf8() > TEXT_LIMIT {
                 return None;
             }
@@ -450,14 +451,14 @@ impl<'b> Text<'b> {
         Ok(whole)
     }
 
-    /// The text without control characters, cut to 256 bytes, lone surrogates replaced; `None` if nothing is left.
+    /// The text without what [`disturbs`], cut to 256 bytes, lone surrogates replaced; `None` if nothing is left.
     fn cleaned(self) -> Option<Cow<'b, str>> {
         if let Some(plain) = self.plain() {
             return Some(Cow::Borrowed(plain));
         }
         let mut cleaned = String::new();
         let chars = self.chars().map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER));
-        for char in chars.filter(|char| !char.is_control()) {
+        for char in chars.filter(|char| !disturbs(*char)) {
             if cleaned.len() + char.len_utf8() > TEXT_LIMIT {
                 break;
             }
@@ -568,7 +569,7 @@ mod tests {
             prop_assert!(written.is(&text));
             prop_assert!(!written.is(&(text.clone() + "x")) && !Text("x").is(&(text.clone() + "x.")));
 
-            let fits = !text.is_empty() && text.len() <= TEXT_LIMIT && !text.contains(char::is_control);
+            let fits = !text.is_empty() && text.len() <= TEXT_LIMIT && !text.contains(disturbs);
             prop_assert_eq!(written.exact(), fits.then(|| Cow::Borrowed(&*text)));
             if fits {
                 prop_assert_eq!(written.cleaned(), Some(Cow::Borrowed(&*text)));

@@ -17,6 +17,7 @@ use super::certificates::{self, SelfMade};
 use crate::config::{Config, Faults, Loaded, Needs, Url, all_topics};
 use crate::error::chain;
 use crate::kafka::consume::reader::{self, ReadRecord};
+use crate::record::disturbs;
 use crate::serve::{self, InProcess, ServeError};
 use crate::signature::{ContentHash, Scheme, Secret, sign};
 use crate::tls::Identity;
@@ -180,7 +181,11 @@ fn introduction(ca_file: &Path, addresses: &[SocketAddr], admin: SocketAddr, con
     let topics = all_topics(config).join("\n             ");
     let secret = Secret::new(SECRET);
     let signed = |scheme: Scheme, body: &str| {
-        format!("-H '{}: {}' --data-binary '{body}'", scheme.default_header(), sign(scheme, &secret, body.as_bytes()))
+        format!(
+            "-H '{}: {}' --data-binary '{body}'",
+            scheme.default_header(),
+            sign(scheme.default_form(), &secret, body.as_bytes())
+        )
     };
     let kyc = signed(Scheme::FlinksAuthenticityKey, SAMPLE);
     let pay = signed(Scheme::XWebhookSignature, SAMPLE_PAY);
@@ -227,7 +232,7 @@ impl Drop for Company {
 /// The body of a record in one line.
 fn body(record: &ReadRecord<'_>) -> String {
     let text = String::from_utf8_lossy(record.payload);
-    let shown: String = text.chars().filter(|c| !c.is_control()).take(MOST_SHOWN).collect();
+    let shown: String = text.chars().filter(|c| !disturbs(*c)).take(MOST_SHOWN).collect();
     format!("\n    {shown}")
 }
 

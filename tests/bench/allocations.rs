@@ -202,7 +202,7 @@ fn requests(count: usize, from: usize) -> Vec<Vec<u8>> {
             r#"{{"ResponseType":"GetAccountsDetail","HttpStatusCode":200,"Login":{{"Id":"7c1d0f52-3a6b-4c1e-641c-{number:012}"}},"RequestId":"11111111-2222-4333-8444-{number:012}","Tag":"app-{number}","Accounts":[{{"Title":""#
         );
         let body = format!("{head}{}\"}}]}}", "x".repeat(BODY - head.len() - 4));
-        let signature = sign(Scheme::FlinksAuthenticityKey, &Secret::new(SECRET), body.as_bytes());
+        let signature = sign(Scheme::FlinksAuthenticityKey.default_form(), &Secret::new(SECRET), body.as_bytes());
         let head = format!(
             "POST /flinks/toolbox HTTP/1.1\r\nHost: hooks.lender.example\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\nUser-Agent: flinks\r\nX-Forwarded-For: 192.0.2.7\r\n\

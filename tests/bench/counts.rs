@@ -52,8 +52,8 @@ fn understanding((body, types): (Body, EventTypes)) -> (Body, EventTypes) {
 fn signed(bytes: usize) -> (Body, Keyring, Signature) {
     let body = body(bytes);
     let scheme = Scheme::FlinksAuthenticityKey;
-    let secret = LabelledSecret { scheme, label: "bench".to_owned(), secret: Secret::new(SECRET) };
-    let signature = Signature::parse(scheme, body.signature.as_bytes()).expect("it was just made");
+    let secret = LabelledSecret { scheme, form: scheme.default_form(), label: "bench".to_owned(), secret: Secret::new(SECRET) };
+    let signature = Signature::parse(scheme, &[scheme.default_form()], body.signature.as_bytes()).expect("it was just made");
     (body, Keyring::new(&[secret]), signature)
 }
 

@@ -4,10 +4,11 @@
 #[path = "../../src"]
 mod sources {
     pub mod config;
+    pub mod pem;
     pub mod record;
     pub mod signature;
     pub mod webhook;
 }
 
 // Where the sources expect each other.
-pub use sources::{config, record, signature, webhook};
+pub use sources::{config, pem, record, signature, webhook};

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use flinks_bridge::config::{Config, Loaded, METADATA_PROPAGATION, Needs, SecretSource};
-use flinks_bridge::record::header;
-use flinks_bridge::signature::{ContentHash, Keyring, LabelledSecret, Scheme, Secret, Signature, Verifier, sign};
+use flinks_bridge::config::{Config, InstanceSecret, Loaded, METADATA_PROPAGATION, Needs, SecretSource};
+use flinks_bridge::record::{disturbs, header};
+use flinks_bridge::signature::{ContentHash, Form, Keyring, LabelledSecret, Scheme, Secret, Signature, Verifier, sign};
 use flinks_bridge::webhook::{Discriminator, EventType, EventTypes, KeySource, QuarantineReason, Reception, Webhook};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -43,13 +43,13 @@ pub fn body(input: &[u8]) {
     assert_eq!(record.topic, types.types[event_type].topic);
     if let Some(key) = &record.key {
         let text = std::str::from_utf8(key).expect("a key is text");
-        assert!((1..=256).contains(&key.len()) && !text.contains(char::is_control), "a key of {} bytes", key.len());
+        assert!((1..=256).contains(&key.len()) && !text.contains(disturbs), "a key of {} bytes", key.len());
         assert_eq!(record.header(header::SUBJECT), Some(key));
     }
     let mut names: Vec<&str> = Vec::new();
     for (name, value) in &record.headers {
         let value = std::str::from_utf8(value).expect("what is written from a body is text");
-        assert!((1..=256).contains(&value.len()) && !value.contains(char::is_control), "{name}");
+        assert!((1..=256).contains(&value.len()) && !value.contains(disturbs), "{name}");
         names.push(name);
     }
     let reason = record.header(header::QUARANTINE_REASON).map(|reason| &reason[..]);
@@ -167,7 +167,7 @@ fn once<'n>(members: &'n [(String, Node)], name: &str) -> Result<Option<&'n Node
 fn as_key(value: &Node) -> Option<String> {
     match value {
         Node::Text(text) | Node::Number(text) => {
-            let fits = (1..=256).contains(&text.len()) && !text.contains(char::is_control);
+            let fits = (1..=256).contains(&text.len()) && !text.contains(disturbs);
             fits.then(|| text.clone())
         }
         Node::Object(_) | Node::Null | Node::Other => None,
@@ -275,18 +275,21 @@ fn agrees(webhook: &Webhook<'_>, top: &[(String, Node)], types: &EventTypes) {
 /// Signature headers and a body: `scheme: value` lines, an empty line, the body. The value `@label` stands for what
 /// the secret of that label signs, which no fuzzer would find.
 ///
-/// What is well-formed is what the documentation of Flinks shows and nothing else; what verifies is what a secret of
-/// the same scheme signs, whichever way the body is cut; without a signature nothing does.
+/// What is well-formed is what one of the scheme's secrets may write and nothing else; what verifies is what a secret of
+/// the same scheme and form signs, whichever way the body is cut; without a signature nothing does.
 pub fn signature(input: &[u8]) {
     let secrets = [
-        (Scheme::FlinksAuthenticityKey, "old", "invented-secret-one"),
-        (Scheme::FlinksAuthenticityKey, "new", "invented-secret-two"),
-        (Scheme::XFlinksSignature, "flinks", "invented-secret-two"),
-        (Scheme::XWebhookSignature, "pay", "invented-secret-three"),
-        (Scheme::XWebhookSignature, "empty", ""),
+        (Scheme::FlinksAuthenticityKey, Form::Base64, "old", "invented-secret-one"),
+        (Scheme::FlinksAuthenticityKey, Form::Base64, "new", "invented-secret-two"),
+        (Scheme::FlinksAuthenticityKey, Form::PrefixedBase64, "prefixed", "invented-secret-two"),
+        (Scheme::XFlinksSignature, Form::Base64, "flinks", "invented-secret-two"),
+        (Scheme::XFlinksSignature, Form::Hex, "hex", "invented-secret-two"),
+        (Scheme::XWebhookSignature, Form::PrefixedHex, "pay", "invented-secret-three"),
+        (Scheme::XWebhookSignature, Form::PrefixedHex, "empty", ""),
     ];
-    let labelled = secrets.map(|(scheme, label, secret)| LabelledSecret {
+    let labelled = secrets.map(|(scheme, form, label, secret)| LabelledSecret {
         scheme,
+        form,
         label: label.to_owned(),
         secret: Secret::new(secret),
     });
@@ -304,14 +307,16 @@ pub fn signature(input: &[u8]) {
     for (_, value) in &mut claimed {
         let named = |secret: &&LabelledSecret| value.strip_prefix(b"@") == Some(secret.label.as_bytes());
         if let Some(secret) = labelled.iter().find(named) {
-            *value = sign(secret.scheme, &secret.secret, body).into_bytes();
+            *value = sign(secret.form, &secret.secret, body).into_bytes();
         }
     }
 
     let mut signatures = Vec::new();
     for (scheme, value) in &claimed {
-        let parsed = Signature::parse(*scheme, value);
-        assert_eq!(parsed.is_ok(), is_well_formed(*scheme, value), "{scheme} {}", value.escape_ascii());
+        let forms: Vec<Form> = labelled.iter().filter(|secret| secret.scheme == *scheme).map(|s| s.form).collect();
+        let parsed = Signature::parse(*scheme, &forms, value);
+        let well_formed = forms.iter().any(|form| is_well_formed(*form, value));
+        assert_eq!(parsed.is_ok(), well_formed, "{scheme} {}", value.escape_ascii());
         signatures.extend(parsed);
     }
     if signatures.len() < claimed.len() {
@@ -320,9 +325,13 @@ pub fn signature(input: &[u8]) {
 
     // By comparing texts, where the verifier compares bytes.
     let signs = |secret: &LabelledSecret, scheme: Scheme, value: &[u8]| {
-        let signed = sign(scheme, &secret.secret, body).into_bytes();
-        let equal =
-            if scheme == Scheme::XWebhookSignature { signed.eq_ignore_ascii_case(value) } else { signed == value };
+        let signed = sign(secret.form, &secret.secret, body).into_bytes();
+        let digits = |value: &[u8]| value.strip_prefix(b"sha256=").unwrap_or(value).to_ascii_lowercase();
+        let equal = match secret.form {
+            Form::Base64 | Form::PrefixedBase64 => signed == value,
+            Form::Hex => digits(&signed) == value.to_ascii_lowercase(),
+            Form::PrefixedHex => value.starts_with(b"sha256=") && digits(&signed) == digits(value),
+        };
         secret.scheme == scheme && equal
     };
     let refused = claimed.iter().find(|(scheme, value)| !labelled.iter().any(|secret| signs(secret, *scheme, value)));
@@ -352,20 +361,20 @@ pub fn signature(input: &[u8]) {
     assert_eq!(verifier.finish().is_ok(), claimed.is_empty());
 }
 
-/// As Flinks documents it: standard Base64, padded, of 32 bytes; or `sha256=` and 64 hex digits.
-fn is_well_formed(scheme: Scheme, value: &[u8]) -> bool {
+/// Standard Base64, padded, of 32 bytes; or 64 hex digits; with or without `sha256=`.
+fn is_well_formed(form: Form, value: &[u8]) -> bool {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
-    match scheme {
-        Scheme::FlinksAuthenticityKey | Scheme::XFlinksSignature => {
-            // 32 bytes are 42 characters and a last one of which four bits count.
+    match form {
+        // 32 bytes are 42 characters and a last one of which four bits count.
+        Form::Base64 => {
             value.len() == 44
                 && value[..42].iter().all(is_base64)
                 && b"AEIMQUYcgkosw048".contains(&value[42])
                 && value[43] == b'='
         }
-        Scheme::XWebhookSignature => {
-            value.len() == 71 && value.starts_with(b"sha256=") && value[7..].iter().all(u8::is_ascii_hexdigit)
-        }
+        Form::Hex => value.len() == 64 && value.iter().all(u8::is_ascii_hexdigit),
+        Form::PrefixedBase64 => value.starts_with(b"sha256=") && is_well_formed(Form::Base64, &value[7..]),
+        Form::PrefixedHex => value.starts_with(b"sha256=") && is_well_formed(Form::Hex, &value[7..]),
     }
 }
 
@@ -409,7 +418,7 @@ pub fn config(input: &[u8]) {
                 let is_variable = fault.to_ascii_uppercase().starts_with("FLINKS_BRIDGE__");
                 assert!(is_setting || is_variable || fault.contains("bridge.toml:"), "a fault of nothing: {fault:?}");
             }
-            assert!(!said.contains(|c: char| c.is_control() && c != '\n'), "a fault with control characters: {said:?}");
+            assert!(!said.contains(|c: char| disturbs(c) && c != '\n'), "a fault with control characters: {said:?}");
         }
     }
 }
@@ -451,7 +460,7 @@ fn keeps_its_word(loaded: &Loaded) {
         assert_eq!(signed, !instance.secrets.is_empty(), "an instance without a secret is open only if it says so");
         let headers: BTreeMap<_, _> = instance.signature_headers.iter().map(|(scheme, name)| (name, scheme)).collect();
         assert_eq!(headers.len(), instance.signature_headers.len(), "two schemes in one header");
-        for (scheme, _, source) in &instance.secrets {
+        for InstanceSecret { scheme, source, .. } in &instance.secrets {
             assert!(instance.signature_headers.contains_key(scheme));
             assert!(!matches!(source, SecretSource::Inline(secret) if secret.expose().is_empty()));
         }
@@ -463,7 +472,7 @@ fn shows_no_secret(loaded: &Loaded, input: &str) {
     let shown = [loaded.print(), format!("{loaded:?}"), format!("{:?}", loaded.config), loaded.warnings.join("\n")];
     for instance in &loaded.config.instances {
         let keys = instance.api.iter().flat_map(|api| [&api.authorize_key, &api.api_key]);
-        for source in instance.secrets.iter().map(|(_, _, source)| source).chain(keys) {
+        for source in instance.secrets.iter().map(|secret| &secret.source).chain(keys) {
             let SecretSource::Inline(secret) = source else { continue };
             let Ok(secret) = std::str::from_utf8(secret.expose()) else { continue };
             if secret.starts_with("hunter2") && input.matches(secret).count() == 1 {
@@ -471,7 +480,7 @@ fn shows_no_secret(loaded: &Loaded, input: &str) {
             }
         }
     }
-    assert!(loaded.warnings.iter().all(|warning| !warning.contains(char::is_control)), "{:?}", loaded.warnings);
+    assert!(loaded.warnings.iter().all(|warning| !warning.contains(disturbs)), "{:?}", loaded.warnings);
 }
 
 /// `config --print`, with the secrets and paths that it leaves out put back, loads to the same.
@@ -486,10 +495,10 @@ fn prints_what_it_loaded(loaded: &Loaded, text: &str, environment: &[(String, St
             written.insert("path".into(), words(instance.path.expose()));
         }
         let secrets = written.get_mut("secret").and_then(toml::Value::as_array_mut);
-        for (written, (_, _, source)) in secrets.into_iter().flatten().zip(&instance.secrets) {
+        for (written, InstanceSecret { source, .. }) in secrets.into_iter().flatten().zip(&instance.secrets) {
             if let SecretSource::Inline(secret) = source {
                 let written = written.as_table_mut().expect("a secret is a table");
-                // One trailing newline is dropped at each reading.
+                // White space around it is dropped at each reading.
                 written.insert("value".into(), words(&[secret.expose(), b"\n"].concat()));
             }
         }

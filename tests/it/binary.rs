@@ -249,6 +249,17 @@ fn faults_of_the_settings_end_with_64_and_the_whole_list() {
     std::fs::write(directory.path().join("bare.toml"), bare).expect("the directory can be written");
     let (code, _, err) = run(&["ingress", "--config", "bare.toml"], directory.path());
     assert!(code == Some(64) && err.contains("authentication"), "{code:?} {err}");
+    // Each property is good, and librdkafka does not take them together.
+    let lifo = "[kafka]\nbootstrap_servers = \"127.0.0.1:1\"\n[kafka.properties]\n\"queuing.strategy\" = \"lifo\"\n\
+                [[instance]]\nname = \"a\"\npath = \"/a\"\nauthentication = \"none\"\n";
+    std::fs::write(directory.path().join("lifo.toml"), lifo).expect("the directory can be written");
+    for role in ["config", "ingress"] {
+        let (code, _, err) = run(&[role, "--config", "lifo.toml"], directory.path());
+        assert!(
+            code == Some(64) && err.contains("the small lane") && err.contains("queuing.strategy"),
+            "{role}: {err}"
+        );
+    }
     // A secret's file that is missing is found before anything listens.
     example(directory.path(), "");
     std::fs::remove_file(directory.path().join("secret.txt")).expect("it was written");
@@ -275,7 +286,10 @@ fn printed_settings_show_no_secret() {
     );
     let config = directory.path().join("flinks-bridge.toml");
     let text = std::fs::read_to_string(&config).expect("it was written");
-    let text = text.replace("[kafka.properties]", "[kafka.properties]\n\"sasl.password\" = \"an-invented-password\"")
+    let made = certificates::self_made(&["me"]).expect("a good name");
+    let pair = (made.certificate_pem + &made.private_key_pem).replace('\n', "\\n");
+    let properties = format!("\"sasl.password\" = \"an-invented-password\"\n\"ssl.certificate.pem\" = \"{pair}\"");
+    let text = text.replace("[kafka.properties]", &format!("[kafka.properties]\n{properties}"))
         + "\n[flinks]\nproxy = \"http://user:an-invented-proxy-password@127.0.0.1:1\"\n";
     std::fs::write(&config, text).expect("the directory can be written");
     let (code, out, err) = run(&["config", "--print", "--config", "flinks-bridge.toml"], directory.path());
@@ -291,7 +305,9 @@ fn printed_settings_show_no_secret() {
     assert!(started.contains("starting") && started.contains("[redacted]@127.0.0.1:1"), "{started}");
     let (_, checked, told) = run(&["check", "--config", "flinks-bridge.toml"], directory.path());
     let shown = [&out, &err, &started, &checked, &told];
-    for secret in ["an-invented-inline-secret", "an-invented-password", "an-invented-secret", "an-invented-proxy"] {
+    for secret in
+        ["an-invented-inline-secret", "an-invented-password", "an-invented-secret", "an-invented-proxy", "PRIVATE"]
+    {
         for shown in shown {
             assert!(!shown.contains(secret), "{secret} is in\n{shown}");
         }

@@ -160,6 +160,30 @@ async fn what_is_broken_without_a_network_is_named() {
         ),
         ("a secret is empty", |setup| setup.write("secret.txt", "\n", 0o600), &[(Error, Area::Secrets, "is empty")]),
         (
+            "what stands around a secret is no part of it",
+            |setup| setup.write("secret.txt", &format!("\u{FEFF} {SECRET} \r\n\n"), 0o600),
+            &[],
+        ),
+        (
+            "a secret and two keys as a shell left them",
+            |setup| {
+                setup.write("secret.txt", &format!("'{SECRET}'\n"), 0o600);
+                setup.environment[0].1 = format!("AUTHORIZE_KEY={AUTHORIZE_KEY}");
+                setup.environment[1].1 = "${API_KEY_OF_THE_TOOLBOX}".to_owned();
+                setup.properties("\"sasl.username\" = \"me\"");
+                setup.environment.push((
+                    "FLINKS_BRIDGE__KAFKA__PROPERTIES__SASL_PASSWORD".to_owned(),
+                    "\"an-invented-password\"".to_owned(),
+                ));
+            },
+            &[
+                (Warning, Area::Secrets, "instance.0.secret.0.value_file"),
+                (Warning, Area::Secrets, "looks like NAME=value"),
+                (Warning, Area::Secrets, "looks like a shell's variable"),
+                (Warning, Area::Secrets, "kafka.properties.sasl.password"),
+            ],
+        ),
+        (
             "a secret is short",
             |setup| setup.write("secret.txt", "hunter2hunter2", 0o600),
             &[(Warning, Area::Secrets, "shorter than 16 bytes")],
@@ -222,6 +246,43 @@ async fn what_is_broken_without_a_network_is_named() {
             },
             &[(Error, Area::Certificate, "certificate 1 is signed by")],
         ),
+        (
+            "files that were joined without a line end between them",
+            |setup| {
+                let chain = fs::read_to_string(setup.made("tls.crt")).expect("written");
+                setup.write("tls.crt", &chain.replacen("-----\n-----BEGIN", "----------BEGIN", 1), 0o644);
+            },
+            &[(Error, Area::Certificate, "a part would be lost")],
+        ),
+        (
+            "a key with a passphrase",
+            |setup| {
+                let key = fs::read_to_string(setup.made("tls.key")).expect("written");
+                setup.write("tls.key", &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"), 0o600);
+            },
+            &[(Error, Area::Certificate, "the private key is encrypted")],
+        ),
+        (
+            "kafka's authorities, joined without a line end between them",
+            |setup| {
+                let chain = fs::read_to_string(setup.made("tls.crt")).expect("written");
+                setup.write("ca.crt", &chain.replacen("-----\n-----BEGIN", "----------BEGIN", 1), 0o644);
+                let file = setup.made("ca.crt");
+                setup.properties(&format!("\"ssl.ca.location\" = \"{file}\""));
+            },
+            &[(Error, Area::Settings, "kafka.properties.ssl.ca.location")],
+        ),
+        (
+            "kafka's client certificate with another's authority",
+            |setup| {
+                let leaf = certificates::self_made(&["leaf"]).expect("a good name").certificate_pem;
+                let other = certificates::self_made(&["other"]).expect("a good name").ca_pem;
+                setup.write("kafka.crt", &(leaf + &other), 0o644);
+                let file = setup.made("kafka.crt");
+                setup.properties(&format!("\"ssl.certificate.location\" = \"{file}\""));
+            },
+            &[(Error, Area::Settings, "ssl.certificate.pem: certificate 1")],
+        ),
         ("no certificate", |setup| setup.replace("tls.crt", "tls.pem"), &[(Error, Area::Certificate, "cannot read")]),
         (
             "deadlines that do not nest",
@@ -257,6 +318,56 @@ async fn what_is_broken_without_a_network_is_named() {
             |setup| setup.properties("\"sasl.pasword\" = \"an-invented-password\""),
             &[(Error, Area::Settings, "kafka.properties.sasl.pasword")],
         ),
+        (
+            "properties that undo riding out a failure",
+            |setup| {
+                setup.properties(
+                    "\"message.send.max.retries\" = 1\n\"retry.backoff.ms\" = 300000\n\"socket.max.fails\" = 3\n\
+                     \"reconnect.backoff.max.ms\" = 3600000",
+                )
+            },
+            &[
+                (Warning, Area::Settings, "kafka.properties.message.send.max.retries"),
+                (Warning, Area::Settings, "kafka.properties.retry.backoff.ms"),
+                (Warning, Area::Settings, "kafka.properties.socket.max.fails"),
+                (Warning, Area::Settings, "kafka.properties.reconnect.backoff.max.ms"),
+            ],
+        ),
+        (
+            "properties that ride one out as well",
+            |setup| {
+                setup.properties(
+                    "\"retries\" = 2147483647\n\"retry.backoff.ms\" = 200\n\"reconnect.backoff.max.ms\" = 2000",
+                )
+            },
+            &[],
+        ),
+        (
+            "verification switched off",
+            |setup| {
+                setup.properties(
+                    "\"enable.ssl.certificate.verification\" = false\n\"ssl.endpoint.identification.algorithm\" = \"none\"",
+                )
+            },
+            &[
+                (Warning, Area::Settings, "kafka.properties.enable.ssl.certificate.verification"),
+                (Warning, Area::Settings, "kafka.properties.ssl.endpoint.identification.algorithm"),
+            ],
+        ),
+        (
+            "properties of which librdkafka takes each, and not both",
+            |setup| setup.properties("\"queuing.strategy\" = \"lifo\""),
+            &[(
+                Error,
+                Area::Settings,
+                "no client for the small lane, the large lane, transactions: `queuing.strategy` must",
+            )],
+        ),
+        (
+            "a property that does not go with one of ours",
+            |setup| setup.properties("\"reconnect.backoff.ms\" = 2000"),
+            &[(Error, Area::Settings, "`reconnect.backoff.max.ms` must be >= `reconnect.backoff.ms`")],
+        ),
     ];
     for (case, break_it, expected) in cases {
         println!("--- {case}");
@@ -271,6 +382,25 @@ async fn what_is_broken_without_a_network_is_named() {
     let findings = check::run(&setup.options, &setup.environment, &setup.machine).await;
     assert_found("no file", &findings, &[(Error, Area::Settings, "nowhere.toml: cannot be read")]);
     assert!(findings.0.last().expect("more").what.starts_with("not checked"), "{}", findings.text());
+}
+
+/// Older senders on Windows share no cipher suite with rustls for RSA: to be known, and no fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rsa_certificate_is_noted_and_another_is_not() {
+    for (algorithm, noted) in [(&rcgen::PKCS_RSA_SHA256, true), (&rcgen::PKCS_ECDSA_P256_SHA256, false)] {
+        let mut setup = Setup::new("127.0.0.1:9092", "http://127.0.0.1:9/v3/customer");
+        setup.options.offline = true;
+        let key = rcgen::KeyPair::generate_for(algorithm).expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["hooks.example.com".to_owned()]).expect("a name");
+        setup.write("tls.crt", &params.self_signed(&key).expect("a certificate").pem(), 0o644);
+        setup.write("tls.key", &key.serialize_pem(), 0o600);
+        let findings = setup.check().await;
+        assert_found("a certificate that can be used", &findings, &[]);
+        let note = |f: &check::Finding| {
+            f.severity == Severity::Note && f.what.contains("its key is RSA") && !f.todo.is_empty()
+        };
+        assert_eq!(findings.0.iter().any(note), noted, "{}", findings.text());
+    }
 }
 
 /// Each role is looked at for what it needs, and no more.

@@ -341,8 +341,8 @@ async fn the_settings_of_an_ingress_name_instances_secrets_and_schemes() {
         signature_headers = {{ flinks-authenticity-key = "x-renamed" }}
         secret = [
             {{ scheme = "flinks-authenticity-key", label = "old", value = "an-invented-old-secret" }},
-            {{ scheme = "flinks-authenticity-key", label = "new", value = "an-invented-new-secret" }},
-            {{ scheme = "x-webhook-signature", label = "pay", value = "an-invented-pay-secret" }},
+            {{ scheme = "flinks-authenticity-key", label = "new", form = "hex", value = "an-invented-new-secret" }},
+            {{ scheme = "x-webhook-signature", label = "pay", form = "sha256=base64", value = "an-invented-pay-secret" }},
         ]
         [[instance]]
         name = "us"

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flinks_bridge::signature::Scheme::{self, FlinksAuthenticityKey, XFlinksSignature, XWebhookSignature};
+use flinks_bridge::signature::{Form, Secret, sign};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use crate::support::http::Client;
-use crate::support::{Bridge, PATH, eventually, kyc_of, mock_cluster, read_all, settings, signed_with};
+use crate::support::{Bridge, PATH, eventually, kyc_of, log, mock_cluster, read_all, settings, signed_with};
 
 const SOON: Duration = Duration::from_secs(10);
 const OLD: &str = "an-invented-old-secret";
@@ -112,6 +113,45 @@ async fn signatures_of_every_scheme_and_shape() {
     bridge.stop().await;
 }
 
+/// Flinks' pages contradict each other on how the value is written: two entries take either, and say which it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signature_in_another_form_is_taken_where_it_is_set() {
+    let cluster = mock_cluster(1);
+    let mut more = format!("[[instance]]\nname = \"toolbox\"\npath = \"{PATH}\"\n");
+    for (label, form) in [("base64", ""), ("hex", "form = \"hex\"\n"), ("prefixed", "form = \"sha256=hex\"\n")] {
+        more += "[[instance.secret]]\nscheme = \"flinks-authenticity-key\"\n";
+        more += &format!("label = \"{label}\"\n{form}value = \"{NEW}\"\n");
+    }
+    let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), &more));
+    let body = kyc_of(300, 0);
+    let count = |label: &str| verified(&bridge, FlinksAuthenticityKey, label);
+    let cases = [
+        (Form::Base64, Ok("base64")),
+        (Form::Hex, Ok("hex")),
+        (Form::PrefixedHex, Ok("prefixed")),
+        (Form::PrefixedBase64, Err("signature-malformed")),
+    ];
+    for (form, expected) in cases {
+        let before = ["base64", "hex", "prefixed"].map(count);
+        let headers = [("flinks-authenticity-key".to_owned(), sign(form, &Secret::new(NEW), &body))];
+        let answer = Client::connect(bridge.address).await.post(PATH, &headers, &body).await;
+        assert_eq!(
+            (answer.status, answer.error().as_deref()),
+            match expected {
+                Ok(_) => (200, None),
+                Err(error) => (401, Some(error)),
+            }
+        );
+        let rise = |label| f64::from(u8::from(expected == Ok(label)));
+        let expected = [before[0] + rise("base64"), before[1] + rise("hex"), before[2] + rise("prefixed")];
+        assert_eq!(["base64", "hex", "prefixed"].map(count), expected, "{form:?}");
+    }
+    let headers = [("flinks-authenticity-key".to_owned(), sign(Form::Hex, &Secret::new(OLD), &body))];
+    let answer = Client::connect(bridge.address).await.post(PATH, &headers, &body).await;
+    assert_eq!(answer.error().as_deref(), Some("signature-mismatch"));
+    bridge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_file_that_changes_is_taken_over_and_a_broken_one_is_not() {
     let cluster = mock_cluster(1);
@@ -150,6 +190,65 @@ async fn a_secret_file_that_changes_is_taken_over_and_a_broken_one_is_not() {
     fs::write(&file, OLD).expect("written");
     eventually("it is taken over", SOON, || reloads("replaced") >= 2.0).await;
     assert_eq!((post(OLD).await, post(NEW).await), (200, 401));
+    // What editors and shells add around it is no part of it; what they add to it is told.
+    let next = directory.path().join("next");
+    let replace = |content: String| {
+        fs::write(&next, content).expect("written");
+        fs::rename(&next, &file).expect("renamed");
+    };
+    let before = reloads("replaced");
+    replace(format!("\u{FEFF}{NEW} \r\n\n"));
+    eventually("it is taken over", SOON, || reloads("replaced") > before).await;
+    assert_eq!((post(OLD).await, post(NEW).await), (401, 200));
+    log::capture();
+    let before = reloads("replaced");
+    replace(format!("'{OLD}'\n"));
+    eventually("it is taken over", SOON, || reloads("replaced") > before).await;
+    let told = |line: &str| line.contains("WARN") && line.contains("toolbox") && line.contains("looks quoted");
+    assert!(log::captured().lines().any(told), "{}", log::captured());
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_that_collide_keep_no_other_from_its_new_path() {
+    let cluster = mock_cluster(1);
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = |name: &str| directory.path().join(name);
+    let write = |name: &str, path: &str| {
+        fs::write(file("next"), path).expect("written");
+        fs::rename(file("next"), file(name)).expect("renamed");
+    };
+    let mut more = "ingress.reload_interval = \"50ms\"\n".to_owned();
+    for name in ["one", "two", "three"] {
+        write(name, &format!("/{name}\n"));
+        let file = file(name).display().to_string();
+        more += &format!("[[instance]]\nname = \"{name}\"\npath_file = \"{file}\"\nauthentication = \"none\"\n");
+    }
+    log::capture();
+    let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), &more));
+    let body = kyc_of(300, 0);
+    let address = bridge.address;
+    let post = async |path: &str| Client::connect(address).await.post(path, &[], &body).await.status;
+    let taken = async |path: &str| {
+        let deadline = Instant::now() + SOON;
+        while post(path).await != 200 {
+            assert!(Instant::now() < deadline, "{path} is not taken");
+        }
+    };
+    let refused = || bridge.metric("bridge_secret_reloads_total", &[("outcome", "refused")]);
+
+    write("one", "/same");
+    taken("/same").await;
+    write("two", "/same");
+    eventually("two is refused it", SOON, || refused() == 1.0).await;
+    write("three", "/new");
+    taken("/new").await;
+    assert_eq!((post("/same").await, post("/two").await, post("/three").await), (200, 200, 404));
+    assert_eq!(refused(), 1.0, "told once");
+    let told = |line: &str| line.contains("ERROR") && line.contains("\"two\"") && line.contains("\"one\"");
+    assert!(log::captured().lines().any(told), "{}", log::captured());
+    write("two", "/other");
+    taken("/other").await;
     bridge.stop().await;
 }
 

@@ -16,7 +16,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 use tokio::net::TcpStream;
@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use crate::config;
 use crate::error::chain;
 use crate::kafka::cause::{self, TopicFault};
-use crate::kafka::client::client_config;
+use crate::kafka::client::{Deaf, client_config, without_secrets};
 use crate::kafka::operations;
 pub use crate::kafka::operations::{Allowed, Operation};
 use crate::tls;
@@ -352,16 +352,6 @@ impl ProducerContext for Ear {
     fn delivery(&self, _: &DeliveryResult<'_>, (): Self::DeliveryOpaque) {}
 }
 
-/// For clients whose answers say all.
-struct Deaf;
-
-impl ClientContext for Deaf {
-    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
-    fn error(&self, _: KafkaError, _: &str) {}
-}
-
-impl ConsumerContext for Deaf {}
-
 fn troubles(kafka: &config::Kafka, heard: &[Heard]) -> Vec<Trouble> {
     let protocol = kafka.properties.get("security.protocol");
     let logs_in = protocol.is_some_and(|protocol| protocol.to_ascii_lowercase().starts_with("sasl"));
@@ -449,16 +439,6 @@ fn sort(code: Option<RDKafkaErrorCode>, reason: &str, logs_in: bool) -> TroubleC
 fn shortened(reason: &str) -> String {
     let end = reason.rfind(" (after ").unwrap_or(reason.len());
     reason[..end].trim().to_owned()
-}
-
-/// A text of librdkafka's in which no secret property stands, should it have quoted one.
-fn without_secrets(kafka: &config::Kafka, mut text: String) -> String {
-    let properties = kafka.properties.current();
-    let secret = |(name, value): &(&String, &String)| config::is_hidden_property(name) && value.len() > 3;
-    for (_, value) in properties.values.iter().filter(secret) {
-        text = text.replace(value.as_str(), "[redacted]");
-    }
-    text
 }
 
 /// Makes the handshake that failed once more, to tell which fault of the certificate it is. Where that cannot be told,

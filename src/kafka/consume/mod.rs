@@ -590,7 +590,7 @@ fn copied(message: &BorrowedMessage<'_>, topic: Arc<str>) -> (Record, Origin) {
 
 /// The properties of the group's member. What the promise rests on is stated here, with its reason; configuration
 /// refuses to override it.
-fn group_config(kafka: &config::Kafka, consumer: &config::Consumer, topics: &[Arc<str>]) -> ClientConfig {
+pub(super) fn group_config(kafka: &config::Kafka, consumer: &config::Consumer, topics: &[Arc<str>]) -> ClientConfig {
     let millis = |duration: Duration| duration.as_millis().to_string();
     let mut client = client_config(kafka, &consumer.group);
     // That an offset was gone is only told in librdkafka's log, as a warning.
@@ -634,7 +634,7 @@ fn group_config(kafka: &config::Kafka, consumer: &config::Consumer, topics: &[Ar
 }
 
 /// The properties of the client that asks for lags. It is no member of the group, and asks for its offsets.
-fn watch_config(kafka: &config::Kafka, consumer: &config::Consumer) -> ClientConfig {
+pub(super) fn watch_config(kafka: &config::Kafka, consumer: &config::Consumer) -> ClientConfig {
     let mut client = client_config(kafka, &format!("{}-watch", consumer.group));
     client.set("group.id", &consumer.group).set("group.protocol", "classic");
     client.set("enable.auto.commit", "false").set("allow.auto.create.topics", "false");

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -476,6 +477,11 @@ fn scanner_at(
 }
 
 fn scanner(kafka: &config::Kafka, isolation: Isolation) -> Result<BaseConsumer<Context>, ScanError> {
+    scanner_config(kafka, isolation).create_with_context(Context).map_err(ScanError::Settings)
+}
+
+/// The properties of a client that reads spans.
+pub(in crate::kafka) fn scanner_config(kafka: &config::Kafka, isolation: Isolation) -> ClientConfig {
     let mut client = client_config(kafka, "flinks-bridge-reader");
     client.set("group.id", "flinks-bridge-reader").set("enable.auto.commit", "false");
     client.set("allow.auto.create.topics", "false");
@@ -493,7 +499,7 @@ fn scanner(kafka: &config::Kafka, isolation: Isolation) -> Result<BaseConsumer<C
     client.set("fetch.message.max.bytes", "1048576").set("fetch.max.bytes", "8388608");
     client.set("receive.message.max.bytes", "1000000000");
     client.set("fetch.wait.max.ms", "100");
-    client.create_with_context(Context).map_err(ScanError::Settings)
+    client
 }
 
 /// Whether reading cannot go on after this error. librdkafka tries by itself after all others. That a topic is not known

@@ -61,6 +61,9 @@ pub(super) fn follow(
             }
             match attempted {
                 Ok(()) => {
+                    for (name, doubt) in config::doubts(&found) {
+                        tracing::warn!(property = name, doubt, "what was read looks wrong");
+                    }
                     kafka.properties.replace(found);
                     tell_expiry(&kafka, &metrics);
                     metrics.kafka_credentials_reloaded(Reload::Replaced);

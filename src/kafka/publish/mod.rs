@@ -23,7 +23,7 @@ pub use self::receipt::Receipt;
 
 /// The properties of one lane's producer. What the promise rests on is stated here, with its reason; configuration
 /// refuses to override it.
-fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) -> ClientConfig {
+pub(super) fn producer_config(kafka: &config::Kafka, limits: &config::Ingress, lane: Lane) -> ClientConfig {
     let own = match lane {
         Lane::Small => &kafka.small,
         Lane::Large => &kafka.large,

@@ -14,6 +14,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -89,18 +90,9 @@ impl Returner {
     /// # Errors
     /// When librdkafka refuses the settings, Kafka does not answer within a minute, or does not allow it.
     pub fn start(config: &config::Config, group: &str, transactional_id: &str) -> Result<Returner, TransactionError> {
-        let mut client = producer_config(&config.kafka, &config.ingress, Lane::Large);
-        // A record must have its report before the transaction it is in runs out.
-        let publish = config.kafka.large.publish_deadline.min(LONGEST_TRANSACTION - SLACK);
-        client.set("message.timeout.ms", millis(publish));
-        client.set("transaction.timeout.ms", millis(publish + SLACK));
-        client.set("transactional.id", transactional_id);
-        client.set("client.id", "flinks-bridge-returner");
-        // Many records at once, and nobody waits for a single one.
-        client.set("linger.ms", "5");
-        client.set("statistics.interval.ms", "0");
-        let producer: ThreadedProducer<Context> =
-            client.create_with_context(Context::default()).map_err(TransactionError::Settings)?;
+        let producer: ThreadedProducer<Context> = self::producer(config, transactional_id)
+            .create_with_context(Context::default())
+            .map_err(TransactionError::Settings)?;
         let consumer = group_consumer(&config.kafka, group, true)?;
         patiently(|| producer.init_transactions(TURN))?;
         Ok(Returner { producer, consumer })
@@ -223,6 +215,21 @@ pub fn positions(
         _ => None,
     });
     Ok(known.collect())
+}
+
+/// The properties of a producer whose records come with positions, or not at all.
+pub(in crate::kafka) fn producer(config: &config::Config, transactional_id: &str) -> ClientConfig {
+    let mut client = producer_config(&config.kafka, &config.ingress, Lane::Large);
+    // A record must have its report before the transaction it is in runs out.
+    let publish = config.kafka.large.publish_deadline.min(LONGEST_TRANSACTION - SLACK);
+    client.set("message.timeout.ms", millis(publish));
+    client.set("transaction.timeout.ms", millis(publish + SLACK));
+    client.set("transactional.id", transactional_id);
+    client.set("client.id", "flinks-bridge-returner");
+    // Many records at once, and nobody waits for a single one.
+    client.set("linger.ms", "5");
+    client.set("statistics.interval.ms", "0");
+    client
 }
 
 fn group_consumer(kafka: &config::Kafka, group: &str, settled: bool) -> Result<BaseConsumer<Quiet>, TransactionError> {

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::record::disturbs;
+
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -145,7 +147,7 @@ impl Findings {
 
     fn add(&mut self, severity: Severity, area: Area, what: impl fmt::Display, todo: impl fmt::Display) {
         // One line, whatever a library said.
-        let line = |text: String| text.split(char::is_control).map(str::trim).collect::<Vec<_>>().join(" ");
+        let line = |text: String| text.split(disturbs).map(str::trim).collect::<Vec<_>>().join(" ");
         self.0.push(Finding { severity, area, what: line(what.to_string()), todo: line(todo.to_string()) });
     }
 

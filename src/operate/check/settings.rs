@@ -40,6 +40,12 @@ pub(super) fn load(
             (Area::Secrets, "have Flinks set a secret of 32 random bytes or more, and add it beside this one")
         } else if warning.contains("a secret in the configuration file") {
             (Area::Secrets, "move it into a file that only the role's user can read")
+        } else if warning.contains("looks like") || warning.contains("looks quoted") {
+            (Area::Secrets, "put the secret there, and nothing else")
+        } else if warning.contains("undoes what rides out") {
+            (Area::Settings, "remove it, unless you have tried it while a broker is killed")
+        } else if warning.contains("switches verification off") {
+            (Area::Settings, "remove it, and name the brokers' authority in ssl.ca.location")
         } else if warning.contains("need no signature") {
             (Area::Secrets, "have Flinks sign its webhooks, add the [[instance.secret]] and remove authentication")
         } else {
@@ -47,7 +53,7 @@ pub(super) fn load(
         };
         findings.warning(area, warning, todo);
     }
-    if let Err(faults) = kafka::check_properties(&loaded.config.kafka) {
+    if let Err(faults) = kafka::check_settings(&loaded.config) {
         for fault in faults {
             findings.error(
                 Area::Settings,
@@ -152,7 +158,8 @@ pub(super) fn certificate(findings: &mut Findings, config: &Config, now: SystemT
         findings.note(Area::Certificate, what, "be sure that a proxy before it ends TLS");
         return;
     };
-    let todo = "put a certificate chain (leaf first) and the leaf's private key there, both in PEM";
+    let todo = "put a certificate chain (the leaf, then whoever signed it, and so on) and the leaf's private key there, \
+                both in PEM";
     if let Err(error) = Identity::load(&files.certificate, &files.private_key) {
         findings.error(Area::Certificate, chain(&error), todo);
         return;
@@ -163,16 +170,6 @@ pub(super) fn certificate(findings: &mut Findings, config: &Config, now: SystemT
     };
     let name = files.certificate.display();
     dates(findings, &name, &told, now);
-    if let Some(at) = told.certificates.iter().position(|certificate| !certificate.next_is_issuer) {
-        let (one, next) = (&told.certificates[at], &told.certificates[at + 1]);
-        let what = format!(
-            "{name}: certificate {} is signed by \"{}\", but the next one is of \"{}\"",
-            at + 1,
-            one.issuer,
-            next.subject
-        );
-        findings.error(Area::Certificate, what, "put the chain in order: the leaf, then whoever signed it, and so on");
-    }
     if told.names.is_empty() {
         let what = format!("{name}: the first certificate names no host (no subject alternative name)");
         findings.error(Area::Certificate, what, "have one made for the host name that Flinks posts to, leaf first");
@@ -180,6 +177,12 @@ pub(super) fn certificate(findings: &mut Findings, config: &Config, now: SystemT
     if !told.for_servers {
         let what = format!("{name}: the first certificate is not for servers (its extended key usage)");
         findings.error(Area::Certificate, what, "have one made for TLS servers");
+    }
+    if told.rsa {
+        let what =
+            format!("{name}: its key is RSA, and senders on Windows Server 2012 R2 or 8.1 cannot connect with it");
+        let todo = "have one made with an ECDSA key (P-256); be sure that Flinks' senders are newer until then";
+        findings.note(Area::Certificate, what, todo);
     }
     if findings.is_good(Area::Certificate) {
         let (names, days) = (told.names.join(", "), (told.certificates[0].not_after - unix(now)) / 86_400);

@@ -407,7 +407,7 @@ fn find(options: &Recover, environment: &[(String, String)]) -> Result<Found, Fa
     // A dry run needs no keys.
     let needs = if options.dry_run { Needs::NEITHER } else { Needs::API };
     let config = Config::load(options.config.as_deref(), environment, needs)?.config;
-    kafka::check_properties(&config.kafka).map_err(|faults| Failure::Usage(faults.join("\n")))?;
+    kafka::check_settings(&config).map_err(|faults| Failure::Usage(faults.join("\n")))?;
     let selected = select(options, &config)?;
     let journal = options.done.as_deref().map(|file| Journal::open(file, options.dry_run)).transpose()?;
     Ok(Found { config, selected, journal })

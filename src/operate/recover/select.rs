@@ -17,7 +17,7 @@ use serde::Deserialize;
 use super::{Failure, Recover};
 use crate::config::{Config, Instance};
 use crate::kafka::consume::reader::{self, ReadRecord};
-use crate::record;
+use crate::record::{self, disturbs};
 
 /// Names of the event types whose webhooks the API can make up for.
 const ACCOUNTS_DETAIL: &str = "accounts-detail";
@@ -196,7 +196,7 @@ fn unix_millis(time: SystemTime) -> u64 {
 }
 
 fn is_id(id: &str) -> bool {
-    (1..=LONGEST_ID).contains(&id.len()) && !id.chars().any(char::is_control)
+    (1..=LONGEST_ID).contains(&id.len()) && !id.chars().any(disturbs)
 }
 
 /// The instance of ids that come without one.

@@ -10,7 +10,7 @@ use super::misbehave::Misbehaviour;
 use super::population::{Kind, Plan};
 use crate::config::{self, Authentication, Config, Needs, NotJson, SecretSource};
 use crate::error::chain;
-use crate::signature::{Scheme, Secret, sign};
+use crate::signature::{Form, Scheme, Secret, sign};
 use crate::tls;
 use crate::workshop::ledger::Expect;
 
@@ -28,6 +28,9 @@ pub struct Where {
     /// all others by the first of the others.
     #[arg(long, value_delimiter = ',', default_value = "flinks-authenticity-key")]
     pub scheme: Vec<Scheme>,
+    /// How signatures are written: base64, hex, sha256=base64 or sha256=hex. Without it, as each scheme's documentation has it.
+    #[arg(long, conflicts_with = "config")]
+    pub form: Option<Form>,
     /// The secret itself; other users of this machine can see it.
     #[arg(long, group = "one_secret", conflicts_with = "config")]
     pub secret: Option<String>,
@@ -83,8 +86,8 @@ pub struct Target {
 struct Key {
     scheme: Scheme,
     header: String,
-    /// The newest last.
-    secrets: Vec<Secret>,
+    /// The newest last, each with how it signs.
+    secrets: Vec<(Form, Secret)>,
 }
 
 impl Where {
@@ -133,8 +136,11 @@ impl Where {
         let mut keys = Vec::new();
         if let Some(source) = &source {
             secrets.push(read(source)?);
-            let key =
-                |&scheme: &Scheme| Key { scheme, header: scheme.default_header().to_owned(), secrets: secrets.clone() };
+            let key = |&scheme: &Scheme| {
+                let form = self.form.unwrap_or(scheme.default_form());
+                let secrets = secrets.iter().map(|secret| (form, secret.clone())).collect();
+                Key { scheme, header: scheme.default_header().to_owned(), secrets }
+            };
             keys.extend(self.scheme.iter().map(key));
         }
         Ok(Target {
@@ -167,11 +173,11 @@ impl Where {
             if instance.authentication == Authentication::Signature {
                 for labelled in instance.load_secrets(&config::variable).map_err(|faults| faults.join("\n"))? {
                     match keys.iter_mut().find(|key| key.scheme == labelled.scheme) {
-                        Some(key) => key.secrets.push(labelled.secret),
+                        Some(key) => key.secrets.push((labelled.form, labelled.secret)),
                         None => keys.push(Key {
                             scheme: labelled.scheme,
                             header: instance.signature_headers[&labelled.scheme].clone(),
-                            secrets: vec![labelled.secret],
+                            secrets: vec![(labelled.form, labelled.secret)],
                         }),
                     }
                 }
@@ -205,14 +211,14 @@ impl Target {
         let [old @ .., newest] = key.secrets.as_slice() else {
             return Vec::new();
         };
-        let secret = if plan.dice < self.old_share { old.last().unwrap_or(newest) } else { newest };
+        let (form, secret) = if plan.dice < self.old_share { old.last().unwrap_or(newest) } else { newest };
         match plan.misbehaviour {
             Some(Misbehaviour::MissingSignature) => Vec::new(),
             Some(Misbehaviour::WrongSignature) => {
                 let other = Secret::new([secret.expose(), b", but another"].concat());
-                vec![(key.header.clone(), sign(key.scheme, &other, body))]
+                vec![(key.header.clone(), sign(*form, &other, body))]
             }
-            _ => vec![(key.header.clone(), sign(key.scheme, secret, body))],
+            _ => vec![(key.header.clone(), sign(*form, secret, body))],
         }
     }
 

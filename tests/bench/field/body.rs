@@ -57,7 +57,7 @@ impl Bodies {
 
 impl Body {
     pub fn new(text: Vec<u8>) -> Body {
-        let signature = sign(Scheme::FlinksAuthenticityKey, &Secret::new(SECRET), &text);
+        let signature = sign(Scheme::FlinksAuthenticityKey.default_form(), &Secret::new(SECRET), &text);
         let digest = flinks_bridge::signature::ContentHash::of(&text);
         Body { text, signature, digest }
     }

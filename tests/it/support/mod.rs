@@ -119,7 +119,7 @@ impl Bridge {
         let registry = Registry::new();
         let topics = topics_of(&config);
         let secrets = config.instances.iter().enumerate().flat_map(|(index, instance)| {
-            instance.secrets.iter().map(move |(scheme, label, _)| (index, *scheme, label.as_str()))
+            instance.secrets.iter().map(move |secret| (index, secret.scheme, secret.label.as_str()))
         });
         let names = Names {
             instances: config.instances.iter().map(|instance| instance.name.as_str()).collect(),
@@ -205,7 +205,7 @@ pub fn signed(body: &[u8]) -> Vec<(String, String)> {
 
 /// The headers of a webhook signed by this scheme and secret.
 pub fn signed_with(scheme: Scheme, secret: &str, body: &[u8]) -> Vec<(String, String)> {
-    vec![(scheme.default_header().to_owned(), sign(scheme, &Secret::new(secret), body))]
+    vec![(scheme.default_header().to_owned(), sign(scheme.default_form(), &Secret::new(secret), body))]
 }
 
 /// A record read back, owned.
