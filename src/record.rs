@@ -134,6 +134,11 @@ pub mod header {
     pub const ORIGIN_TIMESTAMP: &str = "ce_origintimestamp";
     /// How often the record was put back from quarantine or dead letters, if it was.
     pub const REDRIVEN: &str = "ce_redriven";
+    /// How what was set aside has ended, `put-back` or `discarded`: only on a tombstone, see
+    /// [`outstanding`](crate::outstanding), as the next.
+    pub const ENDED: &str = "ce_ended";
+    /// The offset up to which the tombstone ends its `ce_id`.
+    pub const ENDED_OFFSET: &str = "ce_endedoffset";
 
     /// `true` where the payload is no webhook but an answer of the Flinks API, fetched in the place of a webhook that was
     /// not stored. It has no `ResponseType`, and Flinks has not signed it.
