@@ -49,6 +49,12 @@ impl Record {
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
     }
+
+    /// Whom it is about, such as a LoginId: its `ce_subject`, else its key, where that is not its `ce_id`.
+    pub fn subject(&self) -> Option<&Bytes> {
+        let key = || self.key.as_ref().filter(|key| Some(*key) != self.header(header::ID));
+        self.header(header::SUBJECT).or_else(key)
+    }
 }
 
 /// Where a record stands that was consumed.
@@ -89,7 +95,7 @@ pub mod header {
     pub const TYPE: &str = "ce_type";
     /// When the webhook was received: RFC 3339, UTC, milliseconds.
     pub const TIME: &str = "ce_time";
-    /// The key, if there is one.
+    /// The LoginId, sessionId or requestId, if there is one: the key, but for what was set aside, whose key is its `ce_id`.
     pub const SUBJECT: &str = "ce_subject";
     /// As received, if it was. The Kafka binding gives this attribute no prefix.
     pub const CONTENT_TYPE: &str = "content-type";
@@ -132,6 +138,8 @@ pub mod header {
     pub const ORIGIN_OFFSET: &str = "ce_originoffset";
     /// Its timestamp there, in milliseconds since 1970, if it had one.
     pub const ORIGIN_TIMESTAMP: &str = "ce_origintimestamp";
+    /// Its key there, if it had one that is not its [`SUBJECT`].
+    pub const ORIGIN_KEY: &str = "ce_originkey";
     /// How often the record was put back from quarantine or dead letters, if it was.
     pub const REDRIVEN: &str = "ce_redriven";
     /// How what was set aside has ended, `put-back` or `discarded`: only on a tombstone, see

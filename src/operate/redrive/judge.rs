@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Source;
-use crate::config::Config;
+use crate::config::{Config, Instance};
 use crate::dead_letter::{Cause, DeadLetter, count_redriven};
-use crate::record::{Record, header};
+use crate::record::{Record, header, instance_of};
 use crate::signature::ContentHash;
-use crate::webhook::{QuarantineReason, Reception, Webhook};
+use crate::webhook::{EventType, QuarantineReason, Reception, Webhook};
 
 /// Which records are wanted. An empty list wants all.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +22,7 @@ pub struct Selection {
     pub causes: Vec<Cause>,
     /// Event types, by name: what a quarantined record is now, what a dead letter always was.
     pub types: Vec<String>,
-    /// LoginIds, which are the records' keys.
+    /// LoginIds.
     pub login_ids: Vec<String>,
     /// Set aside at this time or later.
     pub since: Option<SystemTime>,
@@ -49,7 +49,7 @@ pub enum Verdict {
 /// Why a record stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
-    /// The settings do not know its type either.
+    /// The settings do not know its type.
     StillUnknown,
     /// It is still more than one thing.
     StillAmbiguous,
@@ -103,8 +103,8 @@ impl Selection {
     }
 
     fn has_login_id(&self, record: &Record) -> bool {
-        let key = record.key.as_deref();
-        self.login_ids.is_empty() || self.login_ids.iter().any(|login_id| key == Some(login_id.as_bytes()))
+        let subject = record.subject().map(AsRef::as_ref);
+        self.login_ids.is_empty() || self.login_ids.iter().any(|login_id| subject == Some(login_id.as_bytes()))
     }
 
     fn has_type(&self, name: &str) -> bool {
@@ -127,7 +127,7 @@ fn quarantined(selection: &Selection, config: &Config, record: Record, timestamp
     if !selection.reasons.is_empty() && !selection.reasons.contains(&reason) {
         return Verdict::NotSelected;
     }
-    let instance = source.strip_prefix("/flinks/");
+    let instance = instance_of(source);
     let instance = instance.and_then(|name| config.instances.iter().find(|instance| instance.name == name));
     let Some(instance) = instance else {
         return Verdict::Stays(Why::NoInstance);
@@ -162,8 +162,8 @@ fn quarantined(selection: &Selection, config: &Config, record: Record, timestamp
             .collect(),
         traceparent: record.header(header::TRACEPARENT).map(AsRef::as_ref),
     };
-    let topic: Option<Arc<str>> = instance.topics.get(&*event_type.name).map(|topic| topic.as_str().into());
-    let mut fresh = webhook.into_record(&reception, &config.event_types, topic.as_ref(), record.payload.clone());
+    let topic = topic_of(instance, event_type);
+    let mut fresh = webhook.into_record(&reception, &config.event_types, Some(&topic), record.payload.clone());
     for name in [header::ID, header::TIME] {
         let (Some(original), Some((_, value))) =
             (record.header(name), fresh.headers.iter_mut().find(|(header, _)| header == name))
@@ -206,14 +206,30 @@ fn dead_letter(selection: &Selection, config: &Config, record: &Record) -> Verdi
     if !selection.causes.is_empty() && !selection.causes.contains(&dead_letter.cause) {
         return Verdict::NotSelected;
     }
-    let ce_type = record.header(header::TYPE).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+    let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+    let ce_type = text(header::TYPE);
     let known = config.event_types.types.iter().find(|event_type| *event_type.ce_type == *ce_type);
     if !selection.has_type(known.map_or(ce_type, |known| &known.name)) {
         return Verdict::NotSelected;
     }
-    // It is printed, and who wrote it is not known for sure.
-    let kind = format!("{} {}", dead_letter.cause, ce_type.escape_debug());
-    Verdict::Return { kind, record: Box::new(dead_letter.into_redriven()) }
+    let Some(event_type) = known else {
+        return Verdict::Stays(Why::StillUnknown);
+    };
+    let named = instance_of(text(header::SOURCE));
+    let Some(instance) = config.instances.iter().find(|instance| Some(&*instance.name) == named) else {
+        return Verdict::Stays(Why::NoInstance);
+    };
+    let kind = format!("{} {} {}", dead_letter.cause, event_type.name, instance.name);
+    // Not where it was: its topic may have another name since.
+    let mut back = dead_letter.into_redriven();
+    back.topic = topic_of(instance, event_type);
+    Verdict::Return { kind, record: Box::new(back) }
+}
+
+/// The topic that the settings of now give an event type of an instance.
+fn topic_of(instance: &Instance, event_type: &EventType) -> Arc<str> {
+    let own = instance.topics.get(&*event_type.name);
+    own.map_or_else(|| event_type.topic.clone(), |topic| topic.as_str().into())
 }
 
 #[cfg(test)]
@@ -347,12 +363,12 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_goes_back_to_where_it_was() {
-        let config = taught();
+    fn a_dead_letter_goes_to_the_topic_that_its_type_has_now() {
+        let config = config("[topics]\nkyc = \"flinks.kyc.renamed\"");
         let original = set_aside("toolbox", br#"{"ResponseType":"KYC","LoginId":"login"}"#, &config.event_types);
         let dead_letter = DeadLetter {
             record: original.clone(),
-            origin: Origin { topic: "resident.kyc".into(), partition: 1, offset: 7, timestamp_ms: None },
+            origin: Origin { topic: "flinks.kyc".into(), partition: 1, offset: 7, timestamp_ms: None },
             cause: Cause::GaveUp,
             flinks_code: Some("INVALID_LOGIN".to_owned()),
             attempts: 3,
@@ -361,15 +377,34 @@ mod tests {
         };
         let record = dead_letter.clone().into_record(&"flinks.attributes.dead-letter".into());
         let (kind, back) = returned(verdict(&Selection::default(), &config, &record));
-        assert_eq!(kind, "gave-up com.flinks.kyc");
-        assert_eq!((&*back.topic, &back.key, &back.payload), ("resident.kyc", &original.key, &original.payload));
+        assert_eq!(kind, "gave-up kyc toolbox");
+        assert_eq!((&*back.topic, &back.key, &back.payload), ("flinks.kyc.renamed", &original.key, &original.payload));
         assert_eq!(back.headers[..original.headers.len()], original.headers);
 
         let wanted = |selection: Selection| verdict(&selection, &config, &record) != Verdict::NotSelected;
         let of_cause = |cause| Selection { causes: vec![cause], ..Selection::default() };
         assert!(wanted(of_cause(Cause::GaveUp)) && !wanted(of_cause(Cause::Mfa)));
         let of_type = |name: &str| Selection { types: vec![name.to_owned()], ..Selection::default() };
-        assert!(wanted(of_type("kyc")) && !wanted(of_type("statements")));
+        assert!(wanted(of_type("kyc")) && !wanted(of_type("accounts-detail")));
+
+        // An instance's own topic; and what the settings do not know any more.
+        for (name, value, expected) in [
+            (header::SOURCE, "/flinks/resident", Ok("resident.kyc")),
+            (header::SOURCE, "/flinks/gone", Err(Why::NoInstance)),
+            (header::TYPE, "com.flinks.gone", Err(Why::StillUnknown)),
+        ] {
+            let mut config = config.clone();
+            config.instances[1].topics.insert("kyc".to_owned(), "resident.kyc".to_owned());
+            let mut record = record.clone();
+            let header = record.headers.iter_mut().find(|(header, _)| header == name).expect("it has it");
+            header.1 = value.into();
+            let found = match verdict(&Selection::default(), &config, &record) {
+                Verdict::Return { record, .. } => Ok(record.topic.to_string()),
+                Verdict::Stays(why) => Err(why),
+                Verdict::NotSelected => panic!("nothing was chosen"),
+            };
+            assert_eq!(found, expected.map(str::to_owned), "{value}");
+        }
     }
 
     #[test]
