@@ -296,7 +296,7 @@ fn quarantined_by_choice(scene: &Scene) {
     // Again, and with another choice: nothing more.
     assert_eq!(scene.done(TAUGHT, &from), "stays=6");
     let chosen = ["--from", "quarantine", "--type", "statements", "--reason", "unknown-type"];
-    assert_eq!(scene.done(TAUGHT, &chosen), "not selected=1 stays=5");
+    assert_eq!(scene.done(TAUGHT, &chosen), "not selected=6");
     // What is learnt later is still there.
     assert_eq!(scene.done(TAUGHT_MORE, &from), "put back=5 stays=1");
     assert_eq!((scene.all(STATEMENTS).len(), ids(&scene.all("flinks.notices"))), (20, ids(&notices)));
@@ -395,6 +395,57 @@ fn place_of_each(scene: &Scene, topic: &str, id: &str) -> BTreeSet<i32> {
     })
     .expect("it can be read");
     found
+}
+
+/// What is outstanding is listed, and what nobody wants is discarded: a tombstone alone, by the same choices.
+#[test]
+fn what_is_outstanding_is_listed_and_discarded() {
+    let (cluster, scene) = mock();
+    cluster.create_topic(DEAD_LETTERS, 3, 1).expect("the topic is new");
+    let letters: Vec<Record> = (0..6)
+        .map(|n| {
+            let (_, mut letter) = given_up(n, if n < 4 { Cause::GaveUp } else { Cause::Mfa });
+            letter.flinks_code = (n < 3).then(|| "INVALID_LOGIN".to_owned());
+            letter.into_record(&DEAD_LETTERS.into())
+        })
+        .collect();
+    publish(&scene.servers, &letters);
+    let listed = |scene: &Scene| {
+        let (code, report) = scene.run(UNTAUGHT, &["--from", "dead-letter", "--list"]);
+        assert_eq!((code, &report["records"]), (0, &Value::Array(Vec::new())), "{report:#}");
+        let rows = report["listed"].as_array().expect("rows").clone();
+        let of = |row: &Value| {
+            let text = |name: &str| row[name].as_str().expect("text").to_owned();
+            assert!(text("oldest").starts_with("20") && text("oldest") <= text("newest"), "{row:#}");
+            let names = ["why", "flinks_code", "type", "instance"].map(text);
+            format!("{} {}", names.join("/"), row["records"])
+        };
+        rows.iter().map(of).collect::<Vec<_>>()
+    };
+    let rest = ["gave-up//accounts-detail/toolbox 1", "mfa//accounts-detail/toolbox 2"];
+    assert_eq!(listed(&scene), [rest[0], "gave-up/INVALID_LOGIN/accounts-detail/toolbox 3", rest[1]]);
+    // Without a choice nothing is discarded, and a dry run discards nothing.
+    let from = ["--from", "dead-letter"];
+    for arguments in
+        [&["--discard"][..], &["--discard", "--all", "--cause", "mfa"], &["--all"], &["--list", "--discard"]]
+    {
+        let output = scene.command(UNTAUGHT, &[&from[..], arguments].concat()).output().expect("the binary runs");
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
+    }
+    let coded = ["--from", "dead-letter", "--code", "INVALID_LOGIN", "--discard"];
+    assert_eq!(scene.done(UNTAUGHT, &[&coded[..], &["--dry-run"]].concat()), "discarded=3 not selected=3");
+    assert_eq!(tombstones(&scene, DEAD_LETTERS).len(), 0);
+    assert_eq!(scene.done(UNTAUGHT, &coded), "discarded=3 not selected=3");
+    let ended = tombstones(&scene, DEAD_LETTERS);
+    assert_eq!(ended.keys().cloned().collect::<BTreeSet<_>>(), ids(&letters[..3]));
+    assert!(ended.values().all(|(_, how, _)| how == "discarded"), "{ended:?}");
+    assert_eq!(listed(&scene), rest);
+    // What was discarded does not go back; and all means all that is left.
+    assert_eq!(scene.done(UNTAUGHT, &["--from", "dead-letter", "--cause", "mfa"]), "not selected=1 put back=2");
+    assert_eq!(scene.done(UNTAUGHT, &["--from", "dead-letter", "--until", "2020-01-01T00:00:00Z"]), "not selected=1");
+    assert_eq!(scene.done(UNTAUGHT, &["--from", "dead-letter", "--discard", "--all"]), "discarded=1");
+    assert_eq!(listed(&scene), [""; 0]);
+    assert_eq!(ids(&scene.all(DETAIL)), ids(&letters[4..]));
 }
 
 /// One whose topic is missing is named, and left; the others go.

@@ -1,4 +1,5 @@
-//! Role `redrive`: puts back what was set aside, in the quarantine or as dead letters, once what was in the way is gone.
+//! Role `redrive`: puts back what was set aside, in the quarantine or as dead letters, once what was in the way is gone;
+//! or lists it, or discards what nobody wants.
 //!
 //! It reads the topics of what was set aside from their beginnings to the ends that they have when the redrive begins, so
 //! it never chases its own output, and knows from that what is [outstanding](crate::outstanding). Then it reads that
@@ -50,12 +51,24 @@ pub struct Redrive {
     /// What to put back: quarantined webhooks whose type is known now, or dead letters.
     #[arg(long, value_enum)]
     pub from: Source,
+    /// List what is outstanding, by reason or cause, FlinksCode, event type and instance, and change nothing.
+    #[arg(long, conflicts_with_all = ["discard", "dry_run", "rate"])]
+    pub list: bool,
+    /// Discard what is chosen: a tombstone ends it, and nothing goes back. Say --all where nothing is chosen.
+    #[arg(long)]
+    pub discard: bool,
+    /// With --discard: all that is outstanding.
+    #[arg(long, requires = "discard")]
+    pub all: bool,
     /// Only webhooks quarantined for this reason: unknown-type, ambiguous-type or not-json. May be repeated.
     #[arg(long, value_name = "REASON", value_delimiter = ',', value_parser = reason)]
     pub reason: Vec<QuarantineReason>,
     /// Only dead letters of this cause, such as gave-up or attempts. May be repeated.
     #[arg(long, value_name = "CAUSE", value_delimiter = ',', value_parser = cause)]
     pub cause: Vec<Cause>,
+    /// Only records about this FlinksCode, such as INVALID_LOGIN. May be repeated.
+    #[arg(long = "code", value_name = "CODE", value_delimiter = ',')]
+    pub codes: Vec<String>,
     /// Only records of this event type, by its name in the settings. May be repeated.
     #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
     pub types: Vec<String>,
@@ -71,7 +84,7 @@ pub struct Redrive {
     /// Say what would happen, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Put back at most so many records a second.
+    /// Put back, or discard, at most so many records a second.
     #[arg(long, value_name = "N")]
     pub rate: Option<NonZeroU32>,
     /// Transactional id. Without it: flinks-bridge-redrive- and the source, so that of two redrives of one source the later
@@ -128,9 +141,11 @@ impl Source {
 /// Examples for the command line's help.
 pub const EXAMPLES: &str = "\
 Examples:
+  flinks-bridge redrive --config bridge.toml --from dead-letter --list
   flinks-bridge redrive --config bridge.toml --from quarantine --dry-run
   flinks-bridge redrive --config bridge.toml --from quarantine --type statements --rate 100
   flinks-bridge redrive --config bridge.toml --from dead-letter --cause attempts
+  flinks-bridge redrive --config bridge.toml --from dead-letter --code INVALID_LOGIN --until 2026-11-01T00:00:00Z --discard
 
 Safe to repeat, also after a crash: what was put back has its tombstone and is not put back again. Consumers see each \
 record once if they read with isolation.level=read_committed, which is librdkafka's default and not Java's; others may \
@@ -179,7 +194,7 @@ enum Failure {
     Reading(#[from] ScanError),
     #[error("{}", chain(.0))]
     Returning(#[from] TransactionError),
-    #[error("topic {0} {1}: what is put back is ended there, by a tombstone")]
+    #[error("topic {0} {1}: what is put back or discarded is ended there, by a tombstone")]
     Source(String, Closed),
 }
 
@@ -213,7 +228,7 @@ impl Failure {
 /// Puts back what is chosen, prints what became of each record, and says how it ended. Blocks. `shutdown` ends it after
 /// the transaction under way.
 pub fn run(options: &Redrive, environment: &[(String, String)], shutdown: &CancellationToken) -> Ending {
-    let mut report = Report::new(options.from.as_str(), options.dry_run);
+    let mut report = Report::new(options.from.as_str(), options.dry_run || options.list);
     let outcome = redrive(options, environment, shutdown, &mut report);
     report.stopped = shutdown.is_cancelled() && !report.complete;
     if let Err(failure) = &outcome {
@@ -248,10 +263,10 @@ fn redrive(
     let topics = options.from.topics(&config);
     report.topics.clone_from(&topics);
 
-    let targets = targets(&config, &topics)?;
+    let targets = if options.list { Targets::new() } else { targets(&config, &topics)? };
     let mut transfer = Transfer::new(&config, options, &selection, targets, shutdown);
     // Before the ends are noted: what another process has left open is settled by this, and that one goes no further.
-    if !options.dry_run {
+    if !options.dry_run && !options.list {
         transfer.start()?;
     }
     let spans = reader::whole_of(&config.kafka, &topics, Isolation::Committed)?;
@@ -382,14 +397,19 @@ impl Redrive {
         {
             return usage("--since is not before --until: nothing was set aside then".to_owned());
         }
-        Ok(Selection {
+        let selection = Selection {
             reasons: self.reason.clone(),
             causes: self.cause.clone(),
+            codes: self.codes.clone(),
             types: self.types.clone(),
             login_ids: self.login_id.clone(),
             since: self.since,
             until: self.until,
-        })
+        };
+        if self.discard && selection.is_all() != self.all {
+            return usage("--discard needs a choice, or --all, and not both".to_owned());
+        }
+        Ok(selection)
     }
 
     fn transactional_id(&self) -> String {

@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 use serde_json::json;
+
+use super::judge::Facts;
+use crate::record::ce_time;
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
     /// It was put back, or would be.
     PutBack,
+    /// It was discarded, or would be.
+    Discarded,
     /// Its topic is missing or denied, or does not take it.
     Left,
     /// It cannot go back as the settings are.
@@ -23,6 +29,8 @@ impl Fate {
         match self {
             Fate::PutBack if dry_run => "would be put back",
             Fate::PutBack => "put back",
+            Fate::Discarded if dry_run => "would be discarded",
+            Fate::Discarded => "discarded",
             Fate::Left if dry_run => "would be left",
             Fate::Left => "left",
             Fate::Stays => "stays",
@@ -63,6 +71,21 @@ pub struct Report {
     /// Why it was not done.
     pub failure: Option<String>,
     rows: BTreeMap<Row, u64>,
+    listed: BTreeMap<[String; 4], Listed>,
+}
+
+/// What is outstanding of one reason or cause, FlinksCode, event type and instance.
+#[derive(Default)]
+struct Listed {
+    records: u64,
+    oldest: Option<SystemTime>,
+    newest: Option<SystemTime>,
+}
+
+impl Listed {
+    fn times(&self) -> [String; 2] {
+        [self.oldest, self.newest].map(|time| time.map_or_else(String::new, |time| ce_time(time).to_string()))
+    }
 }
 
 impl Report {
@@ -79,7 +102,17 @@ impl Report {
             stopped: false,
             failure: None,
             rows: BTreeMap::new(),
+            listed: BTreeMap::new(),
         }
+    }
+
+    /// Lists a record.
+    pub fn list(&mut self, facts: Facts) {
+        let Facts { why, flinks_code, event_type, instance, set_aside, .. } = facts;
+        let listed = self.listed.entry([why, flinks_code, event_type, instance]).or_default();
+        listed.records += 1;
+        listed.oldest = [listed.oldest, set_aside].into_iter().flatten().min();
+        listed.newest = listed.newest.max(set_aside);
     }
 
     /// Counts a record.
@@ -106,6 +139,7 @@ impl Report {
         for (Row { fate, kind, topic, why }, records) in &self.rows {
             line([fate.as_str(self.dry_run), kind, topic, &records.to_string(), why]);
         }
+        self.list_text(&mut text);
         if self.nameless > 0 {
             writeln!(text, "{} records without a ce_id: nothing but retention ends them", self.nameless)
                 .expect("a text takes all");
@@ -123,6 +157,23 @@ impl Report {
         text
     }
 
+    fn list_text(&self, text: &mut String) {
+        let mut line = |of: [&str; 4], records: &str, times: [&str; 2]| {
+            let ([why, code, event_type, instance], [oldest, newest]) = (of, times);
+            let line = format!(
+                "{why:<16} {code:<28} {event_type:<20} {instance:<16} {records:>10}  {oldest:<24} {newest:<24}"
+            );
+            writeln!(text, "{}", line.trim_end()).expect("a text takes all");
+        };
+        if !self.listed.is_empty() {
+            line(["why", "FlinksCode", "type", "instance"], "records", ["oldest", "newest"]);
+        }
+        for (of, listed) in &self.listed {
+            let times = listed.times();
+            line(of.each_ref().map(String::as_str), &listed.records.to_string(), times.each_ref().map(String::as_str));
+        }
+    }
+
     /// For programs.
     pub fn json(&self) -> String {
         let rows = self.rows.iter().map(|(Row { fate, kind, topic, why }, records)| {
@@ -135,6 +186,18 @@ impl Report {
                 "records": records,
             })
         });
+        let listed = self.listed.iter().map(|([why, flinks_code, event_type, instance], listed)| {
+            let [oldest, newest] = listed.times();
+            json!({
+                "why": why,
+                "flinks_code": flinks_code,
+                "type": event_type,
+                "instance": instance,
+                "records": listed.records,
+                "oldest": oldest,
+                "newest": newest,
+            })
+        });
         let report = json!({
             "from": self.from,
             "topics": self.topics,
@@ -145,6 +208,7 @@ impl Report {
             "stopped": self.stopped,
             "failure": self.failure,
             "records": rows.collect::<Vec<_>>(),
+            "listed": listed.collect::<Vec<_>>(),
         });
         serde_json::to_string_pretty(&report).expect("numbers and texts can be written")
     }

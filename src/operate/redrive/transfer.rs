@@ -38,10 +38,12 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from
 /// The topics to which nothing can be published, and why.
 pub type Targets = BTreeMap<Arc<str>, Closed>;
 
-/// What goes back in the next transaction, and all that is needed for it.
+/// What ends in the next transaction, and all that is needed for it.
 pub struct Transfer<'a> {
     config: &'a Config,
     from: Source,
+    list: bool,
+    discard: bool,
     selection: &'a Selection,
     targets: Targets,
     transactional_id: String,
@@ -61,17 +63,36 @@ pub struct Transfer<'a> {
     shutdown: &'a CancellationToken,
 }
 
-/// A record that goes back.
+/// A record that is to end.
 struct Waiting {
     id: Id,
     ce_id: Bytes,
     kind: String,
-    record: Record,
+    /// What goes back; `None` where it is discarded.
+    record: Option<Record>,
 }
 
 impl Waiting {
+    fn outcome(&self) -> Outcome {
+        if self.record.is_some() { Outcome::PutBack } else { Outcome::Discarded }
+    }
+
     fn row(&self, fate: Fate, why: String) -> Row {
-        Row { fate, kind: self.kind.clone(), topic: self.record.topic.to_string(), why }
+        let topic = self.record.as_ref().map_or_else(String::new, |record| record.topic.to_string());
+        Row { fate, kind: self.kind.clone(), topic, why }
+    }
+
+    /// That it has ended, as this.
+    fn ended(&self, outcome: Outcome) -> Row {
+        match outcome {
+            Outcome::PutBack => self.row(Fate::PutBack, String::new()),
+            Outcome::Discarded => Row { topic: String::new(), ..self.row(Fate::Discarded, String::new()) },
+        }
+    }
+
+    /// Why nothing can be published to its topic.
+    fn closed(&self, targets: &Targets) -> Option<Closed> {
+        self.record.as_ref().and_then(|record| targets.get(&record.topic).copied())
     }
 }
 
@@ -87,6 +108,8 @@ impl<'a> Transfer<'a> {
         Transfer {
             config,
             from: options.from,
+            list: options.list,
+            discard: options.discard,
             selection,
             targets,
             transactional_id: options.transactional_id(),
@@ -124,29 +147,36 @@ impl<'a> Transfer<'a> {
         if !self.outstanding.is(id, place, read.offset) || self.under_way.contains(&id) {
             return Ok(());
         }
-        let none = String::new;
-        let row = |fate, why: String| Row { fate, kind: none(), topic: none(), why };
-        let (kind, record) = match judge(self.from, self.selection, self.config, read.to_record(), read.timestamp_ms) {
-            Verdict::NotSelected => {
-                self.decide(id, row(Fate::NotSelected, none()), report);
+        let Verdict { facts, back } = judge(self.from, self.config, &read.to_record(), read.timestamp_ms);
+        let kind = facts.kind();
+        let row = |fate, kind: &str, why: &str| Row { fate, kind: kind.into(), topic: String::new(), why: why.into() };
+        if !self.selection.wants(&facts) {
+            self.decide(id, row(Fate::NotSelected, "", ""), report);
+            return Ok(());
+        }
+        if self.list {
+            report.list(facts);
+            self.outstanding.decided(id);
+            return Ok(());
+        }
+        let record = match back {
+            _ if self.discard => None,
+            Ok(record) => Some(record),
+            Err(why) => {
+                self.decide(id, row(Fate::Stays, &kind, why.as_str()), report);
                 return Ok(());
             }
-            Verdict::Stays(why) => {
-                self.decide(id, row(Fate::Stays, why.as_str().to_owned()), report);
-                return Ok(());
-            }
-            Verdict::Return { kind, record } => (kind, *record),
         };
         let waiting = Waiting { id, ce_id: Bytes::copy_from_slice(ce_id.as_bytes()), kind, record };
-        if let Some(closed) = self.targets.get(&waiting.record.topic) {
+        if let Some(closed) = waiting.closed(&self.targets) {
             self.decide(id, waiting.row(Fate::Left, closed.to_string()), report);
             return Ok(());
         }
         if self.returner.is_none() {
-            self.decide(id, waiting.row(Fate::PutBack, none()), report);
+            self.decide(id, waiting.ended(waiting.outcome()), report);
             return Ok(());
         }
-        let bytes = waiting.record.payload.len();
+        let bytes = waiting.record.as_ref().map_or(0, |record| record.payload.len());
         if !self.waiting.is_empty() && self.bytes + bytes > BATCH_BYTES {
             self.flush(report)?;
         }
@@ -191,7 +221,7 @@ impl<'a> Transfer<'a> {
             if self.shutdown.is_cancelled() {
                 return Ok(());
             }
-            if let Some(closed) = self.targets.get(&waiting.record.topic) {
+            if let Some(closed) = waiting.closed(&self.targets) {
                 self.decide(waiting.id, waiting.row(Fate::Left, closed.to_string()), report);
                 continue;
             }
@@ -200,8 +230,8 @@ impl<'a> Transfer<'a> {
                 Err(Failure::Returning(TransactionError::Refused(why))) => {
                     for waiting in alone {
                         // If it is for all of its topic, nobody else of it has to try.
-                        let topic = std::slice::from_ref(&waiting.record.topic);
-                        self.targets.extend(closed(&self.config.kafka, topic)?);
+                        let topics: Vec<Arc<str>> = waiting.record.iter().map(|record| record.topic.clone()).collect();
+                        self.targets.extend(closed(&self.config.kafka, &topics)?);
                         self.decide(waiting.id, waiting.row(Fate::Left, why.clone()), report);
                     }
                 }
@@ -222,7 +252,7 @@ impl<'a> Transfer<'a> {
                 Ok(()) => {
                     self.moved += batch.len() as u64;
                     for waiting in batch.drain(..) {
-                        self.decide(waiting.id, waiting.row(Fate::PutBack, String::new()), report);
+                        self.decide(waiting.id, waiting.ended(waiting.outcome()), report);
                     }
                     return Ok(());
                 }
@@ -261,11 +291,13 @@ impl<'a> Transfer<'a> {
 
     fn attempt(&self, returner: &Returner, batch: &[Waiting]) -> Result<(), TransactionError> {
         returner.begin()?;
-        for Waiting { id, ce_id, record, .. } in batch {
-            returner.publish(record)?;
-            for (place, up_to) in self.outstanding.places(*id) {
+        for waiting in batch {
+            if let Some(record) = &waiting.record {
+                returner.publish(record)?;
+            }
+            for (place, up_to) in self.outstanding.places(waiting.id) {
                 let span = &self.spans[place as usize];
-                let tombstone = Tombstone { ce_id: ce_id.clone(), up_to, outcome: Outcome::PutBack };
+                let tombstone = Tombstone { ce_id: waiting.ce_id.clone(), up_to, outcome: waiting.outcome() };
                 returner.end(&span.topic, span.partition, &tombstone)?;
             }
         }
@@ -300,10 +332,10 @@ impl<'a> Transfer<'a> {
                 batch.push(waiting);
                 continue;
             }
-            let outcome = ended.get(&waiting.id).map_or("ended", |outcome| outcome.as_str());
-            tracing::info!(outcome, "a record had ended when the producer was replaced");
+            // By this very batch, or by a rival's, which may have done otherwise.
+            let outcome = ended.get(&waiting.id).copied().unwrap_or(waiting.outcome());
             self.moved += 1;
-            self.decide(waiting.id, waiting.row(Fate::PutBack, String::new()), report);
+            self.decide(waiting.id, waiting.ended(outcome), report);
         }
         Ok(())
     }
