@@ -2,8 +2,10 @@
 //!
 //! A consumer that cannot finish a record's work makes a [`DeadLetter`] of it and publishes that, so that the next
 //! record is not held up and nothing is lost; role `redrive` reads it back and puts the record where it was. This module
-//! is the only writer and the only reader of that format: the original key, headers and payload byte for byte, and all
-//! that is said about them in headers on top, see [`header`]. It never reads a payload.
+//! is the only writer and the only reader of that format: the original headers and payload byte for byte, and all that is
+//! said about them in headers on top, see [`header`]. Its key is its `ce_id`, so that a tombstone can end it
+//! ([`outstanding`](crate::outstanding)); the original one is its `ce_subject`, or stands in a header of its own. It never
+//! reads a payload.
 //!
 //! # A record given up twice
 //!
@@ -16,13 +18,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
 use crate::record::{Origin, Record, ce_time, header};
 
 /// The longest name of a cause.
 const LONGEST_CAUSE: usize = 64;
 
 /// Every header that a dead letter has on top of its record's own.
-const HEADERS: [&str; 9] = [
+const HEADERS: [&str; 10] = [
     header::DEAD_LETTER_CAUSE,
     header::DEAD_LETTER_FLINKS_CODE,
     header::DEAD_LETTER_ATTEMPTS,
@@ -32,6 +36,7 @@ const HEADERS: [&str; 9] = [
     header::ORIGIN_PARTITION,
     header::ORIGIN_OFFSET,
     header::ORIGIN_TIMESTAMP,
+    header::ORIGIN_KEY,
 ];
 
 /// A record whose work was given up.
@@ -156,6 +161,13 @@ impl DeadLetter {
         if let Some(timestamp_ms) = origin.timestamp_ms {
             write(header::ORIGIN_TIMESTAMP, timestamp_ms.to_string());
         }
+        // Without a `ce_id` it is none of ours, and keeps the key that it has.
+        if let Some(id) = record.header(header::ID).cloned() {
+            let key = record.key.replace(id);
+            if let Some(key) = key.filter(|key| Some(key) != record.header(header::SUBJECT)) {
+                record.headers.push((Cow::Borrowed(header::ORIGIN_KEY), key));
+            }
+        }
         record.topic = topic.clone();
         record
     }
@@ -176,7 +188,12 @@ impl DeadLetter {
         let attempts = read_attempts(record)?.ok_or(ParseError::Missing(header::DEAD_LETTER_ATTEMPTS))?;
         let first_failure = read_time(record, header::DEAD_LETTER_FIRST_FAILURE)?;
         let last_failure = read_time(record, header::DEAD_LETTER_LAST_FAILURE)?;
+        let key = only(record, header::ORIGIN_KEY)?;
         let mut record = record.clone();
+        // Versions before this one left the original key where it was.
+        if record.key.as_ref() == record.header(header::ID) {
+            record.key = key.or_else(|| record.header(header::SUBJECT)).cloned();
+        }
         drop_headers(&mut record);
         record.topic = origin.topic.clone();
         Ok(DeadLetter { record, origin, cause, flinks_code, attempts, first_failure, last_failure })
@@ -231,15 +248,17 @@ fn optional<T>(
     name: &'static str,
     parse: impl Fn(&str) -> Option<T>,
 ) -> Result<Option<T>, ParseError> {
-    let mut values = record.headers.iter().filter(|(header, _)| header == name).map(|(_, value)| value);
-    let Some(value) = values.next() else {
+    let Some(value) = only(record, name)? else {
         return Ok(None);
     };
-    if values.next().is_some() {
-        return Err(ParseError::Repeated(name));
-    }
     let parsed = std::str::from_utf8(value).ok().and_then(parse);
     parsed.map(Some).ok_or(ParseError::Malformed(name))
+}
+
+fn only<'r>(record: &'r Record, name: &'static str) -> Result<Option<&'r Bytes>, ParseError> {
+    let mut values = record.headers.iter().filter(|(header, _)| header == name).map(|(_, value)| value);
+    let value = values.next();
+    if values.next().is_some() { Err(ParseError::Repeated(name)) } else { Ok(value) }
 }
 
 #[cfg(test)]
@@ -291,7 +310,7 @@ mod tests {
         let original = dead_letter();
         let record = original.clone().into_record(&dead_letters());
         assert_eq!(record.topic, dead_letters());
-        assert_eq!((&record.key, &record.payload), (&original.record.key, &original.record.payload));
+        assert_eq!((record.key.as_deref(), &record.payload), (Some(&b"toolbox:00"[..]), &original.record.payload));
         assert_eq!(record.headers[..3], original.record.headers);
         let expected = [
             ("ce_deadlettercause", "gave-up"),
@@ -303,6 +322,7 @@ mod tests {
             ("ce_originpartition", "3"),
             ("ce_originoffset", "17"),
             ("ce_origintimestamp", "1795446000001"),
+            ("ce_originkey", "login"),
         ];
         let more: Vec<_> = record.headers[3..].iter().map(|(name, value)| (&**name, &value[..])).collect();
         assert_eq!(more, expected.map(|(name, value)| (name, value.as_bytes())));
@@ -349,6 +369,36 @@ mod tests {
     }
 
     #[test]
+    fn its_key_is_its_id_and_the_original_one_comes_back() {
+        let about = |subject: Option<&'static [u8]>, key: Option<&'static [u8]>, id: bool| {
+            let mut letter = dead_letter();
+            letter.record.key = key.map(Bytes::from_static);
+            letter.record.headers.retain(|(name, _)| id || name != header::ID);
+            letter.record.headers.extend(subject.map(|it| (header::SUBJECT.into(), Bytes::from_static(it))));
+            letter
+        };
+        // Subject, key and whether it has an id; then the key of the dead letter, and whether the original one is told.
+        type Told = Option<&'static [u8]>;
+        let cases: [(Told, Told, bool, Told, bool); 4] = [
+            (Some(b"login"), Some(b"login"), true, Some(b"toolbox:00"), false),
+            (Some(b"login"), Some(b"other"), true, Some(b"toolbox:00"), true),
+            (None, None, true, Some(b"toolbox:00"), false),
+            (None, Some(b"login"), false, Some(b"login"), false),
+        ];
+        for (subject, key, id, expected, told) in cases {
+            let letter = about(subject, key, id);
+            let record = letter.clone().into_record(&dead_letters());
+            assert_eq!((record.key.as_deref(), record.header(header::ORIGIN_KEY).is_some()), (expected, told));
+            assert_eq!(DeadLetter::parse(&record), Ok(letter));
+        }
+        // As versions before this one wrote them.
+        let letter = about(Some(b"login"), Some(b"login"), true);
+        let mut record = letter.clone().into_record(&dead_letters());
+        record.key = letter.record.key.clone();
+        assert_eq!(DeadLetter::parse(&record), Ok(letter));
+    }
+
+    #[test]
     fn causes() {
         for cause in Cause::ALL {
             assert_eq!(Cause::parse(cause.as_str()), Some(cause));
@@ -365,7 +415,8 @@ mod tests {
         for name in HEADERS {
             let mut without = record.clone();
             without.headers.retain(|(header, _)| header != name);
-            let optional = [header::DEAD_LETTER_FLINKS_CODE, header::ORIGIN_TIMESTAMP].contains(&name);
+            let optional =
+                [header::DEAD_LETTER_FLINKS_CODE, header::ORIGIN_TIMESTAMP, header::ORIGIN_KEY].contains(&name);
             let expected = if optional { None } else { Some(ParseError::Missing(name)) };
             assert_eq!(DeadLetter::parse(&without).err(), expected, "{name}");
 
@@ -375,7 +426,8 @@ mod tests {
 
             let mut spoiled = without;
             spoiled.headers.push((name.into(), Bytes::from_static(b"\xff")));
-            assert_eq!(DeadLetter::parse(&spoiled), Err(ParseError::Malformed(name)));
+            let expected = if name == header::ORIGIN_KEY { None } else { Some(ParseError::Malformed(name)) };
+            assert_eq!(DeadLetter::parse(&spoiled).err(), expected, "a key may be any bytes");
         }
         let other = dead_letter().record;
         assert!(matches!(DeadLetter::parse(&other), Err(ParseError::Missing(_))));
@@ -397,9 +449,11 @@ mod tests {
             topic in "[a-z.-]{1,30}",
             key in proptest::option::of(any::<Vec<u8>>()),
             headers in any::<Vec<(String, Vec<u8>)>>(),
+            id in proptest::option::of(any::<Vec<u8>>()),
             payload: Vec<u8>,
         ) -> Record {
-            let headers = headers.into_iter().map(|(name, value)| (Cow::Owned(name), Bytes::from(value)));
+            let id = id.map(|id| (header::ID.to_owned(), id));
+            let headers = headers.into_iter().chain(id).map(|(name, value)| (Cow::Owned(name), Bytes::from(value)));
             Record { topic: topic.into(), key: key.map(Bytes::from), headers: headers.collect(), payload: payload.into() }
         }
     }

@@ -26,14 +26,14 @@
 //!    good, or too often: a [`dead_letter`].* [`link`] notes which LoginId belongs to which Tag.
 //! 3. The result, the dead letter or the link is acknowledged; only then is the record's offset stored. *A crash before:
 //!    it is done again, with the same `ce_id`.*
-//! 4. [`operate::redrive`] puts back what was set aside, up to the end that it noted at its start. *A crash: record and
-//!    progress are one transaction.* [`operate::recover`] fetches what was never stored. *A crash: it is fetched
-//!    again.*
+//! 4. [`operate::redrive`] puts back what is [`outstanding`] of what was set aside, up to the end that it noted at its
+//!    start. *A crash: record and tombstone are one transaction.* [`operate::recover`] fetches what was never stored. *A
+//!    crash: it is fetched again.*
 //!
 //! # The modules, from the bottom
 //!
-//! [`answer`], [`signature`], [`record`], [`dead_letter`], [`webhook`], [`backoff`], [`pem`] and [`error`] are values: no
-//! I/O, no async. [`config`], [`metrics`], [`tls`] and [`http`] are what all roles share. [`kafka`], [`flinks`] and
+//! [`answer`], [`signature`], [`record`], [`dead_letter`], [`outstanding`], [`webhook`], [`backoff`], [`pem`] and [`error`]
+//! are values: no I/O, no async. [`config`], [`metrics`], [`tls`] and [`http`] are what all roles share. [`kafka`], [`flinks`] and
 //! [`admin`] are the edges. [`ingress`], [`enrich`] and [`link`] are the production roles, [`operate`] has those of a
 //! person at a command line; roles never import each other. [`serve`] puts a role together with what it needs.
 //! [`workshop`] is where all of it is tried, sized and tested; nothing imports it but the binary. `tests/it/layers.rs`
@@ -43,6 +43,7 @@ pub mod answer;
 pub mod backoff;
 pub mod dead_letter;
 pub mod error;
+pub mod outstanding;
 pub mod pem;
 pub mod record;
 pub mod signature;

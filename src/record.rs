@@ -59,6 +59,12 @@ impl Record {
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
     }
+
+    /// Whom it is about, such as a LoginId: its `ce_subject`, else its key, where that is not its `ce_id`.
+    pub fn subject(&self) -> Option<&Bytes> {
+        let key = || self.key.as_ref().filter(|key| Some(*key) != self.header(header::ID));
+        self.header(header::SUBJECT).or_else(key)
+    }
 }
 
 /// Where a record stands that was consumed.
@@ -100,7 +106,7 @@ pub mod header {
     /// When the webhook was received, or, of what was recovered, Flinks was about to be asked: RFC 3339, UTC,
     /// milliseconds.
     pub const TIME: &str = "ce_time";
-    /// The key, if there is one.
+    /// The LoginId, sessionId or requestId, if there is one: the key, but for what was set aside, whose key is its `ce_id`.
     pub const SUBJECT: &str = "ce_subject";
     /// As received, if it was. The Kafka binding gives this attribute no prefix.
     pub const CONTENT_TYPE: &str = "content-type";
@@ -144,8 +150,15 @@ pub mod header {
     pub const ORIGIN_OFFSET: &str = "ce_originoffset";
     /// Its timestamp there, in milliseconds since 1970, if it had one.
     pub const ORIGIN_TIMESTAMP: &str = "ce_origintimestamp";
+    /// Its key there, if it had one that is not its [`SUBJECT`].
+    pub const ORIGIN_KEY: &str = "ce_originkey";
     /// How often the record was put back from quarantine or dead letters, if it was.
     pub const REDRIVEN: &str = "ce_redriven";
+    /// How what was set aside has ended, `put-back` or `discarded`: only on a tombstone, see
+    /// [`outstanding`](crate::outstanding), as the next.
+    pub const ENDED: &str = "ce_ended";
+    /// The offset up to which the tombstone ends its `ce_id`.
+    pub const ENDED_OFFSET: &str = "ce_endedoffset";
 
     /// `true` where the payload is no webhook but an answer of the Flinks API, fetched in the place of a webhook that was
     /// not stored. It has no `ResponseType`, and Flinks has not signed it.

@@ -255,7 +255,7 @@ impl<'b> Webhook<'b> {
         Ok(Webhook { key: Some(webhook.key.unwrap_or_else(|| id.to_owned().into())), ..webhook })
     }
 
-    /// The webhook of a body that [`Webhook::parse`] refused: quarantined, without a key.
+    /// The webhook of a body that [`Webhook::parse`] refused: quarantined, and about nobody.
     pub fn not_json(types: &EventTypes) -> Webhook<'static> {
         Webhook {
             event_type: types.unknown_index(),
@@ -279,7 +279,7 @@ impl<'b> Webhook<'b> {
         self.quarantine
     }
 
-    /// What its record is keyed by: 1 to 256 bytes without what [disturbs](crate::record::disturbs), so it may be
+    /// What its record is keyed by, unless it is quarantined: 1 to 256 bytes without what [disturbs](crate::record::disturbs), so it may be
     /// logged as it is.
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
@@ -304,11 +304,12 @@ impl<'b> Webhook<'b> {
         let event_type = &types.types[self.event_type];
         let mut headers = Headers::new();
         headers.write(header::SPEC_VERSION, record::SPEC_VERSION_1_0);
-        headers.print(header::ID, format_args!("{}", record::ce_id(reception.instance, &reception.content_hash)));
+        let id =
+            headers.print(header::ID, format_args!("{}", record::ce_id(reception.instance, &reception.content_hash)));
         headers.print(header::SOURCE, format_args!("{}", record::ce_source(reception.instance)));
         headers.write(header::TYPE, &*event_type.ce_type);
         headers.print(header::TIME, format_args!("{}", record::ce_time(reception.received_at)));
-        let key = self.key.map(|key| headers.write(header::SUBJECT, &*key));
+        let subject = self.key.map(|key| headers.write(header::SUBJECT, &*key));
         if let Some(content_type) = reception.content_type {
             headers.write(header::CONTENT_TYPE, content_type);
         }
@@ -338,6 +339,8 @@ impl<'b> Webhook<'b> {
         for (name, value) in &reception.signatures {
             headers.write(name.clone(), value);
         }
+        // What was set aside is known by its `ce_id`: the same bytes fall together, and a tombstone ends them.
+        let key = if self.quarantine.is_some() { Some(id) } else { subject };
         Head { topic: topic.unwrap_or(&event_type.topic).clone(), key, headers: headers.written }
     }
 }
@@ -359,9 +362,9 @@ impl Headers {
         self.end(name.into())
     }
 
-    fn print(&mut self, name: &'static str, value: fmt::Arguments<'_>) {
+    fn print(&mut self, name: &'static str, value: fmt::Arguments<'_>) -> Bytes {
         self.buffer.write_fmt(value).expect("the buffer grows, and our values print");
-        self.end(name.into());
+        self.end(name.into())
     }
 
     fn end(&mut self, name: Cow<'static, str>) -> Bytes {
@@ -900,7 +903,8 @@ mod tests {
             [("[]", "unknown-type"), (r#"{"sessionId":1,"sessionId":2}"#, "ambiguous-type"), ("x", "not-json")]
         {
             let record = record(body.as_bytes(), None);
-            assert_eq!((&*record.topic, record.key.as_deref()), ("flinks.quarantine", None));
+            assert_eq!((&*record.topic, &record.key), ("flinks.quarantine", &record.header(header::ID).cloned()));
+            assert_eq!(record.subject(), None);
             check_headers(
                 body,
                 &[("ce_quarantinereason", reason), ("ce_type", "com.flinks.unknown"), ("ce_subject", "")],
@@ -908,6 +912,9 @@ mod tests {
         }
         assert_eq!(&*record(b"[]", Some(&"elsewhere".into())).topic, "elsewhere");
         check_headers(r#"{"sessionId":"s"}"#, &[("ce_quarantinereason", ""), ("ce_subject", "s")]);
+        let record = record(br#"{"ResponseType":"Other","LoginId":"login"}"#, None);
+        assert_eq!(record.key, record.header(header::ID).cloned());
+        assert_eq!(record.subject(), Some(&Bytes::from_static(b"login")));
     }
 
     #[test]

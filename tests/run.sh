@@ -32,7 +32,6 @@ real=(
   link::a_compacted_topic_is_read_and_one_made_anew_is_noticed
   redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
   redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled
-  redrive::what_went_back_stays_back
   security::roles_with_the_least_permissions_and_credentials_that_change
   topics::topics_are_made_mended_and_left_alone
 )

@@ -295,7 +295,7 @@ impl Handler {
         let event_type = webhook.event_type();
         let topic = instance.topics[event_type].as_ref();
         let record = webhook.into_head(reception, &self.event_types, topic).with(payload.into());
-        let known = self.known(instance, reception, event_type, record.key.clone(), record.payload.len());
+        let known = self.known(instance, reception, event_type, record.subject().cloned(), record.payload.len());
         account.webhook = Some(known.clone());
 
         let (reply, outcome) = oneshot::channel();

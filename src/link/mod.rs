@@ -163,7 +163,7 @@ pub fn topics(config: &Config) -> Result<Vec<Arc<str>>, LinkError> {
             // Checked when the settings were read.
             continue;
         };
-        // What is unknown has no rule, and the LoginId for its key if there is one.
+        // What is unknown has no rule, and the LoginId for its subject if there is one.
         let other_key = |rule: &&crate::webhook::Rule| rule.event_type == index && rule.key != KeySource::LoginId;
         if event_types.rules.iter().any(|rule| other_key(&rule)) {
             return Err(LinkError::Key(name.clone()));

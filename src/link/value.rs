@@ -67,7 +67,7 @@ impl Link {
     /// What becomes of the record where it says nothing.
     pub(super) fn of(record: &Record) -> Result<(&str, Link), LinkOutcome> {
         let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
-        let login_id = record.key.as_ref().filter(|key| !key.is_empty()).ok_or(LinkOutcome::NoLoginId)?;
+        let login_id = record.subject().filter(|id| !id.is_empty()).ok_or(LinkOutcome::NoLoginId)?;
         let login_id = std::str::from_utf8(login_id).map_err(|_| LinkOutcome::NotAWebhook)?;
         let instance = text(header::SOURCE).and_then(record::instance_of).ok_or(LinkOutcome::NotAWebhook)?;
         let seen = text(header::TIME).and_then(record::millis_of).ok_or(LinkOutcome::NotAWebhook)?;

@@ -44,8 +44,9 @@ pub fn body(input: &[u8]) {
     if let Some(key) = &record.key {
         let text = std::str::from_utf8(key).expect("a key is text");
         assert!((1..=256).contains(&key.len()) && !text.contains(disturbs), "a key of {} bytes", key.len());
-        assert_eq!(record.header(header::SUBJECT), Some(key));
     }
+    let named = if quarantine.is_some() { header::ID } else { header::SUBJECT };
+    assert_eq!(record.key.as_ref(), record.header(named));
     let mut names: Vec<&str> = Vec::new();
     for (name, value) in &record.headers {
         let value = std::str::from_utf8(value).expect("what is written from a body is text");

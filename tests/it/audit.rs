@@ -556,6 +556,38 @@ fn check((name, make_up, more, code, expected): &Case) {
     assert_eq!(report["records"], scene.records.len(), "{name}");
 }
 
+/// What was set aside may be gone since, or be there elsewhere; a 200 without a record is still found among it.
+#[test]
+fn what_was_put_back_or_discarded_is_explained() {
+    let cluster = mock_cluster(1);
+    let servers = cluster.bootstrap_servers();
+    let statements = |n: u64| format!(r#"{{"ResponseType":"Statements","LoginId":"a","n":{n}}}"#).into_bytes();
+    let [put_back, compacted, retried, gone] = [0, 1, 2, 3].map(statements);
+    let mut scene = Scene::new();
+    for body in [&put_back, &compacted, &retried, &retried, &gone] {
+        scene.sent(body);
+    }
+    scene.store(&put_back);
+    scene.store(&retried);
+    // As it was put back, and as a topic keeps it that has been compacted: one record a `ce_id`, or its tombstone.
+    let copy = scene.store(&put_back);
+    (copy.topic, copy.key) = ("flinks.kyc".into(), Some("a".into()));
+    set(copy, header::REDRIVEN, Some("1"));
+    publish(&servers, &scene.records);
+    let producer = producer(&servers);
+    for body in [&put_back, &compacted] {
+        let record = record_of(INSTANCE, body);
+        let key = record.key.expect("its ce_id");
+        let base: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&record.topic).partition(0).key(key.as_ref());
+        producer.send(base).map_err(|(error, _)| error).expect("room in the queue");
+    }
+    producer.flush(Duration::from_secs(30)).expect("every record acknowledged");
+
+    let (_directory, ledger) = written(&scene.text());
+    let (code, report) = audit(&ledger, &servers, &["--exclusive"]);
+    assert_eq!((code, &*counts(&report)), (1, "kept=3 missing=1"), "{report:#}");
+}
+
 #[test]
 fn a_fault_is_told_with_its_place() {
     let cluster = mock_cluster(1);

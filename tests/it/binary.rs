@@ -527,7 +527,8 @@ async fn dev_takes_every_example_and_prints_its_record() {
     let admin: SocketAddr = admin.parse().expect("an address");
     assert!(http.port() != 0 && admin.port() != 0, "the ports are real ones");
 
-    // LoginId of all that have one, then session ids.
+    let hash_of = |file: &str| ContentHash::of(&payload(file)).map(|byte| format!("{byte:02x}")).concat();
+    // LoginId of all that have one, the id of what is quarantined, then session ids.
     let login = "7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1";
     let session = |last: &str| format!("aadd08f2-83ce-456d-84ed-c68cfed4ee7{last}");
     let cases = [
@@ -535,7 +536,7 @@ async fn dev_takes_every_example_and_prints_its_record() {
         ("accounts_detail.json", "flinks.accounts-detail", login.to_owned()),
         ("accounts_detail_nightly_refresh.json", "flinks.accounts-detail", login.to_owned()),
         ("upload_fraud_alert.json", "flinks.upload-fraud-alerts", login.to_owned()),
-        ("unknown_type.json", "flinks.quarantine", login.to_owned()),
+        ("unknown_type.json", "flinks.quarantine", format!("dev:{}", hash_of("unknown_type.json"))),
         ("pay_session_status_completed.json", "flinks.pay-events", session("b")),
         ("pay_session_status_failed.json", "flinks.pay-events", session("d")),
         ("pay_session_status_canceled.json", "flinks.pay-events", session("e")),
@@ -561,7 +562,7 @@ async fn dev_takes_every_example_and_prints_its_record() {
         dev.line("its ce_id", |line| (line == ce_id).then_some(())).await;
     }
     // What the consumers make of them.
-    let accounts = ContentHash::of(&payload("accounts_detail.json")).map(|byte| format!("{byte:02x}")).concat();
+    let accounts = hash_of("accounts_detail.json");
     let result = format!("    ce_id: dev:{accounts}:credit-risk");
     dev.line("the attributes' ce_id", |line| (line == result).then_some(())).await;
     dev.line("the attributes", |line| line.contains("average_monthly_").then_some(())).await;

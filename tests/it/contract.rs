@@ -20,6 +20,7 @@ use flinks_bridge::dead_letter::DeadLetter;
 use flinks_bridge::enrich::ATTRIBUTES_TYPE;
 use flinks_bridge::kafka::administer::topics::{Wanted, wanted};
 use flinks_bridge::link;
+use flinks_bridge::outstanding::{Outcome, Tombstone};
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::{ContentHash, Scheme};
 use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
@@ -282,7 +283,7 @@ fn everywhere(value: &mut Value, change: Change) {
     change(value);
 }
 
-/// Records that `dev` has no occasion for: recovered ones, a redriven one, a tombstone.
+/// Records that `dev` has no occasion for: recovered ones, a redriven one, tombstones.
 fn others(facts: &mut Facts, config: &Config) {
     let types = EventTypes::builtin();
     let recovered = |file: &str, event_type: &str, id: &str| {
@@ -313,6 +314,18 @@ fn others(facts: &mut Facts, config: &Config) {
     };
     let redriven = DeadLetter::parse(&record).expect("a dead letter").into_redriven();
     facts.good("redriven", &stored(&redriven));
+
+    for topic in [config.own_topics.dead_letter.clone(), types.unknown().topic.to_string()] {
+        let set_aside = facts.of(&topic);
+        for outcome in [Outcome::PutBack, Outcome::Discarded] {
+            let ended = Tombstone { ce_id: set_aside.headers[header::ID].clone().into(), up_to: 7, outcome };
+            let headers = ended.headers().map(|(name, value)| (name.to_owned(), value.into_owned())).into();
+            let ended = Stored { key: Some(set_aside.headers[header::ID].clone()), headers, ..set_aside.clone() };
+            facts.records.push((format!("{outcome:?}"), as_json("ended", &ended, None)));
+            facts.bad("a tombstone with a value", &ended);
+            facts.refused.push(("no key".into(), as_json("no key", &Stored { key: None, ..ended }, None)));
+        }
+    }
 
     let link = facts.of(&config.own_topics.login_links);
     let tombstone = Stored { headers: BTreeMap::new(), ..link };

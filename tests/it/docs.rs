@@ -119,11 +119,16 @@ fn the_acls_are_for_the_default_names() {
     };
     let own = &config.own_topics;
     let webhooks = sorted(&topics_of(&config));
-    for (role, operation) in
-        [("ingress", "Write"), ("ingress", "DescribeConfigs"), ("audit", "Read"), ("redrive", "Write")]
-    {
+    for (role, operation) in [("ingress", "Write"), ("ingress", "DescribeConfigs"), ("audit", "Read")] {
         assert_eq!(named(role, "topic", operation), webhooks, "{role} {operation}");
     }
+    let mut redriven = [&webhooks[..], std::slice::from_ref(&own.dead_letter)].concat();
+    redriven.sort();
+    assert_eq!(named("redrive", "topic", "Write"), redriven);
+    assert_eq!(
+        named("redrive", "topic", "Read"),
+        [own.dead_letter.clone(), config.event_types.unknown().topic.to_string()]
+    );
     assert_eq!(named("enrich", "topic", "Read"), sorted(&enrich::topics(&config)));
     assert_eq!(named("enrich", "topic", "Write"), [own.attributes.clone(), own.dead_letter.clone()]);
     assert_eq!(named("enrich", "group", "Read"), [config.enrich.consumer.group.as_str()]);

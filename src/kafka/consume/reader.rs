@@ -1,6 +1,6 @@
 //! Reads topics without a consumer group: nothing is committed and nobody's position moves. Role `dev` prints what it
-//! reads, role `audit` judges it, role `link` holds all of a compacted topic, role `redrive` puts it back and keeps its own
-//! account of how far it has come; it is no way to work on records as they come, which is what consumer groups are for.
+//! reads, role `audit` judges it, role `link` holds all of a compacted topic, role `redrive` puts back what is
+//! outstanding; it is no way to work on records as they come, which is what consumer groups are for.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -226,7 +226,19 @@ pub fn spans_of(
 /// # Errors
 /// As [`spans`].
 pub fn whole(kafka: &config::Kafka, topic: &str) -> Result<Vec<Span>, ScanError> {
-    described(&scanner(kafka, Isolation::Uncommitted)?, &[topic])
+    whole_of(kafka, &[topic], Isolation::Uncommitted)
+}
+
+/// All that topics have, up to what this isolation lets be read at this moment.
+///
+/// # Errors
+/// As [`spans`].
+pub fn whole_of(
+    kafka: &config::Kafka,
+    topics: &[impl AsRef<str>],
+    isolation: Isolation,
+) -> Result<Vec<Span>, ScanError> {
+    described(&scanner(kafka, isolation)?, topics)
 }
 
 /// Every partition of the topics from its first record to its end at this moment.

@@ -1,9 +1,9 @@
-//! Publishes records and notes how far their source was worked off, both in one Kafka transaction: either all of it
+//! Publishes records together with the tombstones of what they are made of, in one Kafka transaction: either all of it
 //! counts or nothing does, whatever ends the process and when.
 //!
-//! Who works so asks for its [`positions`] only after [`Returner::start`]: starting ends what an earlier process with the
-//! same transactional id left open, and shuts that process out, should it still live. So of two that work on the same
-//! positions only one can go on.
+//! Who works so looks at the topics only after [`Returner::start`]: starting ends what an earlier process with the same
+//! transactional id left open, and shuts that process out, should it still live. So of two that work on the same topics
+//! only one can go on.
 //!
 //! The epoch of such a producer is the coordinator's, which gives it a new id before that ends: none is replaced for it.
 //!
@@ -11,7 +11,8 @@
 //! API"): what may be tried again is tried again here, what needs an abort is told as [`TransactionError::Abort`], and
 //! after anything else this producer is done for.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -22,12 +23,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::util::Timeout;
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::producer_config;
 use crate::config;
+use crate::kafka::cause::described;
 use crate::kafka::client::{self, client_config, millis};
+use crate::kafka::operations::{Operation, permitted};
 use crate::metrics::Lane;
+use crate::outstanding::Tombstone;
 use crate::record::Record;
 
 /// How long Kafka may leave one question without an answer.
@@ -35,23 +38,13 @@ const TURN: Duration = Duration::from_secs(5);
 /// How long what may be tried again is tried again: long enough for a coordinator to fall and another to rise, and for
 /// the end of a transaction that an earlier process has left.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Brokers take no transaction that may last longer (`transaction.max.timeout.ms`, 15 minutes by default).
-const LONGEST_TRANSACTION: Duration = Duration::from_secs(15 * 60);
-/// What a transaction may last beyond its records' publishes.
-const SLACK: Duration = Duration::from_secs(30);
-
-/// How far a partition was worked off, as a consumer group knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    /// The topic.
-    pub topic: String,
-    /// The partition.
-    pub partition: i32,
-    /// The offset after the last that was worked off.
-    pub offset: i64,
-    /// What else is to be known (the offset's metadata); brokers take up to 4 KiB (`offset.metadata.max.bytes`).
-    pub note: String,
-}
+/// How long the question what may be written may take. Without an answer a record that is refused tells it.
+const PERMISSIONS: Duration = Duration::from_secs(2);
+/// What a transaction may last (`transaction.timeout.ms`): for so long one of a process that was killed holds up who
+/// reads what is committed. A leader that falls is missed for some 12 s at most.
+const LONGEST_TRANSACTION: Duration = Duration::from_secs(15);
+/// A record must have its report before the transaction that it is in runs out.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(13);
 
 /// Why a transaction has not come about.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +59,12 @@ pub enum TransactionError {
     /// This producer can do nothing more.
     #[error("another process has taken over this transactional id, or the transaction took too long ({0})")]
     Fenced(String),
-    /// Kafka does not take it, and never will as things stand: a person is needed. To be aborted.
+    /// Kafka does not take one of the records, and never will as things stand. To be aborted.
     #[error("kafka does not take it: {0}")]
     Refused(String),
+    /// Kafka does not allow it at all: a person is needed. To be aborted.
+    #[error("kafka does not allow it: {0}")]
+    Denied(String),
     /// The transaction has failed and may succeed when it is done again. To be aborted.
     #[error("the transaction failed: {0}")]
     Abort(String),
@@ -77,11 +73,9 @@ pub enum TransactionError {
     Fatal(String),
 }
 
-/// Publishes in transactions, one at a time, together with a consumer group's positions. Every call blocks.
+/// Publishes in transactions, one at a time. Every call blocks.
 pub struct Returner {
     producer: ThreadedProducer<Context>,
-    /// Of the group whose positions move. It joins nothing and reads nothing.
-    consumer: BaseConsumer<Quiet>,
 }
 
 impl Returner {
@@ -89,13 +83,12 @@ impl Returner {
     ///
     /// # Errors
     /// When librdkafka refuses the settings, Kafka does not answer within a minute, or does not allow it.
-    pub fn start(config: &config::Config, group: &str, transactional_id: &str) -> Result<Returner, TransactionError> {
+    pub fn start(config: &config::Config, transactional_id: &str) -> Result<Returner, TransactionError> {
         let producer: ThreadedProducer<Context> = self::producer(config, transactional_id)
             .create_with_context(Context::default())
             .map_err(TransactionError::Settings)?;
-        let consumer = group_consumer(&config.kafka, group, true)?;
         patiently(|| producer.init_transactions(TURN))?;
-        Ok(Returner { producer, consumer })
+        Ok(Returner { producer })
     }
 
     /// Begins a transaction.
@@ -123,26 +116,30 @@ impl Returner {
         self.producer.send(base).map_err(|(error, _)| self.judged(undelivered(&record.topic, &error)))
     }
 
-    /// Commits the transaction, with these positions of the group in it: from now on all of it counts.
+    /// Publishes, in the transaction, what ends a record that was set aside: to that record's partition.
+    ///
+    /// # Errors
+    /// As [`Returner::publish`].
+    pub fn end(&self, topic: &str, partition: i32, tombstone: &Tombstone) -> Result<(), TransactionError> {
+        let mut headers = OwnedHeaders::new_with_capacity(2);
+        for (name, value) in &tombstone.headers() {
+            headers = headers.insert(Header { key: name, value: Some(value.as_bytes()) });
+        }
+        // A record without a payload is one with a null value.
+        let base: BaseRecord<'_, [u8], [u8]> =
+            BaseRecord::to(topic).partition(partition).key(tombstone.ce_id.as_ref()).headers(headers);
+        self.producer.send(base).map_err(|(error, _)| self.judged(undelivered(topic, &error)))
+    }
+
+    /// Commits the transaction: from now on all of it counts.
     ///
     /// # Errors
     /// Why nothing of it counts, and what is to be done; see [`TransactionError`].
-    pub fn commit(&self, positions: &[Position]) -> Result<(), TransactionError> {
+    pub fn commit(&self) -> Result<(), TransactionError> {
         // Every record has its report first: the first that failed says why the transaction has.
         self.producer.flush(Timeout::Never).map_err(told)?;
         if let Some(failure) = self.failure().take() {
             return Err(self.judged(failure));
-        }
-        let mut offsets = TopicPartitionList::new();
-        for position in positions {
-            let mut element = offsets.add_partition(&position.topic, position.partition);
-            element.set_offset(Offset::Offset(position.offset)).map_err(told)?;
-            element.set_metadata(&position.note);
-        }
-        if !positions.is_empty() {
-            let group = self.consumer.group_metadata();
-            let group = group.ok_or_else(|| TransactionError::Fatal("the consumer has no group".to_owned()))?;
-            patiently(|| self.producer.send_offsets_to_transaction(&offsets, &group, TURN))?;
         }
         // Without a limit of its own, as librdkafka wants it: the transaction's bounds it.
         patiently(|| self.producer.commit_transaction(Timeout::Never))
@@ -171,59 +168,41 @@ impl Returner {
     }
 }
 
-/// What a consumer group knows of these partitions; those that it knows nothing of are left out. `settled` waits for
-/// positions that are part of an open transaction to become certain; without it the last certain ones are told.
+/// To which of these topics nothing can be published, and why; one of which the cluster does not say is left out. Nothing
+/// is written.
 ///
 /// # Errors
-/// When librdkafka refuses the settings, Kafka does not answer within a minute, or does not allow it.
-pub fn positions(
-    kafka: &config::Kafka,
-    group: &str,
-    partitions: &[(&str, i32)],
-    settled: bool,
-) -> Result<Vec<Position>, TransactionError> {
-    let consumer = group_consumer(kafka, group, settled)?;
-    let mut wanted = TopicPartitionList::new();
-    for (topic, partition) in partitions {
-        wanted.add_partition(topic, *partition);
-    }
-    let deadline = Instant::now() + PATIENCE;
-    let known = loop {
-        let asked = consumer.committed_offsets(wanted.clone(), TURN).and_then(|known| {
-            known.elements().iter().try_for_each(|element| element.error())?;
-            Ok(known)
-        });
-        match asked {
-            Ok(known) => break known,
-            Err(error) if error.rdkafka_error_code().is_some_and(is_refusal) => {
-                return Err(TransactionError::Refused(error.to_string()));
-            }
+/// When librdkafka refuses the settings, or Kafka does not answer within ten seconds.
+pub fn closed(kafka: &config::Kafka, topics: &[Arc<str>]) -> Result<BTreeMap<Arc<str>, Closed>, TransactionError> {
+    let mut client = client_config(kafka, "flinks-bridge-returner");
+    // librdkafka wants a group's name even where none is joined.
+    client.set("group.id", "flinks-bridge-returner").set("allow.auto.create.topics", "false");
+    let client: BaseConsumer<Quiet> = client.create_with_context(Quiet).map_err(TransactionError::Settings)?;
+    let deadline = Instant::now() + TURN * 2;
+    // Of all topics: asking for one by name is a request to make it, where the broker does so.
+    let metadata = loop {
+        match client.fetch_metadata(None, TURN) {
+            Ok(metadata) => break metadata,
             Err(error) if Instant::now() >= deadline => return Err(TransactionError::Unreachable(error.to_string())),
             Err(error) => {
-                tracing::debug!(%error, "positions are asked for again");
+                tracing::debug!(%error, "topics are asked for again");
                 std::thread::park_timeout(Duration::from_millis(200));
             }
         }
     };
-    let known = known.elements().into_iter().filter_map(|element| match element.offset() {
-        Offset::Offset(offset) => Some(Position {
-            topic: element.topic().to_owned(),
-            partition: element.partition(),
-            offset,
-            note: element.metadata().to_owned(),
-        }),
-        _ => None,
-    });
-    Ok(known.collect())
+    let (there, missing): (Vec<Arc<str>>, Vec<Arc<str>>) =
+        topics.iter().cloned().partition(|topic| described(&metadata, topic).is_some());
+    let writable = permitted(client.client(), &there, Operation::Write, PERMISSIONS);
+    let denied = there.into_iter().filter(|topic| writable.get(&**topic) == Some(&false));
+    let missing = missing.into_iter().map(|topic| (topic, Closed::Missing));
+    Ok(missing.chain(denied.map(|topic| (topic, Closed::Denied))).collect())
 }
 
-/// The properties of a producer whose records come with positions, or not at all.
+/// The properties of a producer whose records come with their tombstones, or not at all.
 pub(in crate::kafka) fn producer(config: &config::Config, transactional_id: &str) -> ClientConfig {
     let mut client = producer_config(&config.kafka, &config.ingress, Lane::Large);
-    // A record must have its report before the transaction it is in runs out.
-    let publish = config.kafka.large.publish_deadline.min(LONGEST_TRANSACTION - SLACK);
-    client.set("message.timeout.ms", millis(publish));
-    client.set("transaction.timeout.ms", millis(publish + SLACK));
+    client.set("message.timeout.ms", millis(PUBLISH_DEADLINE));
+    client.set("transaction.timeout.ms", millis(LONGEST_TRANSACTION));
     client.set("transactional.id", transactional_id);
     client.set("client.id", "flinks-bridge-returner");
     // Many records at once, and nobody waits for a single one.
@@ -232,12 +211,15 @@ pub(in crate::kafka) fn producer(config: &config::Config, transactional_id: &str
     client
 }
 
-fn group_consumer(kafka: &config::Kafka, group: &str, settled: bool) -> Result<BaseConsumer<Quiet>, TransactionError> {
-    let mut client = client_config(kafka, "flinks-bridge-returner");
-    client.set("group.id", group).set("enable.auto.commit", "false").set("allow.auto.create.topics", "false");
-    // Also of positions: those of an open transaction are waited for, or not looked at.
-    client.set("isolation.level", if settled { "read_committed" } else { "read_uncommitted" });
-    client.create_with_context(Quiet).map_err(TransactionError::Settings)
+/// Why nothing can be published to a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Closed {
+    /// There is none of this name, as far as this client may know.
+    #[error("does not exist, or may not be described")]
+    Missing,
+    /// It is there.
+    #[error("may not be written")]
+    Denied,
 }
 
 /// Does again what librdkafka says may be done again, for [`PATIENCE`].
@@ -271,6 +253,7 @@ fn told(error: KafkaError) -> TransactionError {
     };
     match &error {
         _ if code.is_some_and(is_fenced) => TransactionError::Fenced(text),
+        _ if code.is_some_and(is_denial) => TransactionError::Denied(text),
         _ if code.is_some_and(is_refusal) => TransactionError::Refused(text),
         KafkaError::Transaction(error) if error.is_fatal() => TransactionError::Fatal(text),
         KafkaError::Transaction(error) if error.txn_requires_abort() => TransactionError::Abort(text),
@@ -285,6 +268,7 @@ fn undelivered(topic: &str, error: &KafkaError) -> TransactionError {
     let text = format!("topic {topic}: {}", code.map_or_else(|| error.to_string(), |code| format!("{code:?}: {code}")));
     match code {
         Some(code) if is_fenced(code) => TransactionError::Fenced(text),
+        Some(code) if is_denial(code) => TransactionError::Denied(text),
         Some(code) if is_refusal(code) => TransactionError::Refused(text),
         _ => TransactionError::Abort(text),
     }
@@ -296,7 +280,16 @@ fn is_fenced(code: RDKafkaErrorCode) -> bool {
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
 }
 
-/// What no second try changes: topics, limits, permissions.
+/// What no second try changes, whatever is published.
+fn is_denial(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::ClusterAuthorizationFailed | Code::TransactionalIdAuthorizationFailed | Code::InvalidTransactionTimeout
+    )
+}
+
+/// What no second try changes, and may be the fault of one record: its topic, its size, a permission.
 fn is_refusal(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
@@ -309,12 +302,8 @@ fn is_refusal(code: RDKafkaErrorCode) -> bool {
             | Code::MessageSizeTooLarge
             | Code::MessageBatchTooLarge
             | Code::InvalidMessageSize
-            | Code::OffsetMetadataTooLarge
+            | Code::InvalidRecord
             | Code::TopicAuthorizationFailed
-            | Code::GroupAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::TransactionalIdAuthorizationFailed
-            | Code::InvalidTransactionTimeout
     )
 }
 

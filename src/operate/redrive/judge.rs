@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+
 use super::Source;
-use crate::config::Config;
+use crate::config::{Config, Instance};
 use crate::dead_letter::{Cause, DeadLetter, count_redriven};
-use crate::record::{Record, header};
+use crate::record::{Record, header, instance_of};
 use crate::signature::ContentHash;
-use crate::webhook::{QuarantineReason, Reception, Webhook};
+use crate::webhook::{EventType, QuarantineReason, Reception, Webhook};
 
 /// Which records are wanted. An empty list wants all.
 #[derive(Debug, Clone, Default)]
@@ -20,9 +22,11 @@ pub struct Selection {
     pub reasons: Vec<QuarantineReason>,
     /// Causes of dead letters.
     pub causes: Vec<Cause>,
+    /// `FlinksCode`s.
+    pub codes: Vec<String>,
     /// Event types, by name: what a quarantined record is now, what a dead letter always was.
     pub types: Vec<String>,
-    /// LoginIds, which are the records' keys.
+    /// LoginIds.
     pub login_ids: Vec<String>,
     /// Set aside at this time or later.
     pub since: Option<SystemTime>,
@@ -30,26 +34,43 @@ pub struct Selection {
     pub until: Option<SystemTime>,
 }
 
-/// What becomes of a record.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It goes back, as this. `kind` is what progress is counted by: all records of a kind are put back or none.
-    Return {
-        /// Reason, event type and instance, or cause and event type.
-        kind: String,
-        /// What to publish.
-        record: Box<Record>,
-    },
-    /// It stays where it is.
-    Stays(Why),
-    /// It is not among those that are wanted.
-    NotSelected,
+/// What a record says of itself: what choices choose by, and what is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Reason of its quarantine, or cause of the dead letter.
+    pub why: String,
+    /// The `FlinksCode` that it is about, if it is.
+    pub flinks_code: String,
+    /// Its event type: what a quarantined webhook is now, what a dead letter always was.
+    pub event_type: String,
+    /// Its instance.
+    pub instance: String,
+    /// When it was set aside.
+    pub set_aside: Option<SystemTime>,
+    /// Its LoginId.
+    login_id: Option<Bytes>,
+}
+
+impl Facts {
+    /// Reason or cause, event type and instance.
+    pub fn kind(&self) -> String {
+        format!("{} {} {}", self.why, self.event_type, self.instance)
+    }
+}
+
+/// What becomes of a record that is chosen.
+#[derive(Debug)]
+pub struct Verdict {
+    /// What it says of itself.
+    pub facts: Facts,
+    /// What to publish, or why it stays where it is.
+    pub back: Result<Record, Why>,
 }
 
 /// Why a record stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
-    /// The settings do not know its type either.
+    /// The settings do not know its type.
     StillUnknown,
     /// It is still more than one thing.
     StillAmbiguous,
@@ -75,40 +96,68 @@ impl Why {
 }
 
 /// Judges a record of the quarantine or of the dead letters. `timestamp_ms` is when it was set aside.
-pub fn judge(
-    from: Source,
-    selection: &Selection,
-    config: &Config,
-    record: Record,
-    timestamp_ms: Option<i64>,
-) -> Verdict {
-    if !selection.in_time(timestamp_ms) || !selection.has_login_id(&record) {
-        return Verdict::NotSelected;
+pub fn judge(from: Source, config: &Config, record: &Record, timestamp_ms: Option<i64>) -> Verdict {
+    // They are printed, and who wrote them is not known for sure.
+    let shown = |name: &str| {
+        let value = record.header(name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+        value.chars().take(64).flat_map(char::escape_debug).collect::<String>()
+    };
+    let (why, code) = match from {
+        Source::Quarantine => (header::QUARANTINE_REASON, header::FLINKS_CODE),
+        Source::DeadLetter => (header::DEAD_LETTER_CAUSE, header::DEAD_LETTER_FLINKS_CODE),
+    };
+    let mut facts = Facts {
+        why: shown(why),
+        flinks_code: shown(code),
+        event_type: shown(header::TYPE),
+        instance: instance_of(&shown(header::SOURCE)).unwrap_or_default().to_owned(),
+        set_aside: timestamp_ms.and_then(time),
+        login_id: record.subject().cloned(),
+    };
+    let types = &config.event_types;
+    if let Some(known) = types.types.iter().find(|known| *known.ce_type == *facts.event_type) {
+        facts.event_type = known.name.to_string();
     }
-    match from {
-        Source::Quarantine => quarantined(selection, config, record, timestamp_ms),
-        Source::DeadLetter => dead_letter(selection, config, &record),
-    }
+    let back = match from {
+        Source::Quarantine => quarantined(config, record, &mut facts),
+        Source::DeadLetter => dead_letter(config, record, &facts),
+    };
+    Verdict { facts, back }
 }
 
 impl Selection {
-    fn in_time(&self, timestamp_ms: Option<i64>) -> bool {
+    /// Whether a record is chosen.
+    pub fn wants(&self, facts: &Facts) -> bool {
+        let one_of = |wanted: &[String], is: &str| wanted.is_empty() || wanted.iter().any(|one| one == is);
+        let reason = self.reasons.is_empty() || self.reasons.iter().any(|reason| reason.as_str() == facts.why);
+        let cause = self.causes.is_empty() || self.causes.iter().any(|cause| cause.as_str() == facts.why);
+        let login_id = facts.login_id.as_deref();
+        reason
+            && cause
+            && one_of(&self.codes, &facts.flinks_code)
+            && one_of(&self.types, &facts.event_type)
+            && (self.login_ids.is_empty() || self.login_ids.iter().any(|one| login_id == Some(one.as_bytes())))
+            && self.in_time(facts.set_aside)
+    }
+
+    /// Whether nothing was chosen, which chooses all.
+    pub fn is_all(&self) -> bool {
+        let Selection { reasons, causes, codes, types, login_ids, since, until } = self;
+        reasons.is_empty()
+            && causes.is_empty()
+            && [codes, types, login_ids].iter().all(|list| list.is_empty())
+            && since.is_none()
+            && until.is_none()
+    }
+
+    fn in_time(&self, set_aside: Option<SystemTime>) -> bool {
         if self.since.is_none() && self.until.is_none() {
             return true;
         }
-        let Some(at) = timestamp_ms.and_then(time) else {
+        let Some(at) = set_aside else {
             return false;
         };
         self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
-    }
-
-    fn has_login_id(&self, record: &Record) -> bool {
-        let key = record.key.as_deref();
-        self.login_ids.is_empty() || self.login_ids.iter().any(|login_id| key == Some(login_id.as_bytes()))
-    }
-
-    fn has_type(&self, name: &str) -> bool {
-        self.types.is_empty() || self.types.iter().any(|wanted| wanted == name)
     }
 }
 
@@ -117,40 +166,25 @@ fn time(timestamp_ms: i64) -> Option<SystemTime> {
 }
 
 /// Understands a quarantined webhook anew, as if it had just been received, but for the id and the time of when it was.
-fn quarantined(selection: &Selection, config: &Config, record: Record, timestamp_ms: Option<i64>) -> Verdict {
-    let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
-    let reason = text(header::QUARANTINE_REASON)
-        .and_then(|name| QuarantineReason::ALL.into_iter().find(|reason| reason.as_str() == name));
-    let (Some(reason), Some(source)) = (reason, text(header::SOURCE)) else {
-        return Verdict::Stays(Why::Unreadable);
-    };
-    if !selection.reasons.is_empty() && !selection.reasons.contains(&reason) {
-        return Verdict::NotSelected;
+fn quarantined(config: &Config, record: &Record, facts: &mut Facts) -> Result<Record, Why> {
+    if QuarantineReason::ALL.into_iter().all(|reason| reason.as_str() != facts.why) {
+        return Err(Why::Unreadable);
     }
-    let instance = source.strip_prefix("/flinks/");
-    let instance = instance.and_then(|name| config.instances.iter().find(|instance| instance.name == name));
-    let Some(instance) = instance else {
-        return Verdict::Stays(Why::NoInstance);
-    };
-    let Ok(webhook) = Webhook::parse(&record.payload, &config.event_types) else {
-        return Verdict::Stays(Why::NotJson);
-    };
+    let webhook = Webhook::parse(&record.payload, &config.event_types).map_err(|_| Why::NotJson)?;
     match webhook.quarantine() {
         None => {}
-        Some(QuarantineReason::UnknownType) => return Verdict::Stays(Why::StillUnknown),
-        Some(QuarantineReason::AmbiguousType) => return Verdict::Stays(Why::StillAmbiguous),
-        Some(QuarantineReason::NotJson) => return Verdict::Stays(Why::NotJson),
+        Some(QuarantineReason::UnknownType) => return Err(Why::StillUnknown),
+        Some(QuarantineReason::AmbiguousType) => return Err(Why::StillAmbiguous),
+        Some(QuarantineReason::NotJson) => return Err(Why::NotJson),
     }
     let event_type = &config.event_types.types[webhook.event_type()];
-    if !selection.has_type(&event_type.name) {
-        return Verdict::NotSelected;
-    }
-    let kind = format!("{} {} {}", reason.as_str(), event_type.name, instance.name);
-
+    facts.event_type = event_type.name.to_string();
+    let instance = config.instances.iter().find(|instance| instance.name == facts.instance);
+    let instance = instance.ok_or(Why::NoInstance)?;
     let reception = Reception {
         instance: &instance.name,
         // Both are replaced below, where the record has its own.
-        received_at: timestamp_ms.and_then(time).unwrap_or(UNIX_EPOCH),
+        received_at: facts.set_aside.unwrap_or(UNIX_EPOCH),
         content_hash: ContentHash::of(&record.payload),
         content_type: record.header(header::CONTENT_TYPE).map(AsRef::as_ref),
         // Among them the signatures, under names of the settings of then.
@@ -162,8 +196,8 @@ fn quarantined(selection: &Selection, config: &Config, record: Record, timestamp
             .collect(),
         traceparent: record.header(header::TRACEPARENT).map(AsRef::as_ref),
     };
-    let topic: Option<Arc<str>> = instance.topics.get(&*event_type.name).map(|topic| topic.as_str().into());
-    let mut fresh = webhook.into_record(&reception, &config.event_types, topic.as_ref(), record.payload.clone());
+    let topic = topic_of(instance, event_type);
+    let mut fresh = webhook.into_record(&reception, &config.event_types, Some(&topic), record.payload.clone());
     for name in [header::ID, header::TIME] {
         let (Some(original), Some((_, value))) =
             (record.header(name), fresh.headers.iter_mut().find(|(header, _)| header == name))
@@ -173,7 +207,7 @@ fn quarantined(selection: &Selection, config: &Config, record: Record, timestamp
         value.clone_from(original);
     }
     count_redriven(&mut fresh);
-    Verdict::Return { kind, record: Box::new(fresh) }
+    Ok(fresh)
 }
 
 /// Whether a webhook's record has this header from what is understood now, and not as it was received. How often it was
@@ -199,21 +233,22 @@ fn made_anew(name: &str) -> bool {
     .contains(&name)
 }
 
-fn dead_letter(selection: &Selection, config: &Config, record: &Record) -> Verdict {
-    let Ok(dead_letter) = DeadLetter::parse(record) else {
-        return Verdict::Stays(Why::Unreadable);
-    };
-    if !selection.causes.is_empty() && !selection.causes.contains(&dead_letter.cause) {
-        return Verdict::NotSelected;
-    }
-    let ce_type = record.header(header::TYPE).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
-    let known = config.event_types.types.iter().find(|event_type| *event_type.ce_type == *ce_type);
-    if !selection.has_type(known.map_or(ce_type, |known| &known.name)) {
-        return Verdict::NotSelected;
-    }
-    // It is printed, and who wrote it is not known for sure.
-    let kind = format!("{} {}", dead_letter.cause, ce_type.escape_debug());
-    Verdict::Return { kind, record: Box::new(dead_letter.into_redriven()) }
+fn dead_letter(config: &Config, record: &Record, facts: &Facts) -> Result<Record, Why> {
+    let dead_letter = DeadLetter::parse(record).map_err(|_| Why::Unreadable)?;
+    let event_type = config.event_types.types.iter().find(|event_type| *event_type.name == *facts.event_type);
+    let event_type = event_type.ok_or(Why::StillUnknown)?;
+    let instance = config.instances.iter().find(|instance| instance.name == facts.instance);
+    let instance = instance.ok_or(Why::NoInstance)?;
+    // Not where it was: its topic may have another name since.
+    let mut back = dead_letter.into_redriven();
+    back.topic = topic_of(instance, event_type);
+    Ok(back)
+}
+
+/// The topic that the settings of now give an event type of an instance.
+fn topic_of(instance: &Instance, event_type: &EventType) -> Arc<str> {
+    let own = instance.topics.get(&*event_type.name);
+    own.map_or_else(|| event_type.topic.clone(), |topic| topic.as_str().into())
 }
 
 #[cfg(test)]
@@ -277,17 +312,14 @@ mod tests {
         webhook.into_record(&reception, types, None, Bytes::copy_from_slice(body))
     }
 
-    fn verdict(selection: &Selection, config: &Config, record: &Record) -> Verdict {
+    fn verdict(config: &Config, record: &Record) -> Verdict {
         let from = if &*record.topic == "flinks.quarantine" { Source::Quarantine } else { Source::DeadLetter };
-        judge(from, selection, config, record.clone(), Some(SET_ASIDE_MS))
+        judge(from, config, record, Some(SET_ASIDE_MS))
     }
 
     #[track_caller]
     fn returned(verdict: Verdict) -> (String, Record) {
-        match verdict {
-            Verdict::Return { kind, record } => (kind, *record),
-            other => panic!("{other:?}"),
-        }
+        (verdict.facts.kind(), verdict.back.expect("it goes back"))
     }
 
     #[test]
@@ -296,7 +328,7 @@ mod tests {
         for (instance, topic) in [("toolbox", "flinks.statements"), ("resident", "resident.statements")] {
             let record = set_aside(instance, BODY, &before);
             assert_eq!(record.header(header::QUARANTINE_REASON), Some(&Bytes::from_static(b"unknown-type")));
-            let (kind, back) = returned(verdict(&Selection::default(), &now, &record));
+            let (kind, back) = returned(verdict(&now, &record));
             assert_eq!(kind, format!("unknown-type statements {instance}"));
 
             let mut expected = set_aside(instance, BODY, &now.event_types);
@@ -315,13 +347,13 @@ mod tests {
                 *value = Bytes::from_static(b"of-long-ago");
             }
         }
-        let (_, back) = returned(verdict(&Selection::default(), &taught(), &record));
+        let (_, back) = returned(verdict(&taught(), &record));
         for name in [header::ID, header::TIME] {
             assert_eq!(back.header(name), Some(&Bytes::from_static(b"of-long-ago")));
         }
         // Put back, and set aside again: counted on.
         record.headers.push((header::REDRIVEN.into(), Bytes::from_static(b"3")));
-        let (_, back) = returned(verdict(&Selection::default(), &taught(), &record));
+        let (_, back) = returned(verdict(&taught(), &record));
         let counts: Vec<_> = back.headers.iter().filter(|(name, _)| name == header::REDRIVEN).collect();
         assert_eq!(counts, [&(Cow::Borrowed(header::REDRIVEN), Bytes::from_static(b"4"))]);
     }
@@ -329,7 +361,6 @@ mod tests {
     #[test]
     fn what_stays_says_why() {
         let (types, now) = (EventTypes::builtin(), taught());
-        let all = Selection::default();
         let cases: [(&str, &[u8], Why); 4] = [
             ("toolbox", br#"{"ResponseType":"Other"}"#, Why::StillUnknown),
             ("toolbox", br#"{"sessionId":"s","sessionId":"t"}"#, Why::StillAmbiguous),
@@ -337,22 +368,22 @@ mod tests {
             ("gone", BODY, Why::NoInstance),
         ];
         for (instance, body, why) in cases {
-            assert_eq!(verdict(&all, &now, &set_aside(instance, body, &types)), Verdict::Stays(why));
+            assert_eq!(verdict(&now, &set_aside(instance, body, &types)).back, Err(why));
         }
         let mut record = set_aside("toolbox", BODY, &types);
         record.headers.retain(|(name, _)| name != header::QUARANTINE_REASON);
-        assert_eq!(verdict(&all, &now, &record), Verdict::Stays(Why::Unreadable));
+        assert_eq!(verdict(&now, &record).back, Err(Why::Unreadable));
         record.topic = "flinks.attributes.dead-letter".into();
-        assert_eq!(verdict(&all, &now, &record), Verdict::Stays(Why::Unreadable));
+        assert_eq!(verdict(&now, &record).back, Err(Why::Unreadable));
     }
 
     #[test]
-    fn a_dead_letter_goes_back_to_where_it_was() {
-        let config = taught();
+    fn a_dead_letter_goes_to_the_topic_that_its_type_has_now() {
+        let config = config("[topics]\nkyc = \"flinks.kyc.renamed\"");
         let original = set_aside("toolbox", br#"{"ResponseType":"KYC","LoginId":"login"}"#, &config.event_types);
         let dead_letter = DeadLetter {
             record: original.clone(),
-            origin: Origin { topic: "resident.kyc".into(), partition: 1, offset: 7, timestamp_ms: None },
+            origin: Origin { topic: "flinks.kyc".into(), partition: 1, offset: 7, timestamp_ms: None },
             cause: Cause::GaveUp,
             flinks_code: Some("INVALID_LOGIN".to_owned()),
             attempts: 3,
@@ -360,16 +391,35 @@ mod tests {
             last_failure: UNIX_EPOCH,
         };
         let record = dead_letter.clone().into_record(&"flinks.attributes.dead-letter".into());
-        let (kind, back) = returned(verdict(&Selection::default(), &config, &record));
-        assert_eq!(kind, "gave-up com.flinks.kyc");
-        assert_eq!((&*back.topic, &back.key, &back.payload), ("resident.kyc", &original.key, &original.payload));
+        let (kind, back) = returned(verdict(&config, &record));
+        assert_eq!(kind, "gave-up kyc toolbox");
+        assert_eq!((&*back.topic, &back.key, &back.payload), ("flinks.kyc.renamed", &original.key, &original.payload));
         assert_eq!(back.headers[..original.headers.len()], original.headers);
 
-        let wanted = |selection: Selection| verdict(&selection, &config, &record) != Verdict::NotSelected;
+        let facts = verdict(&config, &record).facts;
+        assert_eq!((&*facts.flinks_code, facts.set_aside), ("INVALID_LOGIN", time(SET_ASIDE_MS)));
+        let wanted = |selection: Selection| selection.wants(&facts);
+        let of_code = |code: &str| Selection { codes: vec![code.to_owned()], ..Selection::default() };
+        assert!(wanted(of_code("INVALID_LOGIN")) && !wanted(of_code("")) && !wanted(of_code("OTHER")));
         let of_cause = |cause| Selection { causes: vec![cause], ..Selection::default() };
         assert!(wanted(of_cause(Cause::GaveUp)) && !wanted(of_cause(Cause::Mfa)));
         let of_type = |name: &str| Selection { types: vec![name.to_owned()], ..Selection::default() };
-        assert!(wanted(of_type("kyc")) && !wanted(of_type("statements")));
+        assert!(wanted(of_type("kyc")) && !wanted(of_type("accounts-detail")));
+
+        // An instance's own topic; and what the settings do not know any more.
+        for (name, value, expected) in [
+            (header::SOURCE, "/flinks/resident", Ok("resident.kyc")),
+            (header::SOURCE, "/flinks/gone", Err(Why::NoInstance)),
+            (header::TYPE, "com.flinks.gone", Err(Why::StillUnknown)),
+        ] {
+            let mut config = config.clone();
+            config.instances[1].topics.insert("kyc".to_owned(), "resident.kyc".to_owned());
+            let mut record = record.clone();
+            let header = record.headers.iter_mut().find(|(header, _)| header == name).expect("it has it");
+            header.1 = value.into();
+            let found = verdict(&config, &record).back.map(|record| record.topic.to_string());
+            assert_eq!(found, expected.map(str::to_owned), "{value}");
+        }
     }
 
     #[test]
@@ -389,10 +439,12 @@ mod tests {
             (Selection { until: at(SET_ASIDE_MS), ..none() }, false),
         ];
         for (selection, expected) in cases {
-            let verdict = verdict(&selection, &taught(), &record);
-            assert_eq!(verdict != Verdict::NotSelected, expected, "{selection:?}: {verdict:?}");
+            let facts = verdict(&taught(), &record).facts;
+            assert_eq!(selection.wants(&facts), expected, "{selection:?}: {facts:?}");
+            assert!(!selection.is_all(), "{selection:?}");
         }
         let timeless = Selection { since: at(1), ..none() };
-        assert_eq!(judge(Source::Quarantine, &timeless, &taught(), record, None), Verdict::NotSelected);
+        assert!(!timeless.wants(&judge(Source::Quarantine, &taught(), &record, None).facts));
+        assert!(none().is_all() && none().wants(&verdict(&taught(), &record).facts));
     }
 }

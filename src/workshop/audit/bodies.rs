@@ -25,7 +25,7 @@ pub const SEVERAL: u16 = u16::MAX;
 pub struct Body {
     /// Its SHA-256.
     pub hash: [u8; 32],
-    /// Hash of the key that its record should have, see [`key_hash`].
+    /// Hash of whom it is about, see [`key_hash`]: of the key that its record should have, unless it is set aside.
     pub key: u64,
     /// When its first attempt began.
     pub first_sent: u64,
@@ -57,6 +57,8 @@ pub struct Body {
     pub wanted: bool,
     /// Whether an attempt that had to be refused was answered 200.
     pub accepted: bool,
+    /// Whether it was set aside, and a tombstone says that it was put back or discarded.
+    pub ended: bool,
 }
 
 /// Where records of an instance and an event type belong.
@@ -68,6 +70,8 @@ pub struct Route {
     pub topic: Arc<str>,
     /// Their `ce_type`.
     pub ce_type: Arc<str>,
+    /// Whether it is a quarantine: keyed by `ce_id`, and perhaps compacted.
+    pub set_aside: bool,
 }
 
 /// All bodies of all ledgers.
@@ -264,6 +268,7 @@ impl Bodies {
                     small: sent.bytes <= config.ingress.small_body as u64,
                     wanted: false,
                     accepted: false,
+                    ended: false,
                 });
                 row
             }
@@ -302,6 +307,7 @@ impl Bodies {
             event_type: event_type.to_owned(),
             topic: own.map_or_else(|| described.topic.clone(), |own| own.as_str().into()),
             ce_type: described.ce_type.clone(),
+            set_aside: described.name == config.event_types.unknown().name,
         });
         u16::try_from(self.routes.len() - 1).map_err(too_many)
     }

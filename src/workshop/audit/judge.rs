@@ -6,6 +6,9 @@
 //! possibly persisted. Attempts that were refused, by intent or with a 4xx, explain none. One publish leaves two records
 //! only where librdkafka sent it again in a new epoch: both then have the same `ce_time`, which another attempt has not,
 //! and there are no more such bodies than the bridge has counted as possibly doubled.
+//!
+//! What was set aside may have been put back or discarded since: its tombstone explains that it is gone, and a copy that
+//! was put back is none of its publishes. Where it is compacted, the newest of its records stands for all.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -69,6 +72,13 @@ impl Judge {
             place.reached = true;
         }
         self.report.records += 1;
+        if record.tombstone {
+            let ce_id = record.key.and_then(|key| std::str::from_utf8(key).ok());
+            if let Some(row) = ce_id.and_then(|id| self.named(id)) {
+                self.bodies.rows[row as usize].ended = true;
+            }
+            return;
+        }
 
         let id = only(record, header::ID);
         let hash = if record.payload.is_empty() { self.hash_of_nothing } else { ContentHash::of(record.payload) };
@@ -87,6 +97,10 @@ impl Judge {
             return;
         };
 
+        if record.header(header::REDRIVEN).is_some() {
+            // Made of what was set aside, which is judged where it was.
+            return;
+        }
         let bodies = &mut self.bodies;
         let body = &mut bodies.rows[row as usize];
         body.copies = body.copies.saturating_add(1);
@@ -108,7 +122,12 @@ impl Judge {
         if *route.topic != *record.topic {
             self.report.note(Class::WrongTopic, || example(format!("belongs to {}", route.topic)));
         }
-        if key_hash(record.key) != body.key {
+        let expected_id = bodies.ce_id_of(body);
+        let key_fits = match route.set_aside {
+            true => record.key == Some(expected_id.as_bytes()),
+            false => key_hash(record.key) == body.key,
+        };
+        if !key_fits {
             let what = match (record.key, body.key) {
                 (None, _) => "no key".to_owned(),
                 (Some(key), 0) => format!("key {} where none belongs", shown(&String::from_utf8_lossy(key))),
@@ -117,7 +136,6 @@ impl Judge {
             self.report.note(Class::WrongKey, || example(what));
         }
         let source = ce_source(&bodies.instances[usize::from(route.instance)]).to_string();
-        let expected_id = bodies.ce_id_of(body);
         let subject = record.key.map(|key| std::str::from_utf8(key).unwrap_or_default());
         let wrong = |name: &str| -> bool {
             let value = only(record, name);
@@ -127,6 +145,7 @@ impl Judge {
                 header::SOURCE => value != Some(&source),
                 header::TYPE => value != Some(&route.ce_type),
                 header::TIME => value.is_none_or(|time| humantime::parse_rfc3339(time).is_err()),
+                _ if route.set_aside => key_hash(value.map(str::as_bytes)) != body.key,
                 // A wrong key is a fault of its own: here it is only whether both say the same.
                 _ => value != subject || (value.is_none() && record.header(header::SUBJECT).is_some()),
             }
@@ -216,7 +235,8 @@ impl Judge {
             if body.accepted {
                 report.note(Class::RefusedButAnswered, || example("had to be refused, was answered 200".to_owned()));
             }
-            if copies < acked {
+            let is_explained = self.bodies.route_of(body).set_aside && (copies > 0 || body.ended);
+            if copies < acked && !is_explained {
                 let topic = &self.bodies.route_of(body).topic;
                 let doubtful = doubtful_until.get(&**topic).is_some_and(|until| body.first_sent <= *until);
                 if doubtful {
@@ -308,7 +328,10 @@ impl Judge {
     /// the earlier stands before it. Nothing that is retried can change that.
     fn judge_order(&mut self) {
         let rows = &self.bodies.rows;
-        let comparable = |body: &Body| body.copies > 0 && body.key != 0 && body.ledger != SEVERAL;
+        let comparable = |body: &Body| {
+            let keyed = body.key != 0 && !self.bodies.route_of(body).set_aside;
+            keyed && body.copies > 0 && body.ledger != SEVERAL
+        };
         let mut group: Vec<u32> = (0..).zip(rows).filter(|(_, body)| comparable(body)).map(|(row, _)| row).collect();
         let lane = |row: &u32| {
             let body = &rows[*row as usize];
