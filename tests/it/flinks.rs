@@ -403,7 +403,7 @@ async fn no_more_calls_at_once_than_allowed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_lowers_the_rate() {
-    let faults = vec![FaultShare(Fault::Throttle, 1.0)];
+    let faults = vec![FaultShare::everywhere(Fault::Throttle, 1.0)];
     let stub = stub(StubOptions { faults, ..StubOptions::default() }).await;
     let made = made(&stub.base_url(), "", "rate = 200");
     let rate = || made.metric("bridge_flinks_rate_calls_per_second", &[]);
@@ -742,7 +742,7 @@ async fn settings_that_cannot_be_used_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stand_in_throws_its_dice_by_seed() {
     let verdicts = async |seed| {
-        let faults = vec![FaultShare(Fault::Throttle, 0.3), FaultShare(Fault::RetryLater, 0.2)];
+        let faults = vec![FaultShare::everywhere(Fault::Throttle, 0.3), FaultShare::everywhere(Fault::RetryLater, 0.2)];
         let stub = stub(StubOptions { faults, seed, ..StubOptions::default() }).await;
         let made = made(&stub.base_url(), "", "rate = 100000");
         let mut results = Vec::new();
@@ -758,6 +758,61 @@ async fn the_stand_in_throws_its_dice_by_seed() {
     assert!((15..=45).contains(&throttled), "{throttled} of 100 at a share of 0.3");
     // A fault that cannot befall a call leaves it alone.
     assert!(one.iter().all(|result| matches!(result, Ok(()) | Err(Verdict::Throttled))), "{one:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stand_in_fails_one_call_one_instance_a_share_of_logins() {
+    let fault = |text: &str| text.parse::<FaultShare>().expect("it is one");
+    let stub = stub(StubOptions { pending: 0, empty: 2, ..StubOptions::default() }).await;
+    let other = stub.base_url().replace("/v3/", "/v3/other-");
+    let [one, other] = [stub.base_url(), other].map(|base| made(&base, "", "rate = 100000").client);
+    let income = get("GetIncomeAttributes");
+
+    // The first two sessions of each LoginId find nothing, and go on finding nothing.
+    let empty = Err(CallError::Flinks { code: FlinksCode::NoTransaction, status: 400 });
+    for client in [&one, &other] {
+        let mut session = detailed(client, LOGIN).await;
+        for _ in 0..2 {
+            assert_eq!(client.attributes(&mut session, LOGIN, &income).await.map(drop), empty);
+        }
+    }
+    let mut session = detailed(&one, LOGIN).await;
+    one.attributes(&mut session, LOGIN, &income).await.expect("there is something now");
+
+    // One endpoint of one instance; the other endpoint and the other instance do not know.
+    stub.set_fault(fault("unavailable@GetIncomeAttributes/43387ca6-0000-4c82-857d-70d95f087ecb=1"));
+    let met = one.attributes(&mut session, LOGIN, &income).await.map(drop);
+    assert_eq!(met, Err(CallError::Alone(Box::new(CallError::Html { status: 503 }))));
+    one.attributes(&mut session, LOGIN, &credit_risk()).await.expect("the other endpoint");
+    let mut elsewhere = detailed(&other, LOGIN).await;
+    other.attributes(&mut elsewhere, LOGIN, &income).await.expect("the other instance");
+
+    // One call.
+    for (call, token, authorize) in [("token", 1, 0), ("authorize", 0, 1)] {
+        let before = stub.counts();
+        stub.set_fault(fault(&format!("access-denied@{call}=1")));
+        one.authorize(LOGIN).await.expect_err("it is refused");
+        stub.set_fault(fault(&format!("access-denied@{call}=0")));
+        let refused = |call| stub.counts().answered(call, "ACCESS_DENIED") - before.answered(call, "ACCESS_DENIED");
+        assert_eq!((refused(FlinksCall::Token), refused(FlinksCall::Authorize)), (token, authorize));
+        one.authorize(LOGIN).await.expect("nothing is wrong");
+    }
+    stub.set_fault(fault("mfa@accounts=1"));
+    one.authorize(LOGIN).await.expect("it cannot befall accounts");
+
+    // A share of LoginIds, the same ones each time.
+    stub.set_share_of_logins(fault("invalid-login=0.3"));
+    let mut refused = Vec::new();
+    for _ in 0..2 {
+        let mut round = Vec::new();
+        for number in 0..100 {
+            round.push(other.authorize(&format!("login-{number}")).await.is_err());
+        }
+        refused.push(round);
+    }
+    assert_eq!(refused[0], refused[1]);
+    let share = refused[0].iter().filter(|refused| **refused).count();
+    assert!((15..=45).contains(&share), "{share} of 100 at a share of 0.3");
 }
 
 #[tokio::test(flavor = "multi_thread")]
