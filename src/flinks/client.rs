@@ -1,8 +1,13 @@
 //! One instance's Flinks API over HTTP: each call waits for its turn, is sent once, and its answer is judged.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::ops::Deref;
-use std::sync::{Arc, Weak};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -10,12 +15,14 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, exchange};
 use super::code::{CallError, Verdict};
-use super::limit::{Gate, Pace, Seen};
+use super::gate::{About, Condition, Ended, Gate, Look, Waiting, Way, Weighed};
+use super::limit::{Line, Pace};
 use crate::backoff::Backoff;
 use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint};
 use crate::http::{self, HttpError};
@@ -33,18 +40,48 @@ const LIMIT_DAYS: HeaderName = HeaderName::from_static("limitdays");
 /// meanwhile, is not shown any more: it would be refused as a wrong key is.
 const TOKEN_LIFE: Duration = Duration::from_secs(25 * 60);
 
-/// Longest wait between two looks for Flinks' return. They are one call at a time for the whole process, and all work
-/// waits for the one that succeeds.
+/// Longest wait between two looks whether a call is answered again. They are one call at a time for the whole process,
+/// and all work that needs the call waits for the one that succeeds.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Longest id that is put into a URL. Flinks' have 36 characters.
 const LONGEST_ID: usize = 256;
 
+/// An id that Flinks never gives, of a session or a login: its own are random.
+pub(super) const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
+
 /// One instance's Flinks API. Cloning is cheap, and the clones share limits, keys and connections.
 ///
 /// Dropping a call's future gives it up at any point; what it has used of the limits is given back.
-#[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    /// When no call is begun any more.
+    stop: CancellationToken,
+    /// Of the record whose calls these are.
+    own: Own,
+}
+
+/// How far one record is.
+#[derive(Default)]
+struct Own {
+    /// The gates through which it may go to look.
+    looks: Mutex<Vec<Look>>,
+    /// How many Attributes calls have brought their result.
+    results: AtomicU32,
+}
+
+impl Own {
+    fn looks(&self) -> MutexGuard<'_, Vec<Look>> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// With no record's looks.
+impl Clone for Client {
+    fn clone(&self) -> Client {
+        Client { inner: self.inner.clone(), stop: self.stop.clone(), own: Own::default() }
+    }
+}
 
 struct Inner {
     instance: String,
@@ -53,14 +90,106 @@ struct Inner {
     authentication: ApiAuthentication,
     answer_limit: usize,
     session_idle: Duration,
-    /// Between two looks for Flinks' return.
+    /// Between two looks.
     looking: Backoff,
     keys: ArcSwap<KeyHeaders>,
+    line: Arc<Line>,
     /// Calls at once. It stays as it is while Flinks throttles: at a lower rate there are fewer calls at once anyway.
     room: Semaphore,
     pace: Pace,
-    gate: Gate,
+    gates: Gates,
     metrics: InstanceCalls,
+}
+
+/// What has a gate of its own. What comes before attributes shuts together, as a record needs all of it, but each call
+/// is looked for by itself.
+enum Asking<'e> {
+    Token,
+    Authorize,
+    Accounts,
+    Attributes(Cow<'e, Endpoint>),
+    PayStatus,
+}
+
+impl Asking<'_> {
+    /// How metrics and the log call it.
+    fn name(&self) -> &str {
+        match self {
+            Asking::Token => "token",
+            Asking::Authorize => "authorize",
+            Asking::Accounts => "accounts",
+            Asking::Attributes(endpoint) => &endpoint.name,
+            Asking::PayStatus => "pay-status",
+        }
+    }
+
+    fn owned(&self) -> Asking<'static> {
+        match self {
+            Asking::Token => Asking::Token,
+            Asking::Authorize => Asking::Authorize,
+            Asking::Accounts => Asking::Accounts,
+            Asking::Attributes(endpoint) => Asking::Attributes(Cow::Owned(Endpoint::clone(endpoint))),
+            Asking::PayStatus => Asking::PayStatus,
+        }
+    }
+}
+
+/// A call: what is asked, and about whom.
+struct Question<'q> {
+    asking: Asking<'q>,
+    call: FlinksCall,
+    about: About,
+}
+
+/// Who goes first of those that wait for their turn: the one that is furthest.
+struct Depth;
+
+impl Depth {
+    const TOKEN: u32 = 0;
+    const AUTHORIZE: u32 = 1;
+    const ACCOUNTS: u32 = 2;
+    const POLL: u32 = 3;
+    /// And one more for each result.
+    const ATTRIBUTES: u32 = 4;
+}
+
+struct Gates {
+    /// Told at each change of any.
+    changes: Arc<Notify>,
+    token: Arc<Gate>,
+    authorize: Arc<Gate>,
+    accounts: Arc<Gate>,
+    pay_status: Arc<Gate>,
+    /// By name; made when an endpoint is asked first.
+    attributes: Mutex<BTreeMap<String, Arc<Gate>>>,
+}
+
+impl Gates {
+    fn new(make: impl Fn(Asking<'_>, &Arc<Notify>) -> Arc<Gate>) -> Gates {
+        let changes = Arc::new(Notify::new());
+        let [token, authorize, accounts, pay_status] =
+            [Asking::Token, Asking::Authorize, Asking::Accounts, Asking::PayStatus]
+                .map(|asking| make(asking, &changes));
+        Gates { changes, token, authorize, accounts, pay_status, attributes: Mutex::default() }
+    }
+
+    /// What has to be open before a record has a session whose accounts are there.
+    fn login(&self) -> [&Arc<Gate>; 3] {
+        [&self.token, &self.authorize, &self.accounts]
+    }
+
+    /// Each by its name.
+    fn all(&self) -> Vec<(String, Arc<Gate>)> {
+        let login = [Asking::Token, Asking::Authorize, Asking::Accounts].map(|asking| asking.name().to_owned());
+        let login = login.into_iter().zip(self.login().map(Arc::clone));
+        let pay_status = (Asking::PayStatus.name().to_owned(), self.pay_status.clone());
+        let attributes = self.endpoints().clone();
+        login.chain([pay_status]).chain(attributes).collect()
+    }
+
+    fn endpoints(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Gate>>> {
+        self.attributes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why there can be no client.
@@ -90,6 +219,7 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Session {
     request_id: String,
+    about: About,
     used: Instant,
 }
 
@@ -123,6 +253,7 @@ impl fmt::Debug for Attributes {
 }
 
 /// The keys as headers.
+#[derive(PartialEq, Eq)]
 pub(super) struct KeyHeaders {
     pub(super) authorize: HeaderValue,
     api: HeaderValue,
@@ -201,7 +332,7 @@ impl Client {
     ) -> Result<Client, ClientError> {
         let base = base_url(api)?;
         let metrics = metrics.instance(instance).ok_or_else(|| ClientError::Metrics(instance.to_owned()))?;
-        let shown = metrics.clone();
+        let looking = Backoff::new(flinks.backoff_min, flinks.backoff_max.min(LOOK_EVERY));
         let inner = Inner {
             instance: instance.to_owned(),
             http: http_client(flinks, api, &base)?,
@@ -209,40 +340,80 @@ impl Client {
             authentication: api.authentication,
             answer_limit: flinks.answer_limit,
             session_idle: flinks.session_idle,
-            looking: Backoff::new(flinks.backoff_min, flinks.backoff_max.min(LOOK_EVERY)),
+            looking,
             keys: ArcSwap::from_pointee(KeyHeaders::new(keys, api.authentication)?),
+            line: Arc::default(),
             room: Semaphore::new(api.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             pace: Pace::new(api.rate),
-            gate: Gate::new(move |open| shown.available(open)),
+            gates: Gates::new(|asking, changes| gate(looking, &metrics, &asking, changes)),
             metrics,
         };
-        inner.metrics.available(true);
         inner.metrics.rate(inner.pace.rate());
-        Ok(Client(Arc::new(inner)))
+        Ok(Client { inner: Arc::new(inner), stop: CancellationToken::new(), own: Own::default() })
     }
 
-    /// Uses these keys from the next call on.
+    /// A clone for the calls of one record, none of which is begun after `stop`: those that wait for their turn end with
+    /// [`CallError::Withdrawn`].
+    pub fn for_record(&self, stop: CancellationToken) -> Client {
+        Client { inner: self.inner.clone(), stop, own: Own::default() }
+    }
+
+    /// Uses these keys from the next call on. Where they are others, what was refused is tried at once.
     ///
     /// # Errors
     /// When a header cannot carry one; then the old ones stay.
     pub fn set_keys(&self, keys: &ApiKeys) -> Result<(), ClientError> {
-        self.0.keys.store(Arc::new(KeyHeaders::new(keys, self.0.authentication)?));
+        let keys = KeyHeaders::new(keys, self.inner.authentication)?;
+        if *self.inner.keys.load_full() != keys {
+            self.inner.keys.store(Arc::new(keys));
+            self.inner.gates.all().iter().for_each(|(_, gate)| gate.reconfigured());
+        }
         Ok(())
     }
 
     /// How long a session may be idle and still be used.
     pub(super) fn session_idle(&self) -> Duration {
-        self.0.session_idle
+        self.inner.session_idle
     }
 
-    /// Whether Flinks answers, as far as is known.
+    /// Whether sessions can be had, as far as is known.
     pub fn available(&self) -> bool {
-        self.0.gate.is_open()
+        self.inner.gates.login().iter().all(|gate| gate.condition() == Condition::Open)
     }
 
-    /// Waits until Flinks answers; at once if it does. Somebody looks for its return meanwhile, whoever waits.
-    pub async fn until_available(&self) {
-        self.0.gate.opened().await;
+    /// Which calls are not made for now, and why.
+    pub fn shut(&self) -> Vec<(String, Condition)> {
+        let all = self.inner.gates.all().into_iter().map(|(name, gate)| (name, gate.condition()));
+        all.filter(|(_, condition)| *condition != Condition::Open).collect()
+    }
+
+    /// Completes when what comes before attributes, or the status of a Pay session, is refused; says how.
+    pub async fn refused(&self) -> CallError {
+        loop {
+            let mut changed = pin!(self.inner.gates.changes.notified());
+            changed.as_mut().enable();
+            let gates = &self.inner.gates;
+            let refusal = gates.login().into_iter().chain([&gates.pay_status]).find_map(|gate| gate.refusal());
+            match refusal {
+                Some(refusal) => return refusal,
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Waits until one of these endpoints can be asked, and says which: the first of them that can.
+    ///
+    /// # Errors
+    /// [`CallError::Withdrawn`].
+    pub async fn choose(&self, endpoints: &[&Endpoint]) -> Result<usize, CallError> {
+        let gates: Vec<Arc<Gate>> =
+            endpoints.iter().map(|endpoint| self.gate(&Asking::Attributes(Cow::Borrowed(endpoint)))).collect();
+        let gates: Vec<&Arc<Gate>> = gates.iter().collect();
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(CallError::Withdrawn),
+            chosen = self.pass(&gates, false) => Ok(chosen),
+        }
     }
 
     /// A new session for a LoginId, from what Flinks has cached: two calls.
@@ -251,24 +422,36 @@ impl Client {
     /// Why there is none.
     pub async fn authorize(&self, login_id: &str) -> Result<Session, CallError> {
         usable(login_id)?;
+        let gates = self.inner.gates.login();
         let (turn, token) = loop {
-            let turn = self.turn().await;
+            let turn = self.turn(&gates, Depth::TOKEN).await?;
             let asked = Instant::now();
             let token = self.token(turn).await?;
-            let turn = self.turn().await;
+            let turn = self.turn(&gates, Depth::AUTHORIZE).await?;
             if asked.elapsed() < TOKEN_LIFE {
                 break (turn, token);
             }
         };
-        let request = self.0.post(&["BankingServices", "Authorize"]);
+        self.authorize_with(turn, token, login_id, record(login_id)).await
+    }
+
+    async fn authorize_with(
+        &self,
+        turn: Turn<'_>,
+        token: HeaderValue,
+        login_id: &str,
+        about: About,
+    ) -> Result<Session, CallError> {
+        let request = self.inner.post(&["BankingServices", "Authorize"]);
         let request = request.header(FLINKS_AUTH_KEY, token);
         let body = json!({ "LoginId": login_id, "MostRecentCached": true });
+        let question = Question { asking: Asking::Authorize, call: FlinksCall::Authorize, about };
         let sent = Instant::now();
-        let request_id = self.send(turn, FlinksCall::Authorize, with_json(request, &body), |answer| {
+        let request_id = self.send(turn, question, with_json(request, &body), |answer| {
             let id = answer.head.request_id.as_ref().and_then(Value::as_str).filter(|id| usable(id).is_ok());
             id.map(str::to_owned).ok_or("a RequestId")
         });
-        Ok(Session { request_id: request_id.await?, used: sent })
+        Ok(Session { request_id: request_id.await?, about, used: sent })
     }
 
     /// Has Flinks gather the accounts of the session's LoginId. The result is all that a webhook would have said, byte
@@ -278,10 +461,11 @@ impl Client {
     /// # Errors
     /// Why there is none, or none yet.
     pub async fn accounts_detail(&self, session: &mut Session) -> Result<Bytes, CallError> {
-        let turn = self.turn().await;
-        let request = self.0.post(&["BankingServices", "GetAccountsDetail"]);
-        let request = with_json(self.0.keyed(request), &json!({ "RequestId": session.request_id }));
-        self.in_session(session, turn, FlinksCall::AccountsDetail, request).await.map(|answer| answer.body)
+        let turn = self.turn(&[&self.inner.gates.accounts], Depth::ACCOUNTS).await?;
+        let request = self.inner.post(&["BankingServices", "GetAccountsDetail"]);
+        let request = with_json(self.inner.keyed(request), &json!({ "RequestId": session.request_id }));
+        let (asking, call) = (Asking::Accounts, FlinksCall::AccountsDetail);
+        self.in_session(session, turn, asking, call, request).await.map(|answer| answer.body)
     }
 
     /// Asks whether what [`Client::accounts_detail`] began has ended; Flinks wants 10 s between two times.
@@ -289,10 +473,10 @@ impl Client {
     /// # Errors
     /// Why there is no result, or none yet.
     pub async fn accounts_detail_async(&self, session: &mut Session) -> Result<Bytes, CallError> {
-        let turn = self.turn().await;
-        let request = self.0.get(&["BankingServices", "GetAccountsDetailAsync", &session.request_id]);
-        let request = self.0.keyed(request);
-        self.in_session(session, turn, FlinksCall::AccountsDetailPoll, request).await.map(|answer| answer.body)
+        let turn = self.turn(&[&self.inner.gates.accounts], Depth::POLL).await?;
+        let request = self.inner.poll(&session.request_id);
+        let (asking, call) = (Asking::Accounts, FlinksCall::AccountsDetailPoll);
+        self.in_session(session, turn, asking, call, request).await.map(|answer| answer.body)
     }
 
     /// Asks one Attributes endpoint about the session's LoginId, which must be `login_id`. Flinks wants one such call at
@@ -307,18 +491,17 @@ impl Client {
         endpoint: &Endpoint,
     ) -> Result<Attributes, CallError> {
         usable(login_id)?;
-        let turn = self.turn().await;
-        let path = ["insight", "login", login_id, "attributes", &session.request_id];
-        let request = match &endpoint.call {
-            AttributesCall::Get(name) => self.0.get(&[path.as_slice(), &[name]].concat()),
-            // The names are documented, how they nest is not (the contract, section 4.1).
-            AttributesCall::Post(names) => with_json(self.0.post(&path), &json!({ "Attributes": { "Card": names } })),
-        };
-        let request = match endpoint.limit_days {
-            Some(days) => request.header(LIMIT_DAYS, days),
-            None => request,
-        };
-        let answer = self.in_session(session, turn, FlinksCall::Attributes, self.0.keyed(request)).await?;
+        let asking = Asking::Attributes(Cow::Borrowed(endpoint));
+        let gate = self.gate(&asking);
+        // Nobody waits at a shut gate with a session that ages: another endpoint may be open.
+        if !self.may_go(&gate) {
+            return Err(CallError::Shut);
+        }
+        let results = self.own.results.load(Ordering::Relaxed);
+        let turn = self.turn(&[&gate], Depth::ATTRIBUTES + results).await?;
+        let request = self.inner.attributes(login_id, &session.request_id, endpoint);
+        let answer = self.in_session(session, turn, asking, FlinksCall::Attributes, request).await?;
+        self.own.results.fetch_add(1, Ordering::Relaxed);
         Ok(Attributes { body: answer.body, content_type: answer.content_type })
     }
 
@@ -330,27 +513,26 @@ impl Client {
     /// Why there is no answer.
     pub async fn pay_session_status(&self, session_id: &str) -> Result<Bytes, CallError> {
         usable(session_id)?;
-        let turn = self.turn().await;
-        let mut url = self.0.base.clone();
-        url.set_path("");
-        extend(&mut url, &["api", "v2", "sessions", session_id, "status"]);
-        let request = self.0.keyed(self.0.http.request(Method::GET, url));
-        self.send(turn, FlinksCall::PayStatus, request, |answer| Ok(answer.body)).await
+        let turn = self.turn(&[&self.inner.gates.pay_status], Depth::TOKEN).await?;
+        let (asking, call) = (Asking::PayStatus, FlinksCall::PayStatus);
+        let question = Question { asking, call, about: record(session_id) };
+        self.send(turn, question, self.inner.pay_status(session_id), |answer| Ok(answer.body)).await
     }
 
     async fn in_session(
         &self,
         session: &mut Session,
         turn: Turn<'_>,
+        asking: Asking<'_>,
         call: FlinksCall,
         request: RequestBuilder,
     ) -> Result<Answer, CallError> {
         // Its turn may have been long in coming.
-        if session.is_idle(self.0.session_idle) {
+        if session.is_idle(self.inner.session_idle) {
             return Err(CallError::SessionIdle);
         }
         let sent = Instant::now();
-        let result = self.send(turn, call, request, Ok).await;
+        let result = self.send(turn, Question { asking, call, about: session.about }, request, Ok).await;
         // Whatever Flinks says about it, it has looked at the session. Without a word of Flinks nobody knows.
         if result.as_ref().err().is_none_or(is_answer) {
             session.used = sent;
@@ -360,31 +542,108 @@ impl Client {
 
     /// A token, which the next `Authorize` uses up.
     async fn token(&self, turn: Turn<'_>) -> Result<HeaderValue, CallError> {
-        let request = self.0.post(&["BankingServices", "GenerateAuthorizeToken"]);
-        let request = request.header(FLINKS_AUTH_KEY, self.0.keys.load().authorize.clone());
+        let request = self.inner.post(&["BankingServices", "GenerateAuthorizeToken"]);
+        let request = request.header(FLINKS_AUTH_KEY, self.inner.keys.load().authorize.clone());
         let token = |answer: Answer| {
             let token = answer.head.token.as_ref().and_then(Value::as_str).filter(|token| !token.is_empty());
             let mut token = token.and_then(|token| HeaderValue::from_str(token).ok()).ok_or("a Token")?;
             token.set_sensitive(true);
             Ok(token)
         };
+        let question = Question { asking: Asking::Token, call: FlinksCall::Token, about: About::Settings };
         // Without a body, but with its length, which some servers want of a POST.
-        self.send(turn, FlinksCall::Token, request.body(Bytes::new()), token).await
+        self.send(turn, question, request.body(Bytes::new()), token).await
+    }
+
+    /// The gate of what is asked.
+    fn gate(&self, asking: &Asking<'_>) -> Arc<Gate> {
+        let Inner { gates, looking, metrics, .. } = self.inner.deref();
+        match asking {
+            Asking::Token => gates.token.clone(),
+            Asking::Authorize => gates.authorize.clone(),
+            Asking::Accounts => gates.accounts.clone(),
+            Asking::PayStatus => gates.pay_status.clone(),
+            Asking::Attributes(endpoint) => {
+                let mut endpoints = gates.endpoints();
+                if let Some(gate) = endpoints.get(&endpoint.name) {
+                    return gate.clone();
+                }
+                let made = gate(*looking, metrics, asking, &gates.changes);
+                endpoints.entry(endpoint.name.clone()).or_insert(made).clone()
+            }
+        }
+    }
+
+    /// Whether a call may go through: its gate is open, or it is the one that looks.
+    fn may_go(&self, gate: &Arc<Gate>) -> bool {
+        gate.condition() == Condition::Open || self.own.looks().iter().any(|look| look.is_of(gate))
+    }
+
+    /// Waits until one of these gates lets a call through, or `all` do, and takes the looks for it. Says which one.
+    async fn pass(&self, gates: &[&Arc<Gate>], all: bool) -> usize {
+        let mut waiting: Vec<Waiting> = Vec::new();
+        loop {
+            let mut changed = pin!(self.inner.gates.changes.notified());
+            // What changes from here on is noticed.
+            changed.as_mut().enable();
+            let ways: Vec<Way> = gates.iter().map(|gate| self.way(gate)).collect();
+            let chosen = if all {
+                let passable = ways.iter().all(|way| !matches!(way, Way::Shut(_)));
+                (passable && self.take_looks(gates)).then_some(0)
+            } else {
+                let passable = |at: &usize| !matches!(ways[*at], Way::Shut(_)) && self.take_looks(&gates[*at..=*at]);
+                (0..gates.len()).find(passable)
+            };
+            if let Some(chosen) = chosen {
+                return chosen;
+            }
+            if waiting.is_empty() {
+                waiting = gates.iter().map(|gate| gate.wait()).collect();
+            }
+            let due = ways.iter().filter_map(|way| if let Way::Shut(due) = way { *due } else { None }).min();
+            match due {
+                Some(due) => tokio::select! {
+                    () = changed => {}
+                    () = sleep_until(due) => {}
+                },
+                None => changed.await,
+            }
+        }
+    }
+
+    fn way(&self, gate: &Arc<Gate>) -> Way {
+        if self.may_go(gate) { Way::Open } else { gate.way() }
+    }
+
+    /// Takes the looks without which these gates let nothing through; none, if somebody else was first at one.
+    fn take_looks(&self, gates: &[&Arc<Gate>]) -> bool {
+        let looks: Option<Vec<Look>> = gates.iter().filter(|gate| !self.may_go(gate)).map(|gate| gate.look()).collect();
+        let taken = looks.is_some();
+        self.own.looks().extend(looks.into_iter().flatten());
+        taken
     }
 
     /// Waits until the call may be sent.
-    async fn turn(&self) -> Turn<'_> {
-        let Inner { room, gate, pace, metrics, .. } = self.0.deref();
+    async fn turn(&self, gates: &[&Arc<Gate>], depth: u32) -> Result<Turn<'_>, CallError> {
+        let Inner { line, room, pace, metrics, .. } = self.inner.deref();
         let _waiting = metrics.call_waiting();
-        let permit = room.acquire().await.expect("it is never closed");
-        loop {
-            gate.opened().await;
-            pace.turn().await;
-            metrics.rate(pace.rate());
-            // Flinks may have gone while the rate was waited for.
-            if gate.is_open() {
-                return Turn { _room: Some(permit) };
+        let turn = async {
+            loop {
+                self.pass(gates, true).await;
+                let front = line.front(depth).await;
+                let permit = room.acquire().await.expect("it is never closed");
+                pace.turn(&front).await;
+                metrics.rate(pace.rate());
+                // A gate may have shut while the rate was waited for.
+                if gates.iter().all(|gate| self.may_go(gate)) {
+                    return Turn { _room: Some(permit) };
+                }
             }
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(CallError::Withdrawn),
+            turn = turn => Ok(turn),
         }
     }
 
@@ -392,13 +651,14 @@ impl Client {
     async fn send<T>(
         &self,
         _turn: Turn<'_>,
-        call: FlinksCall,
+        question: Question<'_>,
         request: RequestBuilder,
         take: impl FnOnce(Answer) -> Result<T, &'static str>,
     ) -> Result<T, CallError> {
+        let call = question.call;
         let sent = Instant::now();
-        let in_flight = self.0.metrics.call_sent();
-        let result = match exchange(request, self.0.answer_limit).await {
+        let in_flight = self.inner.metrics.call_sent();
+        let result = match exchange(request, self.inner.answer_limit).await {
             Ok(answer) => {
                 let status = answer.status;
                 take(answer).map_err(|lacks| CallError::Malformed { status, lacks })
@@ -412,47 +672,108 @@ impl Client {
             Err(error) => Err(error),
         };
         drop(in_flight);
-        let result = result.map_err(|error| self.weigh(error, sent));
-        if result.is_ok() {
-            self.answered();
-        }
-        let outcome = result.as_ref().map_or_else(|error| outcome(error.verdict()), |_| FlinksOutcome::Ok);
-        self.0.metrics.call_ended(call, outcome, sent.elapsed());
+        let gate = self.gate(&question.asking);
+        let result = self.weigh(&question, &gate, result, sent);
+        // It has looked, whatever it has seen; and who has to wait now keeps nobody from looking.
+        let failed = result.is_err();
+        self.own.looks().retain(|look| !failed && !look.is_of(&gate));
+        let outcome = result.as_ref().map_or_else(outcome, |_| FlinksOutcome::Ok);
+        self.inner.metrics.call_ended(call, outcome, sent.elapsed());
         result
     }
 
-    /// Sets limits and gate by how a call failed, and tells Flinks being away from trouble with one call.
-    fn weigh(&self, error: CallError, sent: Instant) -> CallError {
-        match error.verdict() {
+    /// Sets limits and gate by how a call ended, and tells trouble with all calls of its kind from trouble with one.
+    fn weigh<T>(
+        &self,
+        question: &Question<'_>,
+        gate: &Arc<Gate>,
+        result: Result<T, CallError>,
+        sent: Instant,
+    ) -> Result<T, CallError> {
+        let ended = Ended { about: question.about, sent };
+        let answered = |throttled| {
+            let news = gate.answered(ended, throttled);
+            self.tell(&question.asking, gate, Weighed { counts: true, news, look: false }, None);
+        };
+        let error = match result {
+            Ok(result) => {
+                answered(false);
+                return Ok(result);
+            }
+            Err(error) => error,
+        };
+        Err(match error.verdict() {
             Verdict::Down => {
                 // No connection is never about a record: nothing of it was sent.
-                match self.0.gate.failed(matches!(error, CallError::Connect(_))) {
-                    Seen::Alone => return CallError::Alone(Box::new(error)),
-                    Seen::Down { look, news } => {
-                        if news {
-                            tracing::warn!(instance = self.0.instance, cause = %error, "flinks seems to be away");
-                        }
-                        if look {
-                            tokio::spawn(look_for_return(Arc::downgrade(&self.0)));
-                        }
-                    }
-                }
+                let weighed = gate.failed(ended, matches!(error, CallError::Connect(_)));
+                let counts = weighed.counts;
+                self.tell(&question.asking, gate, weighed, Some(&error));
+                if counts { CallError::Alone(Box::new(error)) } else { error }
+            }
+            Verdict::Page if !matches!(error, CallError::TooLarge { .. }) => {
+                let weighed = gate.refused(ended, &error);
+                let counts = weighed.counts;
+                self.tell(&question.asking, gate, weighed, Some(&error));
+                if counts { error } else { CallError::Refused(Box::new(error)) }
             }
             Verdict::Throttled => {
-                self.answered();
-                self.0.pace.throttled(sent);
-                self.0.metrics.rate(self.0.pace.rate());
+                answered(true);
+                self.inner.pace.throttled(sent);
+                self.inner.metrics.rate(self.inner.pace.rate());
+                error
             }
-            Verdict::Wait | Verdict::NewSession | Verdict::BackOff | Verdict::GiveUp | Verdict::Page => {
-                self.answered();
+            Verdict::Wait
+            | Verdict::NewSession
+            | Verdict::BackOff
+            | Verdict::GiveUp
+            | Verdict::Page
+            | Verdict::Withdrawn => {
+                answered(false);
+                error
             }
-        }
-        error
+        })
     }
 
-    fn answered(&self) {
-        if self.0.gate.answered() {
-            tracing::info!(instance = self.0.instance, "flinks is back");
+    /// Logs what is new at a gate, and has it looked for.
+    fn tell(&self, asking: &Asking<'_>, gate: &Arc<Gate>, weighed: Weighed, error: Option<&CallError>) {
+        let (instance, call) = (&self.inner.instance, asking.name());
+        let cause = error.map(tracing::field::display);
+        match weighed.news {
+            None => {}
+            Some(Condition::Open) => tracing::info!(instance, call, "flinks answers again"),
+            Some(Condition::Away) => tracing::warn!(instance, call, cause, "flinks does not answer"),
+            Some(Condition::Refused) => {
+                tracing::error!(instance, call, cause, "flinks refuses what is configured, a person is needed");
+            }
+        }
+        if weighed.look {
+            tokio::spawn(look(Arc::downgrade(&self.inner), gate.clone(), asking.owned()));
+        }
+    }
+
+    /// Asks what concerns nobody. How it went is seen at the gate.
+    async fn ask_about_nobody(&self, asking: &Asking<'_>) -> Result<(), CallError> {
+        let turn = || Turn { _room: None };
+        let question = |call| Question { asking: asking.owned(), call, about: About::Nobody };
+        match asking {
+            // The token is left to expire.
+            Asking::Token => self.token(turn()).await.map(drop),
+            Asking::Authorize => {
+                let token = self.token(turn()).await?;
+                self.authorize_with(turn(), token, NO_ID, About::Nobody).await.map(drop)
+            }
+            Asking::Accounts => {
+                let question = question(FlinksCall::AccountsDetailPoll);
+                self.send(turn(), question, self.inner.poll(NO_ID), |_| Ok(())).await
+            }
+            Asking::Attributes(endpoint) => {
+                let request = self.inner.attributes(NO_ID, NO_ID, endpoint);
+                self.send(turn(), question(FlinksCall::Attributes), request, |_| Ok(())).await
+            }
+            Asking::PayStatus => {
+                let question = question(FlinksCall::PayStatus);
+                self.send(turn(), question, self.inner.pay_status(NO_ID), |_| Ok(())).await
+            }
         }
     }
 }
@@ -461,7 +782,7 @@ impl Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Client");
-        shown.field("instance", &self.0.instance).field("available", &self.available()).finish_non_exhaustive()
+        shown.field("instance", &self.inner.instance).field("available", &self.available()).finish_non_exhaustive()
     }
 }
 
@@ -483,36 +804,73 @@ impl Inner {
     fn keyed(&self, request: RequestBuilder) -> RequestBuilder {
         self.keys.load().keyed(request)
     }
+
+    fn poll(&self, request_id: &str) -> RequestBuilder {
+        self.keyed(self.get(&["BankingServices", "GetAccountsDetailAsync", request_id]))
+    }
+
+    fn attributes(&self, login_id: &str, request_id: &str, endpoint: &Endpoint) -> RequestBuilder {
+        let path = ["insight", "login", login_id, "attributes", request_id];
+        let request = match &endpoint.call {
+            AttributesCall::Get(name) => self.get(&[path.as_slice(), &[name]].concat()),
+            // The names are documented, how they nest is not (the contract, section 4.1).
+            AttributesCall::Post(names) => with_json(self.post(&path), &json!({ "Attributes": { "Card": names } })),
+        };
+        let request = match endpoint.limit_days {
+            Some(days) => request.header(LIMIT_DAYS, days),
+            None => request,
+        };
+        self.keyed(request)
+    }
+
+    fn pay_status(&self, session_id: &str) -> RequestBuilder {
+        let mut url = self.base.clone();
+        url.set_path("");
+        extend(&mut url, &["api", "v2", "sessions", session_id, "status"]);
+        self.keyed(self.http.request(Method::GET, url))
+    }
 }
 
 /// The right to send one call now; its room is given back when the call has ended.
 struct Turn<'a> {
-    /// `None` for a probe, which takes none.
+    /// `None` for a look about nobody, which takes none.
     _room: Option<SemaphorePermit<'a>>,
 }
 
-/// Asks for a token now and then, which says nothing about any record, until Flinks answers. Ends with the client.
-async fn look_for_return(client: Weak<Inner>) {
-    for attempt in 0.. {
+/// A gate, whose condition metrics show.
+fn gate(looking: Backoff, metrics: &InstanceCalls, asking: &Asking<'_>, changes: &Arc<Notify>) -> Arc<Gate> {
+    let (shown, call) = (metrics.clone(), asking.name().to_owned());
+    let changed = move |condition| {
+        shown.shut(&call, condition == Condition::Away, condition == Condition::Refused);
+    };
+    Arc::new(Gate::new(looking, matches!(asking, Asking::Token), changes.clone(), changed))
+}
+
+/// Asks about nobody, now and then, for as long as the gate wants it. Ends with the client.
+async fn look(client: Weak<Inner>, gate: Arc<Gate>, asking: Asking<'static>) {
+    while let Some(due) = gate.next_look() {
+        if due > Instant::now() {
+            tokio::select! {
+                () = sleep_until(due) => {}
+                // It may be due earlier now.
+                () = gate.hurry.notified() => {}
+            }
+            continue;
+        }
         let Some(inner) = client.upgrade() else { return };
-        let delay = inner.looking.delay(attempt, fastrand::f64());
-        drop(inner);
-        tokio::time::sleep(delay).await;
-        let Some(inner) = client.upgrade() else { return };
-        if !inner.gate.still_away() {
-            return;
+        inner.metrics.looked();
+        let client = Client { inner, stop: CancellationToken::new(), own: Own::default() };
+        // How it went is seen at the gate.
+        if let Err(error) = client.ask_about_nobody(&asking).await {
+            tracing::debug!(instance = client.inner.instance, call = asking.name(), cause = %error, "a look at flinks");
         }
-        inner.metrics.probed();
-        let client = Client(inner);
-        // How it went is seen at the gate; the token is left to expire.
-        match client.token(Turn { _room: None }).await {
-            Ok(_) => {}
-            Err(error) => tracing::debug!(instance = client.0.instance, cause = %error, "probe of flinks"),
-        }
-        if !client.0.gate.still_away() {
-            return;
-        }
+        gate.look_ended();
     }
+}
+
+/// Who a call is about.
+fn record(id: &str) -> About {
+    About::Record(BuildHasherDefault::<DefaultHasher>::new().hash_one(id))
 }
 
 /// An id that stands as one part of a path: URLs take `.` and `..` for steps.
@@ -534,14 +892,22 @@ fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
 /// Whether Flinks, rather than nobody or something else, has said this.
 fn is_answer(error: &CallError) -> bool {
     match error {
-        CallError::Alone(_) | CallError::SessionIdle | CallError::UnusableId => false,
+        CallError::Alone(_)
+        | CallError::Shut
+        | CallError::Withdrawn
+        | CallError::SessionIdle
+        | CallError::UnusableId => false,
+        CallError::Refused(_) => true,
         error => error.verdict() != Verdict::Down,
     }
 }
 
-/// How metrics call a verdict.
-fn outcome(verdict: Verdict) -> FlinksOutcome {
-    match verdict {
+/// How metrics call a failure.
+fn outcome(error: &CallError) -> FlinksOutcome {
+    if let CallError::Refused(_) = error {
+        return FlinksOutcome::Page;
+    }
+    match error.verdict() {
         Verdict::Wait => FlinksOutcome::Wait,
         Verdict::NewSession => FlinksOutcome::NewSession,
         Verdict::BackOff => FlinksOutcome::BackOff,
@@ -549,6 +915,7 @@ fn outcome(verdict: Verdict) -> FlinksOutcome {
         Verdict::Down => FlinksOutcome::Down,
         Verdict::GiveUp => FlinksOutcome::GiveUp,
         Verdict::Page => FlinksOutcome::Page,
+        Verdict::Withdrawn => unreachable!("a call that was sent is not given up before its turn"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use flinks_bridge::config::{Config, Needs};
+use flinks_bridge::config::{ApiKeys, Config, Needs};
 use flinks_bridge::dead_letter::Cause;
 use flinks_bridge::enrich::{self, ATTRIBUTES_TYPE, Telling};
 use flinks_bridge::flinks::Client;
@@ -15,9 +15,9 @@ use flinks_bridge::kafka::consume::{ConsumerError, Membership};
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{ConsumerMetrics, EnrichMetrics, FlinksCall, FlinksMetrics, Lane, Metrics, Names};
 use flinks_bridge::record::Record;
-use flinks_bridge::signature::ContentHash;
+use flinks_bridge::signature::{ContentHash, Secret};
 use flinks_bridge::webhook::{Reception, Webhook};
-use flinks_bridge::workshop::stub::{Fault, Stub, StubOptions};
+use flinks_bridge::workshop::stub::{Counts, Fault, FaultShare, Stub, StubOptions};
 use prometheus::{Registry, TextEncoder};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -117,6 +117,7 @@ struct Role {
     shutdown: CancellationToken,
     role: JoinHandle<Result<(), ConsumerError>>,
     producers: Arc<Producers>,
+    clients: Vec<Option<Client>>,
 }
 
 impl Role {
@@ -126,13 +127,13 @@ impl Role {
         let topics = vec![ATTRIBUTES.into(), DEAD_LETTERS.into()];
         let metrics = Metrics::new(&registry, &Names::default()).expect("the registry is new");
         let names: Vec<&str> = config.instances.iter().map(|instance| instance.name.as_str()).collect();
-        let flinks = FlinksMetrics::new(&registry, &names).expect("the registry is new");
+        let flinks = FlinksMetrics::new(&registry, &names, &["credit-risk", "chosen"]).expect("the registry is new");
         let clients = config.instances.iter().map(|instance| {
             let api = instance.api.as_ref()?;
             let keys = api.load_keys(&|_| None).expect("they stand in the settings");
             Some(Client::new(&config.flinks, &instance.name, api, &keys, &flinks).expect("the settings are good"))
         });
-        let clients = clients.collect();
+        let clients: Vec<Option<Client>> = clients.collect();
         let endpoints: Vec<&str> = config.enrich.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
         let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
         let telling = Telling {
@@ -143,8 +144,8 @@ impl Role {
         };
         let producers = Arc::new(Producers::new(&config, topics, &metrics).expect("the settings are good"));
         let shutdown = CancellationToken::new();
-        let role = tokio::spawn(enrich::run(config, clients, producers.clone(), telling, shutdown.clone()));
-        Role { registry, shutdown, role, producers }
+        let role = tokio::spawn(enrich::run(config, clients.clone(), producers.clone(), telling, shutdown.clone()));
+        Role { registry, shutdown, role, producers, clients }
     }
 
     /// The sum of a family's series with these labels.
@@ -355,20 +356,20 @@ async fn while_flinks_is_away_the_consumer_pauses_and_no_record_is_given_up() {
     eventually("some are enriched", PATIENCE, || role.ended("enriched") >= 10.0).await;
     scene.stub.set_down(true);
     scene.store(200).await;
-    let away = || role.metric("bridge_flinks_available", &[("instance", "toolbox")]) == 0.0;
+    let away = || role.metric("bridge_flinks_away", &[("instance", "toolbox")]) > 0.0;
     let paused = || role.metric("bridge_consumer_paused", &[]) == 1.0;
     let lag = || role.metric("bridge_consumer_lag", &[]);
     eventually("it is known to be away", PATIENCE, away).await;
     eventually("the lag shows", PATIENCE, || lag() >= 150.0).await;
     eventually("it pauses", PATIENCE, paused).await;
     let (done, begun) = (role.ended("enriched"), std::time::Instant::now());
-    let probes = || role.metric("bridge_flinks_probes_total", &[]);
-    let before = probes();
-    eventually("it is looked for", PATIENCE, || probes() >= before + 10.0).await;
+    let looks = || role.metric("bridge_flinks_looks_total", &[]);
+    let before = looks();
+    eventually("it is looked for", PATIENCE, || looks() >= before + 10.0).await;
     assert_eq!(role.ended("enriched"), done, "nothing can be done");
     // One at a time, each after a backoff of 20 ms at least; one more may end while this is asked.
     let most = begun.elapsed().as_secs_f64() / 0.02 + 2.0;
-    assert!(probes() - before <= most, "{} looks for Flinks in {:?}", probes() - before, begun.elapsed());
+    assert!(looks() - before <= most, "{} looks for Flinks in {:?}", looks() - before, begun.elapsed());
     scene.stub.set_down(false);
     eventually("all are enriched", PATIENCE, || role.ended("enriched") == 250.0).await;
     eventually("the lag is gone", PATIENCE, || lag() == 0.0 && !paused() && !away()).await;
@@ -377,18 +378,103 @@ async fn while_flinks_is_away_the_consumer_pauses_and_no_record_is_given_up() {
     role.stop().await;
 }
 
+/// Sets a fault of the stand-in.
+fn fault(text: &str) -> FaultShare {
+    text.parse().expect("it is one")
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_keys_are_waited_for_before_records_are_given_up() {
-    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 1000\n").await;
-    scene.stub.set_keys("other-authorize-key", "other-api-key");
-    scene.store(3).await;
+async fn while_one_endpoint_is_away_the_other_s_results_come_and_none_is_owed_in_the_end() {
+    // At its third failure a record would be given up: after half a second at most.
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    scene.stub.set_fault(fault("unavailable@GetCreditRiskAttributes=1"));
+    scene.store(60).await;
     let role = Role::start(&scene.config);
-    let refused = || scene.stub.counts().keys_refused;
-    eventually("they are refused", PATIENCE, || refused() > 10).await;
-    assert_eq!(role.ended("dead-letter"), 0.0);
-    scene.stub.set_keys("stub-authorize-key", "stub-api-key");
-    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 3.0).await;
+    let results = |endpoint| role.metric("bridge_enrich_results_total", &[("endpoint", endpoint)]);
+    eventually("the other's results", PATIENCE, || results("chosen") == 60.0).await;
+    let away = || role.metric("bridge_flinks_away", &[("call", "credit-risk")]) == 1.0;
+    eventually("it is shut", PATIENCE, away).await;
+    let counts = scene.stub.counts();
+    let looks = || role.metric("bridge_flinks_looks_total", &[]);
+    let before = looks();
+    // Each look waits for 20 ms at least and soon for 100 ms: many times what three attempts take.
+    eventually("it is looked for", PATIENCE, || looks() >= before + 30.0).await;
+    assert!(away() && role.metric("bridge_flinks_away", &[]) == 1.0, "it alone");
+    assert_eq!((role.ended("dead-letter"), role.ended("enriched"), results("credit-risk")), (0.0, 0.0, 0.0));
+    let sessions = |counts: Counts| counts.of(FlinksCall::Authorize);
+    assert_eq!(sessions(scene.stub.counts()), sessions(counts), "no session is made for a call that is shut");
+    scene.stub.set_fault(fault("unavailable@GetCreditRiskAttributes=0"));
+    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 60.0).await;
+    assert_eq!((role.ended("dead-letter"), results("chosen"), results("credit-risk")), (0.0, 60.0, 60.0));
+    let by_source = read(&scene.servers, ATTRIBUTES, 120);
+    assert!(endpoints_by_source(&by_source).values().all(|endpoints| endpoints.len() == 2));
+    assert_eq!(scene.stub.counts().overlaps, 0);
     role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_accounts_are_away_nobody_is_given_up_although_tokens_are_answered() {
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    scene.stub.set_fault(fault("unavailable@accounts=1"));
+    scene.store(60).await;
+    let role = Role::start(&scene.config);
+    let looks = || role.metric("bridge_flinks_looks_total", &[]);
+    eventually("it is looked for", PATIENCE, || looks() >= 30.0).await;
+    assert_eq!(role.metric("bridge_flinks_away", &[("call", "accounts")]), 1.0);
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    scene.stub.set_fault(fault("unavailable@accounts=0"));
+    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 60.0).await;
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_refused_holds_up_its_own_instance_until_it_is_replaced() {
+    for (authorize, api, refused) in [("new", "stub-api-key", "token"), ("stub-authorize-key", "new", "accounts")] {
+        let more = format!(
+            r#"
+            [enrich]
+            attempts = 3
+            [[instance]]
+            name = "toolbox"
+            [instance.api]
+            base_url = "BASE"
+            authorize_key = "stub-authorize-key"
+            api_key = "stub-api-key"
+            rate = 5000
+            [[instance]]
+            name = "us"
+            [instance.api]
+            base_url = "BASE-us"
+            authorize_key = "{authorize}"
+            api_key = "{api}"
+            rate = 5000
+            "#
+        );
+        let stub = Stub::start(StubOptions::default()).await.expect("it starts");
+        let cluster = cluster();
+        let servers = cluster.bootstrap_servers();
+        let more = more.replace("BASE", &stub.base_url());
+        let scene = Scene { config: config(&servers, &stub, &more), _cluster: cluster, servers, stub };
+        let of = |instance: &'static str| {
+            let config = &scene.config;
+            (0..30).map(move |n| record(config, instance, &accounts(&format!("{instance}-{n}"), n)))
+        };
+        store(&scene.config, of("us").chain(of("toolbox"))).await;
+        let role = Role::start(&scene.config);
+        eventually("the other instance does not know", PATIENCE, || role.ended("enriched") == 30.0).await;
+        let shut = || role.metric("bridge_flinks_refused", &[("instance", "us"), ("call", refused)]) == 1.0;
+        eventually("it is shut", PATIENCE, shut).await;
+        let before = scene.stub.counts().keys_refused;
+        eventually("it is tried", PATIENCE, || scene.stub.counts().keys_refused >= before + 10).await;
+        assert_eq!((role.ended("dead-letter"), role.metric("bridge_flinks_refused", &[])), (0.0, 1.0));
+        let right = ApiKeys { authorize: Secret::new("stub-authorize-key"), api: Secret::new("stub-api-key") };
+        let us = role.clients.iter().flatten().nth(1).expect("it has an API");
+        us.set_keys(&right).expect("a header carries them");
+        eventually("all are enriched", PATIENCE, || role.ended("enriched") == 60.0).await;
+        assert_eq!((role.ended("dead-letter"), role.metric("bridge_flinks_refused", &[])), (0.0, 0.0));
+        role.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

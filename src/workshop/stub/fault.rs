@@ -188,7 +188,14 @@ mod tests {
             assert_eq!(text.parse(), Ok(FaultShare { fault: Fault::Html, place, share: 1.0 }));
         }
         let bad = [
-            "throttle", "throttle=", "throttle=1.5", "throttle=-1", "throttle=NaN", "thunder=0.1", "=0.1", "html@=1",
+            "throttle",
+            "throttle=",
+            "throttle=1.5",
+            "throttle=-1",
+            "throttle=NaN",
+            "thunder=0.1",
+            "=0.1",
+            "html@=1",
             "html@thunder=1",
         ];
         for bad in bad {

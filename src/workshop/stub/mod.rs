@@ -417,7 +417,9 @@ impl Asked {
         match self {
             Asked::Attributes(_, _, Ok(name)) => Some(name),
             Asked::Attributes(_, _, Err(_)) => Some("chosen"),
-            Asked::Token | Asked::Authorize(_) | Asked::AccountsDetail(_) | Asked::Poll(_) | Asked::PayStatus(_) => None,
+            Asked::Token | Asked::Authorize(_) | Asked::AccountsDetail(_) | Asked::Poll(_) | Asked::PayStatus(_) => {
+                None
+            }
         }
     }
 }

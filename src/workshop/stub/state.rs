@@ -58,7 +58,12 @@ pub(super) struct Running {
 }
 
 impl State {
-    pub(super) fn new(authorize_key: &str, api_key: &str, shares: Vec<FaultShare>, login_shares: Vec<FaultShare>) -> State {
+    pub(super) fn new(
+        authorize_key: &str,
+        api_key: &str,
+        shares: Vec<FaultShare>,
+        login_shares: Vec<FaultShare>,
+    ) -> State {
         State {
             keys: Keys { authorize: authorize_key.to_owned(), api: api_key.to_owned() },
             shares,
