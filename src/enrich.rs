@@ -89,13 +89,13 @@ struct Progress {
     first_failure: Option<SystemTime>,
     /// How long a pending operation was waited for; what a call waits for its turn is not part of it.
     pending: Duration,
-    /// How often it was held up since it last went on, by what is nobody's fault.
-    held_up: u32,
+    /// How often it was throttled since it last went on.
+    throttled: u32,
 }
 
 impl Progress {
     fn went_on(&mut self) {
-        (self.pending, self.held_up) = (Duration::ZERO, 0);
+        (self.pending, self.throttled) = (Duration::ZERO, 0);
     }
 
     fn give_up(&self, cause: Cause, error: &CallError) -> GivenUp {
@@ -248,10 +248,12 @@ impl Enricher {
             }
             Verdict::NewSession => (Cause::Attempts, true),
             Verdict::BackOff => (Cause::Attempts, false),
-            // The client asks less by itself, and makes no call that is shut: neither is this record's fault.
-            Verdict::Throttled | Verdict::Down => {
-                let after = self.delay(progress.held_up);
-                progress.held_up = (progress.held_up + 1).min(30);
+            // Neither is this record's fault. The client asks less by itself, and makes no call of the kind until it is
+            // answered and granted again.
+            Verdict::Down => return Next::Again { after: Duration::ZERO, anew: false },
+            Verdict::Throttled => {
+                let after = self.delay(progress.throttled);
+                progress.throttled = (progress.throttled + 1).min(30);
                 return Next::Again { after, anew: false };
             }
             // It may be about this LoginId after all, as others are not refused.

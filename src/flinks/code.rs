@@ -141,8 +141,7 @@ pub enum Verdict {
     BackOff,
     /// Too many calls: the client has lowered its rate. Wait as `backoff` says; no attempt is counted.
     Throttled,
-    /// No call of its kind gets anywhere now: wait as `backoff` says and call again, which waits until that has ended;
-    /// no attempt is counted.
+    /// No call of its kind gets anywhere now: call again, which waits until that has ended; no attempt is counted.
     Down,
     /// It will not work for this record, whoever tries: a dead letter.
     GiveUp,

@@ -478,6 +478,105 @@ async fn a_key_that_is_refused_holds_up_its_own_instance_until_it_is_replaced() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_replaced_in_its_file_is_taken_without_a_restart() {
+    let cluster = cluster();
+    let servers = cluster.bootstrap_servers();
+    let stub = Stub::start(StubOptions::default()).await.expect("it starts");
+    let instance = |name: &str| {
+        format!(
+            r#"
+            [[instance]]
+            name = "{name}"
+            [instance.api]
+            base_url = "{}-{name}"
+            authorize_key_file = "{name}.key"
+            api_key_env = "API_KEY"
+            "#,
+            stub.base_url()
+        )
+    };
+    let instances = [instance("toolbox"), instance("us")].concat();
+    let config = settings_for(Needs::WEBHOOKS, &servers, &[]);
+    let of = |instance: &'static str| {
+        let config = &config;
+        (0..5).map(move |n| record(config, instance, &accounts(&format!("{instance}-{n}"), n)))
+    };
+    store(&config, of("us").chain(of("toolbox"))).await;
+    let process = Process::with(&servers, &instances, &[("toolbox.key", "stub-authorize-key"), ("us.key", "old")]);
+    let metric = async |family: &str, labels: &[(&str, &str)]| {
+        process.get("/metrics").await.map_or(0.0, |text| sum(&text, family, labels))
+    };
+    let until = async |what: &str, family: &str, labels: &[(&str, &str)], value: f64| {
+        let deadline = Instant::now() + PATIENCE;
+        while metric(family, labels).await != value {
+            assert!(Instant::now() < deadline, "{what}: {}", process.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let enriched = [("outcome", "enriched")];
+    until("the other is enriched", "bridge_enrich_records_total", &enriched, 5.0).await;
+    until("it is refused", "bridge_flinks_refused", &[("instance", "us"), ("call", "token")], 1.0).await;
+    let ready = process.get("/readyz").await.expect("it answers");
+    assert!(ready.contains(" 200 ") && ready.contains("the Flinks API of instance us: token is refused"), "{ready}");
+    std::fs::write(process.directory.path().join("us.key"), "stub-authorize-key").expect("a file");
+    until("all are enriched", "bridge_enrich_records_total", &enriched, 10.0).await;
+    assert_eq!(metric("bridge_enrich_dead_letters_total", &[]).await, 0.0);
+    assert_eq!(metric("bridge_flinks_refused", &[]).await, 0.0);
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_call_is_begun_after_the_signal() {
+    let slow = "[[instance]]\nname = \"toolbox\"\n[instance.api]\nbase_url = \"BASE\"\nauthorize_key = \"stub-authorize-key\"\n\
+                api_key = \"stub-api-key\"\nrate = 5\n";
+    let options = StubOptions { latency: Duration::from_millis(300), ..StubOptions::default() };
+    let mut scene = Scene::new(options, "").await;
+    let fast = scene.config.clone();
+    scene.config = config(&scene.servers, &scene.stub, &slow.replace("BASE", &scene.stub.base_url()));
+    scene.store(200).await;
+    let role = Role::start(&scene.config);
+    let calls = |registry: &Registry| {
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("the families can be written");
+        sum(&text, "bridge_flinks_calls_total", &[]) + sum(&text, "bridge_flinks_calls_in_flight", &[])
+    };
+    let waiting = || role.metric("bridge_flinks_calls_waiting", &[]);
+    eventually("all wait for their turn", PATIENCE, || waiting() >= 190.0).await;
+    eventually("calls are made", PATIENCE, || calls(&role.registry) >= 5.0).await;
+    role.shutdown.cancel();
+    let (begun, registry) = (calls(&role.registry), role.registry.clone());
+    role.stop().await;
+    assert_eq!(calls(&registry), begun, "calls were begun after the signal");
+    assert_eq!(scene.stub.counts().total() as f64, begun, "and what was under way has ended");
+    let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("the families can be written");
+    assert_eq!(sum(&text, "bridge_consumer_overlaps_total", &[]), 0.0, "nothing had to be broken off");
+    let done = sum(&text, "bridge_enrich_records_total", &[("outcome", "enriched")]);
+    assert_eq!(sum(&text, "bridge_enrich_records_total", &[("outcome", "abandoned")]), 200.0 - done);
+    // What was given back is done by whoever comes next.
+    let role = Role::start(&fast);
+    let results = read(&scene.servers, ATTRIBUTES, 400);
+    let by_source = endpoints_by_source(&results);
+    assert!(by_source.len() == 200 && by_source.values().all(|endpoints| endpoints.len() == 2));
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_session_ages_in_a_queue() {
+    // All tokens alone take longer than a session may be idle.
+    let more = "[enrich]\nattempts = 1\n[flinks]\nsession_idle = \"2s\"\n[[instance]]\nname = \"toolbox\"\n[instance.api]\n\
+                base_url = \"BASE\"\nauthorize_key = \"stub-authorize-key\"\napi_key = \"stub-api-key\"\nrate = 40\n";
+    let mut scene = Scene::new(StubOptions::default(), "").await;
+    scene.config = config(&scene.servers, &scene.stub, &more.replace("BASE", &scene.stub.base_url()));
+    scene.store(100).await;
+    let role = Role::start(&scene.config);
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 100.0).await;
+    assert_eq!((role.ended("enriched"), role.ended("dead-letter")), (100.0, 0.0));
+    let counts = scene.stub.counts();
+    // A busy machine may let one age now and then.
+    assert!(counts.of(FlinksCall::Authorize) <= 110, "sessions were made that were not used: {counts}");
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refreshes_and_what_was_just_enriched_are_left_where_the_settings_say_so() {
     let more = "[enrich]\nscheduled_refreshes = \"skip\"\nwindow = \"1h\"\n";
     let scene = Scene::new(StubOptions::default(), more).await;
@@ -523,7 +622,27 @@ struct Process {
 
 impl Process {
     fn start(servers: &str, stub: &Stub) -> Process {
+        let instance = format!(
+            r#"
+            [[instance]]
+            name = "toolbox"
+            [instance.api]
+            base_url = "{}"
+            authorize_key_env = "AUTHORIZE_KEY"
+            api_key_env = "API_KEY"
+            rate = {RATE}
+            "#,
+            stub.base_url()
+        );
+        Process::with(servers, &instance, &[])
+    }
+
+    /// One with these instances, and with these files beside its settings.
+    fn with(servers: &str, instances: &str, files: &[(&str, &str)]) -> Process {
         let directory = tempfile::tempdir().expect("a directory");
+        for (name, text) in files {
+            std::fs::write(directory.path().join(name), text).expect("a file");
+        }
         let [port] = free_ports(1)[..] else { unreachable!("one was asked for") };
         let admin = SocketAddr::from(([127, 0, 0, 1], port));
         let text = format!(
@@ -534,13 +653,7 @@ impl Process {
             listen = "{admin}"
             [flinks]
             poll_interval = "100ms"
-            [[instance]]
-            name = "toolbox"
-            [instance.api]
-            base_url = "{}"
-            authorize_key_env = "AUTHORIZE_KEY"
-            api_key_env = "API_KEY"
-            rate = {RATE}
+            {instances}
             [[enrich.endpoint]]
             name = "credit-risk"
             get = "GetCreditRiskAttributes"
@@ -550,8 +663,7 @@ impl Process {
             [enrich.consumer]
             session_timeout = "6s"
             drain = "5s"
-            "#,
-            stub.base_url()
+            "#
         );
         std::fs::write(directory.path().join("enrich.toml"), text).expect("a file");
         let log = std::fs::File::create(directory.path().join("log")).expect("a file");
