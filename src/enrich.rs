@@ -40,6 +40,9 @@ pub const ATTRIBUTES_TYPE: &str = "com.flinks.attributes";
 /// says, which costs calls and loses nothing.
 const REMEMBERED: usize = 1_000_000;
 
+/// How often a card with too little data is asked for again: half a minute at most, as `flinks.backoff_min` is by default.
+const EMPTIES: u32 = 4;
+
 /// Consumes until `shutdown` is cancelled, and returns when what was begun has ended or the drain's bound has passed.
 /// `clients` are those of the configured instances, in their order; `None` where an instance has no API.
 ///
@@ -89,6 +92,8 @@ struct Progress {
     first_failure: Option<SystemTime>,
     /// How long a pending operation was waited for; what a call waits for its turn is not part of it.
     pending: Duration,
+    /// How often Flinks had too little data.
+    empties: u32,
     /// How often it was throttled since it last went on.
     throttled: u32,
 }
@@ -264,7 +269,11 @@ impl Enricher {
                 );
                 (Cause::NeedsPerson, false)
             }
-            Verdict::GiveUp | Verdict::Withdrawn => {
+            Verdict::Empty if progress.empties < EMPTIES => {
+                progress.empties += 1;
+                (Cause::GaveUp, true)
+            }
+            Verdict::Empty | Verdict::GiveUp | Verdict::Withdrawn => {
                 let cause = if matches!(error, CallError::Mfa) { Cause::Mfa } else { Cause::GaveUp };
                 progress.attempts += 1;
                 return Next::GivenUp(progress.give_up(cause, error));

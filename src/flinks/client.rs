@@ -409,6 +409,7 @@ impl Client {
         let gates: Vec<Arc<Gate>> =
             endpoints.iter().map(|endpoint| self.gate(&Asking::Attributes(Cow::Borrowed(endpoint)))).collect();
         let gates: Vec<&Arc<Gate>> = gates.iter().collect();
+        let _waiting = self.inner.metrics.call_waiting();
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(CallError::Withdrawn),
@@ -725,6 +726,7 @@ impl Client {
             Verdict::Wait
             | Verdict::NewSession
             | Verdict::BackOff
+            | Verdict::Empty
             | Verdict::GiveUp
             | Verdict::Page
             | Verdict::Withdrawn => {
@@ -913,6 +915,7 @@ fn outcome(error: &CallError) -> FlinksOutcome {
         Verdict::BackOff => FlinksOutcome::BackOff,
         Verdict::Throttled => FlinksOutcome::Throttled,
         Verdict::Down => FlinksOutcome::Down,
+        Verdict::Empty => FlinksOutcome::Empty,
         Verdict::GiveUp => FlinksOutcome::GiveUp,
         Verdict::Page => FlinksOutcome::Page,
         Verdict::Withdrawn => unreachable!("a call that was sent is not given up before its turn"),

@@ -143,6 +143,9 @@ pub enum Verdict {
     Throttled,
     /// No call of its kind gets anywhere now: call again, which waits until that has ended; no attempt is counted.
     Down,
+    /// What Flinks has cached is too little. Of an account that was linked just now it may soon have more: authorise
+    /// afresh, a few times, as `backoff` says; then it is as [`Verdict::GiveUp`].
+    Empty,
     /// It will not work for this record, whoever tries: a dead letter.
     GiveUp,
     /// The same, and a person has to put something right, or it will not work for other records either.
@@ -153,12 +156,13 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every one.
-    pub const ALL: [Verdict; 8] = [
+    pub const ALL: [Verdict; 9] = [
         Verdict::Wait,
         Verdict::NewSession,
         Verdict::BackOff,
         Verdict::Throttled,
         Verdict::Down,
+        Verdict::Empty,
         Verdict::GiveUp,
         Verdict::Page,
         Verdict::Withdrawn,
@@ -397,9 +401,12 @@ fn of_code(code: &FlinksCode, status: u16) -> Verdict {
         | Code::NewAccount
         | Code::DisabledLogin => Verdict::GiveUp,
 
-        // The bank is switched off at Flinks for longer than a record can wait; the card has too little data. Both are
-        // facts about the card.
-        Code::DisabledInstitution | Code::NoTransaction => Verdict::GiveUp,
+        // The bank is switched off at Flinks for longer than a record can wait.
+        Code::DisabledInstitution => Verdict::GiveUp,
+
+        // The card has too little data, as far as it is cached: sessions are asked for with `MostRecentCached`, and of
+        // some banks' accounts that were linked just now nothing is there at first.
+        Code::NoTransaction => Verdict::Empty,
 
         // The settings are wrong: an attribute, filter or endpoint that is not there, or that the contract with Flinks
         // does not include. Each record would meet it.
@@ -472,7 +479,7 @@ mod tests {
         (401, "NEW_ACCOUNT", Verdict::GiveUp),
         (401, "DISABLED_LOGIN", Verdict::GiveUp),
         (405, "DISABLED_INSTITUTION", Verdict::GiveUp),
-        (400, "NO_TRANSACTION", Verdict::GiveUp),
+        (400, "NO_TRANSACTION", Verdict::Empty),
         (400, "INVALID_REQUEST", Verdict::Page),
         (401, "INVALID_REQUEST", Verdict::Page),
         (405, "METHOD_NOT_AVAILABLE", Verdict::Page),

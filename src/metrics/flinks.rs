@@ -43,6 +43,8 @@ label! {
         Throttled = "throttled",
         /// Flinks seems to be away.
         Down = "down",
+        /// There is too little data, so far.
+        Empty = "empty",
         /// It will not work for this record.
         GiveUp = "give-up",
         /// The same, and a person has to put something right.
@@ -58,7 +60,7 @@ families! {
     CALLS_IN_FLIGHT: "gauge" "bridge_flinks_calls_in_flight" ["instance"]
         "Calls sent and not yet answered.";
     CALLS_WAITING: "gauge" "bridge_flinks_calls_waiting" ["instance"]
-        "Calls that wait for their turn: for Flinks to be back, for concurrency, for the rate.";
+        "Calls that wait for their turn: for being made at all while they are away or refused, for concurrency, for the rate.";
     RATE: "gauge" "bridge_flinks_rate_calls_per_second" ["instance"]
         "Calls a second that were allowed at the last call: the configured rate, or less after Flinks has throttled.";
     THROTTLED: "counter" "bridge_flinks_throttled_total" ["instance"]

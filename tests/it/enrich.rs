@@ -560,6 +560,26 @@ async fn no_call_is_begun_after_the_signal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_card_without_transactions_is_asked_for_again_a_few_times() {
+    for (empty, enriched) in [(4, 3.0), (1000, 0.0)] {
+        let scene = Scene::new(StubOptions { empty, ..StubOptions::default() }, "").await;
+        scene.store(3).await;
+        let role = Role::start(&scene.config);
+        eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 3.0).await;
+        assert_eq!((role.ended("enriched"), role.ended("dead-letter")), (enriched, 3.0 - enriched));
+        assert_eq!(scene.stub.counts().of(FlinksCall::Authorize), 15, "each time a session that may find more");
+        let letters = if empty == 4 { Vec::new() } else { read(&scene.servers, DEAD_LETTERS, 3) };
+        for letter in &letters {
+            let header = |name: &str| letter.headers.get(name).map(String::as_str);
+            assert_eq!(header("ce_deadlettercause"), Some("gave-up"));
+            assert_eq!(header("ce_deadletterflinkscode"), Some("NO_TRANSACTION"));
+            assert_eq!(header("ce_deadletterattempts"), Some("5"));
+        }
+        role.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_session_ages_in_a_queue() {
     // All tokens alone take longer than a session may be idle.
     let more = "[enrich]\nattempts = 1\n[flinks]\nsession_idle = \"2s\"\n[[instance]]\nname = \"toolbox\"\n[instance.api]\n\

@@ -514,7 +514,7 @@ impl Fetcher {
                 }
                 Verdict::Page => return Err(Ended::GivenUp(given_up("needs-person", attempts + 1, &error))),
                 // No call of it is withdrawn.
-                Verdict::GiveUp | Verdict::Withdrawn => {
+                Verdict::Empty | Verdict::GiveUp | Verdict::Withdrawn => {
                     let cause = if matches!(error, CallError::Mfa) { "mfa" } else { "gave-up" };
                     return Err(Ended::GivenUp(given_up(cause, attempts + 1, &error)));
                 }
