@@ -1,13 +1,8 @@
 //! One instance's Flinks API over HTTP: each call waits for its turn, is sent once, and its answer is judged.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use std::ops::Deref;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,14 +10,13 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, exchange};
 use super::code::{CallError, Verdict};
-use super::gate::{About, Condition, Ended, Gate, Look, Waiting, Way, Weighed};
-use super::limit::{Line, Pace};
+use super::gate::{About, Condition, Gate};
+use super::turn::{Asking, Depth, Own, Question, Turn, Turns, record};
 use crate::backoff::Backoff;
 use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint};
 use crate::http::{self, HttpError};
@@ -61,21 +55,6 @@ pub struct Client {
     own: Own,
 }
 
-/// How far one record is.
-#[derive(Default)]
-struct Own {
-    /// The gates through which it may go to look.
-    looks: Mutex<Vec<Look>>,
-    /// How many Attributes calls have brought their result.
-    results: AtomicU32,
-}
-
-impl Own {
-    fn looks(&self) -> MutexGuard<'_, Vec<Look>> {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// With no record's looks.
 impl Clone for Client {
     fn clone(&self) -> Client {
@@ -90,106 +69,9 @@ struct Inner {
     authentication: ApiAuthentication,
     answer_limit: usize,
     session_idle: Duration,
-    /// Between two looks.
-    looking: Backoff,
     keys: ArcSwap<KeyHeaders>,
-    line: Arc<Line>,
-    /// Calls at once. It stays as it is while Flinks throttles: at a lower rate there are fewer calls at once anyway.
-    room: Semaphore,
-    pace: Pace,
-    gates: Gates,
+    turns: Turns,
     metrics: InstanceCalls,
-}
-
-/// What has a gate of its own. What comes before attributes shuts together, as a record needs all of it, but each call
-/// is looked for by itself.
-enum Asking<'e> {
-    Token,
-    Authorize,
-    Accounts,
-    Attributes(Cow<'e, Endpoint>),
-    PayStatus,
-}
-
-impl Asking<'_> {
-    /// How metrics and the log call it.
-    fn name(&self) -> &str {
-        match self {
-            Asking::Token => "token",
-            Asking::Authorize => "authorize",
-            Asking::Accounts => "accounts",
-            Asking::Attributes(endpoint) => &endpoint.name,
-            Asking::PayStatus => "pay-status",
-        }
-    }
-
-    fn owned(&self) -> Asking<'static> {
-        match self {
-            Asking::Token => Asking::Token,
-            Asking::Authorize => Asking::Authorize,
-            Asking::Accounts => Asking::Accounts,
-            Asking::Attributes(endpoint) => Asking::Attributes(Cow::Owned(Endpoint::clone(endpoint))),
-            Asking::PayStatus => Asking::PayStatus,
-        }
-    }
-}
-
-/// A call: what is asked, and about whom.
-struct Question<'q> {
-    asking: Asking<'q>,
-    call: FlinksCall,
-    about: About,
-}
-
-/// Who goes first of those that wait for their turn: the one that is furthest.
-struct Depth;
-
-impl Depth {
-    const TOKEN: u32 = 0;
-    const AUTHORIZE: u32 = 1;
-    const ACCOUNTS: u32 = 2;
-    const POLL: u32 = 3;
-    /// And one more for each result.
-    const ATTRIBUTES: u32 = 4;
-}
-
-struct Gates {
-    /// Told at each change of any.
-    changes: Arc<Notify>,
-    token: Arc<Gate>,
-    authorize: Arc<Gate>,
-    accounts: Arc<Gate>,
-    pay_status: Arc<Gate>,
-    /// By name; made when an endpoint is asked first.
-    attributes: Mutex<BTreeMap<String, Arc<Gate>>>,
-}
-
-impl Gates {
-    fn new(make: impl Fn(Asking<'_>, &Arc<Notify>) -> Arc<Gate>) -> Gates {
-        let changes = Arc::new(Notify::new());
-        let [token, authorize, accounts, pay_status] =
-            [Asking::Token, Asking::Authorize, Asking::Accounts, Asking::PayStatus]
-                .map(|asking| make(asking, &changes));
-        Gates { changes, token, authorize, accounts, pay_status, attributes: Mutex::default() }
-    }
-
-    /// What has to be open before a record has a session whose accounts are there.
-    fn login(&self) -> [&Arc<Gate>; 3] {
-        [&self.token, &self.authorize, &self.accounts]
-    }
-
-    /// Each by its name.
-    fn all(&self) -> Vec<(String, Arc<Gate>)> {
-        let login = [Asking::Token, Asking::Authorize, Asking::Accounts].map(|asking| asking.name().to_owned());
-        let login = login.into_iter().zip(self.login().map(Arc::clone));
-        let pay_status = (Asking::PayStatus.name().to_owned(), self.pay_status.clone());
-        let attributes = self.endpoints().clone();
-        login.chain([pay_status]).chain(attributes).collect()
-    }
-
-    fn endpoints(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Gate>>> {
-        self.attributes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Why there can be no client.
@@ -340,15 +222,10 @@ impl Client {
             authentication: api.authentication,
             answer_limit: flinks.answer_limit,
             session_idle: flinks.session_idle,
-            looking,
             keys: ArcSwap::from_pointee(KeyHeaders::new(keys, api.authentication)?),
-            line: Arc::default(),
-            room: Semaphore::new(api.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
-            pace: Pace::new(api.rate),
-            gates: Gates::new(|asking, changes| gate(looking, &metrics, &asking, changes)),
+            turns: Turns::new(instance, api, looking, metrics.clone()),
             metrics,
         };
-        inner.metrics.rate(inner.pace.rate());
         Ok(Client { inner: Arc::new(inner), stop: CancellationToken::new(), own: Own::default() })
     }
 
@@ -366,7 +243,7 @@ impl Client {
         let keys = KeyHeaders::new(keys, self.inner.authentication)?;
         if *self.inner.keys.load_full() != keys {
             self.inner.keys.store(Arc::new(keys));
-            self.inner.gates.all().iter().for_each(|(_, gate)| gate.reconfigured());
+            self.inner.turns.reconfigured();
         }
         Ok(())
     }
@@ -378,27 +255,17 @@ impl Client {
 
     /// Whether sessions can be had, as far as is known.
     pub fn available(&self) -> bool {
-        self.inner.gates.login().iter().all(|gate| gate.condition() == Condition::Open)
+        self.inner.turns.available()
     }
 
     /// Which calls are not made for now, and why.
     pub fn shut(&self) -> Vec<(String, Condition)> {
-        let all = self.inner.gates.all().into_iter().map(|(name, gate)| (name, gate.condition()));
-        all.filter(|(_, condition)| *condition != Condition::Open).collect()
+        self.inner.turns.shut()
     }
 
     /// Completes when what comes before attributes, or the status of a Pay session, is refused; says how.
     pub async fn refused(&self) -> CallError {
-        loop {
-            let mut changed = pin!(self.inner.gates.changes.notified());
-            changed.as_mut().enable();
-            let gates = &self.inner.gates;
-            let refusal = gates.login().into_iter().chain([&gates.pay_status]).find_map(|gate| gate.refusal());
-            match refusal {
-                Some(refusal) => return refusal,
-                None => changed.await,
-            }
-        }
+        self.inner.turns.refused().await
     }
 
     /// Waits until one of these endpoints can be asked, and says which: the first of them that can.
@@ -406,15 +273,7 @@ impl Client {
     /// # Errors
     /// [`CallError::Withdrawn`].
     pub async fn choose(&self, endpoints: &[&Endpoint]) -> Result<usize, CallError> {
-        let gates: Vec<Arc<Gate>> =
-            endpoints.iter().map(|endpoint| self.gate(&Asking::Attributes(Cow::Borrowed(endpoint)))).collect();
-        let gates: Vec<&Arc<Gate>> = gates.iter().collect();
-        let _waiting = self.inner.metrics.call_waiting();
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(CallError::Withdrawn),
-            chosen = self.pass(&gates, false) => Ok(chosen),
-        }
+        self.inner.turns.choose(&self.own, &self.stop, endpoints).await
     }
 
     /// A new session for a LoginId, from what Flinks has cached: two calls.
@@ -423,12 +282,11 @@ impl Client {
     /// Why there is none.
     pub async fn authorize(&self, login_id: &str) -> Result<Session, CallError> {
         usable(login_id)?;
-        let gates = self.inner.gates.login();
         let (turn, token) = loop {
-            let turn = self.turn(&gates, Depth::TOKEN).await?;
+            let turn = self.turn(&Asking::Token, Depth::TOKEN).await?;
             let asked = Instant::now();
             let token = self.token(turn).await?;
-            let turn = self.turn(&gates, Depth::AUTHORIZE).await?;
+            let turn = self.turn(&Asking::Authorize, Depth::AUTHORIZE).await?;
             if asked.elapsed() < TOKEN_LIFE {
                 break (turn, token);
             }
@@ -462,7 +320,7 @@ impl Client {
     /// # Errors
     /// Why there is none, or none yet.
     pub async fn accounts_detail(&self, session: &mut Session) -> Result<Bytes, CallError> {
-        let turn = self.turn(&[&self.inner.gates.accounts], Depth::ACCOUNTS).await?;
+        let turn = self.turn(&Asking::Accounts, Depth::ACCOUNTS).await?;
         let request = self.inner.post(&["BankingServices", "GetAccountsDetail"]);
         let request = with_json(self.inner.keyed(request), &json!({ "RequestId": session.request_id }));
         let (asking, call) = (Asking::Accounts, FlinksCall::AccountsDetail);
@@ -474,7 +332,7 @@ impl Client {
     /// # Errors
     /// Why there is no result, or none yet.
     pub async fn accounts_detail_async(&self, session: &mut Session) -> Result<Bytes, CallError> {
-        let turn = self.turn(&[&self.inner.gates.accounts], Depth::POLL).await?;
+        let turn = self.turn(&Asking::Accounts, Depth::POLL).await?;
         let request = self.inner.poll(&session.request_id);
         let (asking, call) = (Asking::Accounts, FlinksCall::AccountsDetailPoll);
         self.in_session(session, turn, asking, call, request).await.map(|answer| answer.body)
@@ -493,16 +351,10 @@ impl Client {
     ) -> Result<Attributes, CallError> {
         usable(login_id)?;
         let asking = Asking::Attributes(Cow::Borrowed(endpoint));
-        let gate = self.gate(&asking);
-        // Nobody waits at a shut gate with a session that ages: another endpoint may be open.
-        if !self.may_go(&gate) {
-            return Err(CallError::Shut);
-        }
-        let results = self.own.results.load(Ordering::Relaxed);
-        let turn = self.turn(&[&gate], Depth::ATTRIBUTES + results).await?;
+        let turn = self.turn(&asking, self.own.depth()).await?;
         let request = self.inner.attributes(login_id, &session.request_id, endpoint);
         let answer = self.in_session(session, turn, asking, FlinksCall::Attributes, request).await?;
-        self.own.results.fetch_add(1, Ordering::Relaxed);
+        self.own.went_on();
         Ok(Attributes { body: answer.body, content_type: answer.content_type })
     }
 
@@ -514,7 +366,7 @@ impl Client {
     /// Why there is no answer.
     pub async fn pay_session_status(&self, session_id: &str) -> Result<Bytes, CallError> {
         usable(session_id)?;
-        let turn = self.turn(&[&self.inner.gates.pay_status], Depth::TOKEN).await?;
+        let turn = self.turn(&Asking::PayStatus, Depth::TOKEN).await?;
         let (asking, call) = (Asking::PayStatus, FlinksCall::PayStatus);
         let question = Question { asking, call, about: record(session_id) };
         self.send(turn, question, self.inner.pay_status(session_id), |answer| Ok(answer.body)).await
@@ -556,96 +408,9 @@ impl Client {
         self.send(turn, question, request.body(Bytes::new()), token).await
     }
 
-    /// The gate of what is asked.
-    fn gate(&self, asking: &Asking<'_>) -> Arc<Gate> {
-        let Inner { gates, looking, metrics, .. } = self.inner.deref();
-        match asking {
-            Asking::Token => gates.token.clone(),
-            Asking::Authorize => gates.authorize.clone(),
-            Asking::Accounts => gates.accounts.clone(),
-            Asking::PayStatus => gates.pay_status.clone(),
-            Asking::Attributes(endpoint) => {
-                let mut endpoints = gates.endpoints();
-                if let Some(gate) = endpoints.get(&endpoint.name) {
-                    return gate.clone();
-                }
-                let made = gate(*looking, metrics, asking, &gates.changes);
-                endpoints.entry(endpoint.name.clone()).or_insert(made).clone()
-            }
-        }
-    }
-
-    /// Whether a call may go through: its gate is open, or it is the one that looks.
-    fn may_go(&self, gate: &Arc<Gate>) -> bool {
-        gate.condition() == Condition::Open || self.own.looks().iter().any(|look| look.is_of(gate))
-    }
-
-    /// Waits until one of these gates lets a call through, or `all` do, and takes the looks for it. Says which one.
-    async fn pass(&self, gates: &[&Arc<Gate>], all: bool) -> usize {
-        let mut waiting: Vec<Waiting> = Vec::new();
-        loop {
-            let mut changed = pin!(self.inner.gates.changes.notified());
-            // What changes from here on is noticed.
-            changed.as_mut().enable();
-            let ways: Vec<Way> = gates.iter().map(|gate| self.way(gate)).collect();
-            let chosen = if all {
-                let passable = ways.iter().all(|way| !matches!(way, Way::Shut(_)));
-                (passable && self.take_looks(gates)).then_some(0)
-            } else {
-                let passable = |at: &usize| !matches!(ways[*at], Way::Shut(_)) && self.take_looks(&gates[*at..=*at]);
-                (0..gates.len()).find(passable)
-            };
-            if let Some(chosen) = chosen {
-                return chosen;
-            }
-            if waiting.is_empty() {
-                waiting = gates.iter().map(|gate| gate.wait()).collect();
-            }
-            let due = ways.iter().filter_map(|way| if let Way::Shut(due) = way { *due } else { None }).min();
-            match due {
-                Some(due) => tokio::select! {
-                    () = changed => {}
-                    () = sleep_until(due) => {}
-                },
-                None => changed.await,
-            }
-        }
-    }
-
-    fn way(&self, gate: &Arc<Gate>) -> Way {
-        if self.may_go(gate) { Way::Open } else { gate.way() }
-    }
-
-    /// Takes the looks without which these gates let nothing through; none, if somebody else was first at one.
-    fn take_looks(&self, gates: &[&Arc<Gate>]) -> bool {
-        let looks: Option<Vec<Look>> = gates.iter().filter(|gate| !self.may_go(gate)).map(|gate| gate.look()).collect();
-        let taken = looks.is_some();
-        self.own.looks().extend(looks.into_iter().flatten());
-        taken
-    }
-
     /// Waits until the call may be sent.
-    async fn turn(&self, gates: &[&Arc<Gate>], depth: u32) -> Result<Turn<'_>, CallError> {
-        let Inner { line, room, pace, metrics, .. } = self.inner.deref();
-        let _waiting = metrics.call_waiting();
-        let turn = async {
-            loop {
-                self.pass(gates, true).await;
-                let front = line.front(depth).await;
-                let permit = room.acquire().await.expect("it is never closed");
-                pace.turn(&front).await;
-                metrics.rate(pace.rate());
-                // A gate may have shut while the rate was waited for.
-                if gates.iter().all(|gate| self.may_go(gate)) {
-                    return Turn { _room: Some(permit) };
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Err(CallError::Withdrawn),
-            turn = turn => Ok(turn),
-        }
+    async fn turn(&self, asking: &Asking<'_>, depth: u32) -> Result<Turn<'_>, CallError> {
+        self.inner.turns.turn(&self.own, &self.stop, asking, depth).await
     }
 
     /// Sends a call, once, and says what its answer is.
@@ -673,89 +438,24 @@ impl Client {
             Err(error) => Err(error),
         };
         drop(in_flight);
-        let gate = self.gate(&question.asking);
-        let result = self.weigh(&question, &gate, result, sent);
-        // It has looked, whatever it has seen; and who has to wait now keeps nobody from looking.
-        let failed = result.is_err();
-        self.own.looks().retain(|look| !failed && !look.is_of(&gate));
+        let gate = self.inner.turns.gate(&question.asking);
+        let (result, wanted) = self.inner.turns.weigh(&question, &gate, result, sent);
+        self.own.called(&gate, result.is_err());
+        if wanted {
+            self.look_for(gate, question.asking.owned());
+        }
         let outcome = result.as_ref().map_or_else(outcome, |_| FlinksOutcome::Ok);
         self.inner.metrics.call_ended(call, outcome, sent.elapsed());
         result
     }
 
-    /// Sets limits and gate by how a call ended, and tells trouble with all calls of its kind from trouble with one.
-    fn weigh<T>(
-        &self,
-        question: &Question<'_>,
-        gate: &Arc<Gate>,
-        result: Result<T, CallError>,
-        sent: Instant,
-    ) -> Result<T, CallError> {
-        let ended = Ended { about: question.about, sent };
-        let answered = |throttled| {
-            let news = gate.answered(ended, throttled);
-            self.tell(&question.asking, gate, Weighed { counts: true, news, look: false }, None);
-        };
-        let error = match result {
-            Ok(result) => {
-                answered(false);
-                return Ok(result);
-            }
-            Err(error) => error,
-        };
-        Err(match error.verdict() {
-            Verdict::Down => {
-                // No connection is never about a record: nothing of it was sent.
-                let weighed = gate.failed(ended, matches!(error, CallError::Connect(_)));
-                let counts = weighed.counts;
-                self.tell(&question.asking, gate, weighed, Some(&error));
-                if counts { CallError::Alone(Box::new(error)) } else { error }
-            }
-            Verdict::Page if !matches!(error, CallError::TooLarge { .. }) => {
-                let weighed = gate.refused(ended, &error);
-                let counts = weighed.counts;
-                self.tell(&question.asking, gate, weighed, Some(&error));
-                if counts { error } else { CallError::Refused(Box::new(error)) }
-            }
-            Verdict::Throttled => {
-                answered(true);
-                self.inner.pace.throttled(sent);
-                self.inner.metrics.rate(self.inner.pace.rate());
-                error
-            }
-            Verdict::Wait
-            | Verdict::NewSession
-            | Verdict::BackOff
-            | Verdict::Empty
-            | Verdict::GiveUp
-            | Verdict::Page
-            | Verdict::Withdrawn => {
-                answered(false);
-                error
-            }
-        })
-    }
-
-    /// Logs what is new at a gate, and has it looked for.
-    fn tell(&self, asking: &Asking<'_>, gate: &Arc<Gate>, weighed: Weighed, error: Option<&CallError>) {
-        let (instance, call) = (&self.inner.instance, asking.name());
-        let cause = error.map(tracing::field::display);
-        match weighed.news {
-            None => {}
-            Some(Condition::Open) => tracing::info!(instance, call, "flinks answers again"),
-            Some(Condition::Away) => tracing::warn!(instance, call, cause, "flinks does not answer"),
-            Some(Condition::Refused) => {
-                tracing::error!(instance, call, cause, "flinks refuses what is configured, a person is needed");
-            }
-        }
-        if weighed.look {
-            tokio::spawn(look(Arc::downgrade(&self.inner), gate.clone(), asking.owned()));
-        }
+    fn look_for(&self, gate: Arc<Gate>, asking: Asking<'static>) {
+        tokio::spawn(look(Arc::downgrade(&self.inner), gate, asking));
     }
 
     /// Asks what concerns nobody. How it went is seen at the gate.
     async fn ask_about_nobody(&self, asking: &Asking<'_>) -> Result<(), CallError> {
-        let turn = || Turn { _room: None };
+        let turn = Turn::for_nobody;
         let question = |call| Question { asking: asking.owned(), call, about: About::Nobody };
         match asking {
             // The token is left to expire.
@@ -833,21 +533,6 @@ impl Inner {
     }
 }
 
-/// The right to send one call now; its room is given back when the call has ended.
-struct Turn<'a> {
-    /// `None` for a look about nobody, which takes none.
-    _room: Option<SemaphorePermit<'a>>,
-}
-
-/// A gate, whose condition metrics show.
-fn gate(looking: Backoff, metrics: &InstanceCalls, asking: &Asking<'_>, changes: &Arc<Notify>) -> Arc<Gate> {
-    let (shown, call) = (metrics.clone(), asking.name().to_owned());
-    let changed = move |condition| {
-        shown.shut(&call, condition == Condition::Away, condition == Condition::Refused);
-    };
-    Arc::new(Gate::new(looking, matches!(asking, Asking::Token), changes.clone(), changed))
-}
-
 /// Asks about nobody, now and then, for as long as the gate wants it. Ends with the client.
 async fn look(client: Weak<Inner>, gate: Arc<Gate>, asking: Asking<'static>) {
     while let Some(due) = gate.next_look() {
@@ -868,11 +553,6 @@ async fn look(client: Weak<Inner>, gate: Arc<Gate>, asking: Asking<'static>) {
         }
         gate.look_ended();
     }
-}
-
-/// Who a call is about.
-fn record(id: &str) -> About {
-    About::Record(BuildHasherDefault::<DefaultHasher>::new().hash_one(id))
 }
 
 /// An id that stands as one part of a path: URLs take `.` and `..` for steps.

@@ -23,6 +23,7 @@ mod gate;
 mod gathering;
 mod limit;
 mod probe;
+mod turn;
 
 pub use self::client::{Attributes, Client, ClientError, Session};
 pub use self::code::{CallError, FlinksCode, Verdict};

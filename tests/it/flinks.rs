@@ -556,6 +556,32 @@ async fn each_call_that_is_away_is_looked_for_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_its_turn_as_an_endpoint_shuts_is_told() {
+    let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
+    let made = made(&stub.base_url(), "", "rate = 20");
+    let mut sessions = Vec::new();
+    for number in 0..6 {
+        let login_id = format!("login-{number}");
+        sessions.push((detailed(&made.client, &login_id).await, login_id));
+    }
+    stub.set_fault(fault("unavailable@attributes=1"));
+    let calls: Vec<_> = sessions
+        .into_iter()
+        .map(|(mut session, login_id)| {
+            let client = made.client.clone();
+            tokio::spawn(async move { client.attributes(&mut session, &login_id, &credit_risk()).await.map(drop) })
+        })
+        .collect();
+    let mut ended = Vec::new();
+    for call in calls {
+        // Another endpoint may be open, so it does not wait for this one.
+        ended.push(within("its end", call).await.expect("no panic").expect_err("it is away"));
+    }
+    let shut = ended.iter().filter(|error| **error == CallError::Shut).count();
+    assert!((1..=3).contains(&shut), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_refused_alone_shuts_nothing_and_five_do() {
     let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
     let made = made(&stub.base_url(), "", "rate = 10000");
