@@ -268,7 +268,7 @@ impl Client {
         self.inner.turns.refused().await
     }
 
-    /// Waits until one of these endpoints can be asked, and says which: the first of them that can.
+    /// Waits until one of these endpoints, of which there is at least one, can be asked, and says which: the first that can.
     ///
     /// # Errors
     /// [`CallError::Withdrawn`].

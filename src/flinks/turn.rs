@@ -69,7 +69,7 @@ impl Turns {
         }
     }
 
-    /// Waits until one of these endpoints can be asked, and says which: the first of them that can.
+    /// Waits until one of these endpoints, of which there is at least one, can be asked, and says which: the first that can.
     pub(super) async fn choose(
         &self,
         own: &Own,
@@ -128,6 +128,10 @@ impl Turns {
 
     /// Waits until one of these gates lets a call through, or `all` do, and takes the looks for it. Says which one.
     async fn pass(&self, own: &Own, gates: &[&Arc<Gate>], all: bool) -> usize {
+        let needed = if all { gates } else { &gates[..1] };
+        if needed.iter().all(|gate| own.may_go(gate)) {
+            return 0;
+        }
         let mut waiting: Vec<Waiting> = Vec::new();
         loop {
             let mut changed = pin!(self.gates.changes.notified());
