@@ -7,8 +7,9 @@
 //! same `ce_id`.
 //!
 //! What an answer means is decided in `flinks`, once. Here it is decided how long to go on: a record that Flinks refuses
-//! for good, or `enrich.attempts` times, becomes a dead letter; that Flinks is away or throttles is nobody's fault and
-//! is waited out. Then the records in work fill `in_flight`, and the consumer pauses by itself.
+//! for good, or `enrich.attempts` times, becomes a dead letter; that a call goes unanswered or is refused for all records
+//! alike, or that Flinks throttles, is nobody's fault and is waited out, while what can be asked is asked. Where nothing
+//! can be, the records in work fill `in_flight`, and the consumer pauses by itself.
 //!
 //! It never calls twice at once for one LoginId, never keeps an answer that is not a result, and never logs a body.
 
@@ -38,6 +39,9 @@ pub const ATTRIBUTES_TYPE: &str = "com.flinks.attributes";
 /// How many LoginIds `enrich.window` remembers at most: 24 bytes each. The next ones are enriched whatever the window
 /// says, which costs calls and loses nothing.
 const REMEMBERED: usize = 1_000_000;
+
+/// How often a card with too little data is asked for again: half a minute at most, as `flinks.backoff_min` is by default.
+const EMPTIES: u32 = 4;
 
 /// Consumes until `shutdown` is cancelled, and returns when what was begun has ended or the drain's bound has passed.
 /// `clients` are those of the configured instances, in their order; `None` where an instance has no API.
@@ -79,6 +83,41 @@ struct GivenUp {
     flinks_code: Option<String>,
     attempts: u32,
     first_failure: Option<SystemTime>,
+}
+
+/// How far the work on a record has come, apart from its session.
+#[derive(Default)]
+struct Progress {
+    attempts: u32,
+    first_failure: Option<SystemTime>,
+    /// How long a pending operation was waited for; what a call waits for its turn is not part of it.
+    pending: Duration,
+    /// How often Flinks had too little data.
+    empties: u32,
+    /// How often it was throttled since it last went on.
+    throttled: u32,
+}
+
+impl Progress {
+    fn went_on(&mut self) {
+        (self.pending, self.throttled) = (Duration::ZERO, 0);
+    }
+
+    fn give_up(&self, cause: Cause, error: &CallError) -> GivenUp {
+        let flinks_code = error.flinks_code().map(ToString::to_string);
+        let first_failure = self.first_failure.or(Some(SystemTime::now()));
+        GivenUp { cause, flinks_code, attempts: self.attempts, first_failure }
+    }
+}
+
+/// What is next for a record after a call without a result.
+enum Next {
+    Again {
+        after: Duration,
+        /// With another session.
+        anew: bool,
+    },
+    GivenUp(GivenUp),
 }
 
 /// What became of the work on a record.
@@ -149,119 +188,108 @@ impl Enricher {
 
     async fn enrich(&self, job: &Job<'_>) -> Ended {
         let Job { target, lease, .. } = job;
-        let endpoints = self.endpoints(target.instance);
-        let (mut gathering, mut next) = (Gathering::default(), 0);
-        let mut attempts = 0;
-        let mut throttled = 0;
-        let mut first_failure = None;
-        let mut pending_since: Option<Instant> = None;
-        loop {
-            // What is asked is waited for, as Flinks would go on with it anyway; nothing more is asked once the lease has
-            // gone. The client would wait for Flinks to come back, too, but not for the lease.
-            tokio::select! {
-                biased;
-                () = lease.withdrawn() => return Ended::Abandoned,
-                () = target.client.until_available() => {}
-            }
-            let Some(endpoint) = endpoints.get(next) else {
-                return Ended::Enriched;
-            };
-            let answer = match self.step(target, endpoint, &mut gathering).await {
-                Ok(None) => {
-                    (pending_since, throttled) = (None, 0);
-                    continue;
-                }
-                Ok(Some(attributes)) => {
-                    (pending_since, throttled) = (None, 0);
-                    let result = self.result(job, endpoint, gathering.request_id(), attributes);
-                    match self.publish(result, lease).await {
-                        Published::Acked => self.metrics.result(&endpoint.name),
-                        Published::Abandoned => return Ended::Abandoned,
-                        Published::TooLarge => {
-                            let cause = Cause::TooLarge;
-                            return Ended::GivenUp(GivenUp { cause, flinks_code: None, attempts, first_failure });
-                        }
-                    }
-                    next += 1;
-                    continue;
-                }
-                Err(error) => error,
-            };
-            // Here is decided how long to go on, as `operate::recover` does for itself; what each answer means is
-            // decided in `flinks`.
-            let now = Instant::now();
-            let failed = match answer.verdict() {
-                Verdict::Wait => {
-                    let since = *pending_since.get_or_insert(now);
-                    if now.duration_since(since) < self.config.flinks.poll_limit {
-                        if self.wait(self.config.flinks.poll_interval, lease).await.is_err() {
-                            return Ended::Abandoned;
-                        }
-                        continue;
-                    }
-                    // It has been pending for longer than Flinks says it can be: begun anew, which is an attempt.
-                    (pending_since, gathering) = (None, Gathering::default());
-                    Cause::Attempts
-                }
-                Verdict::NewSession => {
-                    gathering = Gathering::default();
-                    Cause::Attempts
-                }
-                Verdict::BackOff => Cause::Attempts,
-                // The client asks less by itself, and waits for Flinks to come back: neither is this record's fault.
-                Verdict::Throttled | Verdict::Down => {
-                    if self.wait(self.delay(throttled), lease).await.is_err() {
-                        return Ended::Abandoned;
-                    }
-                    throttled = (throttled + 1).min(30);
-                    continue;
-                }
-                // A key that is wrong, an endpoint that is not subscribed: it concerns all records alike. Trying for a
-                // while gives a person the time to mend it before records pile up as dead letters.
-                Verdict::Page => {
-                    tracing::error!(
-                        instance = self.name(target.instance), error = %answer,
-                        "flinks refuses what is configured, a person is needed"
-                    );
-                    Cause::NeedsPerson
-                }
-                Verdict::GiveUp => {
-                    let flinks_code = answer.flinks_code().map(ToString::to_string);
-                    let cause = if matches!(answer, CallError::Mfa) { Cause::Mfa } else { Cause::GaveUp };
-                    let first_failure = first_failure.or(Some(SystemTime::now()));
-                    return Ended::GivenUp(GivenUp { cause, flinks_code, attempts: attempts + 1, first_failure });
-                }
-            };
-            attempts += 1;
-            first_failure.get_or_insert(SystemTime::now());
-            if attempts >= self.config.enrich.attempts {
-                let flinks_code = answer.flinks_code().map(ToString::to_string);
-                return Ended::GivenUp(GivenUp { cause: failed, flinks_code, attempts, first_failure });
-            }
-            tracing::debug!(
-                instance = self.name(target.instance), login_id = target.login_id, attempts, error = %answer,
-                "enrichment is tried again"
-            );
-            if self.wait(self.delay(attempts - 1), lease).await.is_err() {
+        // What is asked is waited for, as Flinks would go on with it anyway; nothing more is asked once the lease has gone.
+        let client = target.client.for_record(lease.token());
+        let mut owed = self.endpoints(target.instance);
+        let mut gathering = Gathering::default();
+        let mut progress = Progress::default();
+        while !owed.is_empty() {
+            // What is shut is asked last: the others' results need not wait for it.
+            let Ok(next) = client.choose(&owed).await else {
                 return Ended::Abandoned;
+            };
+            let endpoint = owed[next];
+            let attributes = match gathering.attributes(&client, &target.login_id, endpoint).await {
+                Ok(None) => {
+                    progress.went_on();
+                    continue;
+                }
+                Ok(Some(attributes)) => attributes,
+                Err(CallError::Withdrawn) => return Ended::Abandoned,
+                Err(error) => {
+                    match self.weigh(target, &error, &mut progress) {
+                        Next::GivenUp(given_up) => return Ended::GivenUp(given_up),
+                        Next::Again { after, anew } => {
+                            if anew {
+                                gathering = Gathering::default();
+                            }
+                            if self.wait(after, lease).await.is_err() {
+                                return Ended::Abandoned;
+                            }
+                        }
+                    }
+                    continue;
+                }
+            };
+            progress.went_on();
+            let result = self.result(job, endpoint, gathering.request_id(), attributes);
+            match self.publish(result, lease).await {
+                Published::Acked => self.metrics.result(&endpoint.name),
+                Published::Abandoned => return Ended::Abandoned,
+                Published::TooLarge => {
+                    let Progress { attempts, first_failure, .. } = progress;
+                    let cause = Cause::TooLarge;
+                    return Ended::GivenUp(GivenUp { cause, flinks_code: None, attempts, first_failure });
+                }
             }
+            owed.remove(next);
         }
+        Ended::Enriched
     }
 
-    /// One call further: the endpoint's answer, once Flinks gives it.
-    async fn step(
-        &self,
-        target: &Target<'_>,
-        endpoint: &Endpoint,
-        gathering: &mut Gathering,
-    ) -> Result<Option<Attributes>, CallError> {
-        if let Some(session) = gathering.ready(target.client) {
-            return target.client.attributes(session, &target.login_id, endpoint).await.map(Some);
+    /// How a record goes on after a call without a result. Here is decided how long, as `operate::recover` does for
+    /// itself; what each answer means is decided in `flinks`.
+    fn weigh(&self, target: &Target<'_>, error: &CallError, progress: &mut Progress) -> Next {
+        let (cause, anew) = match error.verdict() {
+            Verdict::Wait => {
+                let after = self.config.flinks.poll_interval;
+                if progress.pending < self.config.flinks.poll_limit {
+                    progress.pending += after;
+                    return Next::Again { after, anew: false };
+                }
+                // It has been pending for longer than Flinks says it can be: begun anew, which is an attempt.
+                progress.pending = Duration::ZERO;
+                (Cause::Attempts, true)
+            }
+            Verdict::NewSession => (Cause::Attempts, true),
+            Verdict::BackOff => (Cause::Attempts, false),
+            // Neither is this record's fault. The client asks less by itself, and makes no call of the kind until it is
+            // answered and granted again.
+            Verdict::Down => return Next::Again { after: Duration::ZERO, anew: false },
+            Verdict::Throttled => {
+                let after = self.delay(progress.throttled);
+                progress.throttled = (progress.throttled + 1).min(30);
+                return Next::Again { after, anew: false };
+            }
+            // It may be about this LoginId after all, as others are not refused.
+            Verdict::Page => {
+                tracing::error!(
+                    instance = self.name(target.instance), error = %error,
+                    "flinks refuses what is configured, a person is needed"
+                );
+                (Cause::NeedsPerson, false)
+            }
+            Verdict::Empty if progress.empties < EMPTIES => {
+                progress.empties += 1;
+                (Cause::GaveUp, true)
+            }
+            Verdict::Empty | Verdict::GiveUp | Verdict::Withdrawn => {
+                let cause = if matches!(error, CallError::Mfa) { Cause::Mfa } else { Cause::GaveUp };
+                progress.attempts += 1;
+                return Next::GivenUp(progress.give_up(cause, error));
+            }
+        };
+        progress.attempts += 1;
+        progress.first_failure.get_or_insert(SystemTime::now());
+        if progress.attempts >= self.config.enrich.attempts {
+            return Next::GivenUp(progress.give_up(cause, error));
         }
-        // The accounts themselves came by the webhook; asking is what readies the attributes (docs.flinks.com
-        // guides/enrich), and the answer is dropped.
-        gathering.step(target.client, &target.login_id).await?;
-        Ok(None)
+        let attempts = progress.attempts;
+        tracing::debug!(
+            instance = self.name(target.instance), login_id = target.login_id, attempts, error = %error,
+            "enrichment is tried again"
+        );
+        Next::Again { after: self.delay(attempts - 1), anew }
     }
 
     /// The record of one endpoint's answer. Its `ce_id` is made from the source record's, so that a repetition shows as

@@ -18,7 +18,7 @@ use crate::config::{ApiKeys, Config, Loaded, OWN_FILES, TlsFiles, all_topics, to
 use crate::dead_letter::Cause;
 use crate::enrich;
 use crate::error::chain;
-use crate::flinks::Client;
+use crate::flinks::{Client, Condition};
 use crate::ingress::{self, IngressError, Listeners};
 use crate::kafka::Producers;
 use crate::kafka::consume::Membership;
@@ -228,7 +228,7 @@ fn equip(
     environment: fn(&str) -> Option<String>,
 ) -> Result<(Vec<Option<Client>>, Arc<Producers>), ServeError> {
     let registry = Registry::new();
-    let flinks = FlinksMetrics::new(&registry, &instances(config)).map_err(failed)?;
+    let flinks = FlinksMetrics::new(&registry, &instances(config), &[]).map_err(failed)?;
     let clients = clients(config, environment, &flinks)?;
     let names = Names { topics: topics.iter().map(|topic| &**topic).collect(), ..Names::default() };
     let metrics = Metrics::new(&registry, &names).map_err(failed)?;
@@ -279,8 +279,8 @@ impl Enriching {
         environment: fn(&str) -> Option<String>,
         registry: &Registry,
     ) -> Result<Enriching, ServeError> {
-        let flinks = FlinksMetrics::new(registry, &instances(config)).map_err(failed)?;
         let endpoints: Vec<&str> = config.enrich.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
+        let flinks = FlinksMetrics::new(registry, &instances(config), &endpoints).map_err(failed)?;
         let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
         let sources = enrich::topics(config);
         let sources: Vec<&str> = sources.iter().map(|topic| &**topic).collect();
@@ -293,17 +293,24 @@ impl Enriching {
         Ok(Enriching { config: config.clone(), environment, clients, telling })
     }
 
-    /// Whether it consumes. That Flinks is away is told and takes nobody out: work waits for it on purpose, and a rollout
-    /// does not.
+    /// Whether it consumes, and which calls to Flinks are not made. Those are a note: this process is of use for what
+    /// else there is to ask, and no other would be of more.
     fn check(&self) -> impl Fn() -> Verdict + use<> {
         let (config, membership, clients) =
             (self.config.clone(), self.telling.membership.clone(), self.clients.clone());
         move || {
-            let away = config.instances.iter().zip(&clients).filter_map(|(instance, client)| {
-                let client = client.as_ref().filter(|client| !client.available());
-                client.map(|_| format!("the Flinks API of instance {} is away", instance.name))
-            });
-            both(membership.check(), Ok(away.collect()))
+            let mut notes = Vec::new();
+            for (instance, client) in config.instances.iter().zip(&clients) {
+                for (call, condition) in client.iter().flat_map(Client::shut) {
+                    let what = match condition {
+                        Condition::Open => continue,
+                        Condition::Away => "is not answered",
+                        Condition::Refused => "is refused",
+                    };
+                    notes.push(format!("the Flinks API of instance {}: {call} {what}", instance.name));
+                }
+            }
+            both(membership.check(), Ok(notes))
         }
     }
 

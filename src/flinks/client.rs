@@ -1,7 +1,7 @@
 //! One instance's Flinks API over HTTP: each call waits for its turn, is sent once, and its answer is judged.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
 use serde_json::{Map, Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, exchange};
 use super::code::{CallError, Verdict};
-use super::limit::{Gate, Pace, Seen};
+use super::gate::{About, Condition, Gate};
+use super::turn::{Asking, Depth, Own, Question, Turn, Turns, record};
 use crate::backoff::Backoff;
 use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint};
 use crate::http::{self, HttpError};
@@ -33,18 +34,33 @@ const LIMIT_DAYS: HeaderName = HeaderName::from_static("limitdays");
 /// meanwhile, is not shown any more: it would be refused as a wrong key is.
 const TOKEN_LIFE: Duration = Duration::from_secs(25 * 60);
 
-/// Longest wait between two looks for Flinks' return. They are one call at a time for the whole process, and all work
-/// waits for the one that succeeds.
+/// Longest wait between two looks whether a call is answered again. They are one call at a time for the whole process,
+/// and all work that needs the call waits for the one that succeeds.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Longest id that is put into a URL. Flinks' have 36 characters.
 const LONGEST_ID: usize = 256;
 
+/// An id that Flinks never gives, of a session or a login: its own are random.
+pub(super) const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
+
 /// One instance's Flinks API. Cloning is cheap, and the clones share limits, keys and connections.
 ///
 /// Dropping a call's future gives it up at any point; what it has used of the limits is given back.
-#[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    /// When no call is begun any more.
+    stop: CancellationToken,
+    /// Of the record whose calls these are.
+    own: Own,
+}
+
+/// With no record's looks.
+impl Clone for Client {
+    fn clone(&self) -> Client {
+        Client { inner: self.inner.clone(), stop: self.stop.clone(), own: Own::default() }
+    }
+}
 
 struct Inner {
     instance: String,
@@ -55,13 +71,8 @@ struct Inner {
     /// Members of `GetAccountsDetail` that the settings want.
     accounts_detail: Map<String, Value>,
     session_idle: Duration,
-    /// Between two looks for Flinks' return.
-    looking: Backoff,
     keys: ArcSwap<KeyHeaders>,
-    /// Calls at once. It stays as it is while Flinks throttles: at a lower rate there are fewer calls at once anyway.
-    room: Semaphore,
-    pace: Pace,
-    gate: Gate,
+    turns: Turns,
     metrics: InstanceCalls,
 }
 
@@ -92,6 +103,7 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Session {
     request_id: String,
+    about: About,
     used: Instant,
 }
 
@@ -125,6 +137,7 @@ impl fmt::Debug for Attributes {
 }
 
 /// The keys as headers.
+#[derive(PartialEq, Eq)]
 pub(super) struct KeyHeaders {
     pub(super) authorize: HeaderValue,
     api: HeaderValue,
@@ -203,7 +216,7 @@ impl Client {
     ) -> Result<Client, ClientError> {
         let base = base_url(api)?;
         let metrics = metrics.instance(instance).ok_or_else(|| ClientError::Metrics(instance.to_owned()))?;
-        let shown = metrics.clone();
+        let looking = Backoff::new(flinks.backoff_min, flinks.backoff_max.min(LOOK_EVERY));
         let inner = Inner {
             instance: instance.to_owned(),
             http: http_client(flinks, api, &base)?,
@@ -212,40 +225,58 @@ impl Client {
             answer_limit: flinks.answer_limit,
             accounts_detail: api.accounts_detail.clone(),
             session_idle: flinks.session_idle,
-            looking: Backoff::new(flinks.backoff_min, flinks.backoff_max.min(LOOK_EVERY)),
             keys: ArcSwap::from_pointee(KeyHeaders::new(keys, api.authentication)?),
-            room: Semaphore::new(api.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
-            pace: Pace::new(api.rate),
-            gate: Gate::new(move |open| shown.available(open)),
+            turns: Turns::new(instance, api, looking, metrics.clone()),
             metrics,
         };
-        inner.metrics.available(true);
-        inner.metrics.rate(inner.pace.rate());
-        Ok(Client(Arc::new(inner)))
+        Ok(Client { inner: Arc::new(inner), stop: CancellationToken::new(), own: Own::default() })
     }
 
-    /// Uses these keys from the next call on.
+    /// A clone for the calls of one record, none of which is begun after `stop`: those that wait for their turn end with
+    /// [`CallError::Withdrawn`].
+    pub fn for_record(&self, stop: CancellationToken) -> Client {
+        Client { inner: self.inner.clone(), stop, own: Own::default() }
+    }
+
+    /// Uses these keys from the next call on. Where they are others, what was refused is tried at once.
     ///
     /// # Errors
     /// When a header cannot carry one; then the old ones stay.
     pub fn set_keys(&self, keys: &ApiKeys) -> Result<(), ClientError> {
-        self.0.keys.store(Arc::new(KeyHeaders::new(keys, self.0.authentication)?));
+        let keys = KeyHeaders::new(keys, self.inner.authentication)?;
+        if *self.inner.keys.load_full() != keys {
+            self.inner.keys.store(Arc::new(keys));
+            self.inner.turns.reconfigured();
+        }
         Ok(())
     }
 
     /// How long a session may be idle and still be used.
     pub(super) fn session_idle(&self) -> Duration {
-        self.0.session_idle
+        self.inner.session_idle
     }
 
-    /// Whether Flinks answers, as far as is known.
+    /// Whether sessions can be had, as far as is known.
     pub fn available(&self) -> bool {
-        self.0.gate.is_open()
+        self.inner.turns.available()
     }
 
-    /// Waits until Flinks answers; at once if it does. Somebody looks for its return meanwhile, whoever waits.
-    pub async fn until_available(&self) {
-        self.0.gate.opened().await;
+    /// Which calls are not made for now, and why.
+    pub fn shut(&self) -> Vec<(String, Condition)> {
+        self.inner.turns.shut()
+    }
+
+    /// Completes when what comes before attributes, or the status of a Pay session, is refused; says how.
+    pub async fn refused(&self) -> CallError {
+        self.inner.turns.refused().await
+    }
+
+    /// Waits until one of these endpoints, of which there is at least one, can be asked, and says which: the first that can.
+    ///
+    /// # Errors
+    /// [`CallError::Withdrawn`].
+    pub async fn choose(&self, endpoints: &[&Endpoint]) -> Result<usize, CallError> {
+        self.inner.turns.choose(&self.own, &self.stop, endpoints).await
     }
 
     /// A new session for a LoginId, from what Flinks has cached: two calls.
@@ -255,24 +286,35 @@ impl Client {
     pub async fn authorize(&self, login_id: &str) -> Result<Session, CallError> {
         usable(login_id)?;
         let (turn, token) = loop {
-            let turn = self.turn().await;
+            let turn = self.turn(&Asking::Token, Depth::TOKEN).await?;
             let asked = Instant::now();
             let token = self.token(turn).await?;
-            let turn = self.turn().await;
+            let turn = self.turn(&Asking::Authorize, Depth::AUTHORIZE).await?;
             if asked.elapsed() < TOKEN_LIFE {
                 break (turn, token);
             }
         };
-        let request = self.0.post(&["BankingServices", "Authorize"]);
+        self.authorize_with(turn, token, login_id, record(login_id)).await
+    }
+
+    async fn authorize_with(
+        &self,
+        turn: Turn<'_>,
+        token: HeaderValue,
+        login_id: &str,
+        about: About,
+    ) -> Result<Session, CallError> {
+        let request = self.inner.post(&["BankingServices", "Authorize"]);
         let request = request.header(FLINKS_AUTH_KEY, token);
         let body = json!({ "LoginId": login_id, "MostRecentCached": true });
+        let question = Question { asking: Asking::Authorize, call: FlinksCall::Authorize, about };
         let sent = Instant::now();
         let take = |answer: Answer| {
             let id = answer.head.request_id.as_ref().and_then(Value::as_str).filter(|id| usable(id).is_ok());
             id.map(str::to_owned).ok_or("a RequestId")
         };
-        let request_id = self.send(turn, FlinksCall::Authorize, with_json(request, &body), in_form(take));
-        Ok(Session { request_id: request_id.await?, used: sent })
+        let request_id = self.send(turn, question, with_json(request, &body), in_form(take));
+        Ok(Session { request_id: request_id.await?, about, used: sent })
     }
 
     /// Has Flinks gather the accounts of the session's LoginId. The result is all that a webhook would have said, byte
@@ -282,13 +324,13 @@ impl Client {
     /// # Errors
     /// Why there is none, or none yet.
     pub async fn accounts_detail(&self, session: &mut Session) -> Result<Bytes, CallError> {
-        let turn = self.turn().await;
-        let request = self.0.post(&["BankingServices", "GetAccountsDetail"]);
-        let mut body = self.0.accounts_detail.clone();
+        let turn = self.turn(&Asking::Accounts, Depth::ACCOUNTS).await?;
+        let request = self.inner.post(&["BankingServices", "GetAccountsDetail"]);
+        let mut body = self.inner.accounts_detail.clone();
         body.insert("RequestId".to_owned(), session.request_id.clone().into());
-        let request = with_json(self.0.keyed(request), &body.into());
-        let answer =
-            self.in_session(session, turn, FlinksCall::AccountsDetail, request, in_form(Answer::accounts_detail));
+        let request = with_json(self.inner.keyed(request), &body.into());
+        let (asking, call) = (Asking::Accounts, FlinksCall::AccountsDetail);
+        let answer = self.in_session(session, turn, asking, call, request, in_form(Answer::accounts_detail));
         answer.await.map(|answer| answer.body)
     }
 
@@ -297,11 +339,10 @@ impl Client {
     /// # Errors
     /// Why there is no result, or none yet.
     pub async fn accounts_detail_async(&self, session: &mut Session) -> Result<Bytes, CallError> {
-        let turn = self.turn().await;
-        let request = self.0.get(&["BankingServices", "GetAccountsDetailAsync", &session.request_id]);
-        let request = self.0.keyed(request);
-        let call = FlinksCall::AccountsDetailPoll;
-        let answer = self.in_session(session, turn, call, request, in_form(Answer::accounts_detail));
+        let turn = self.turn(&Asking::Accounts, Depth::POLL).await?;
+        let request = self.inner.poll(&session.request_id);
+        let (asking, call) = (Asking::Accounts, FlinksCall::AccountsDetailPoll);
+        let answer = self.in_session(session, turn, asking, call, request, in_form(Answer::accounts_detail));
         answer.await.map(|answer| answer.body)
     }
 
@@ -317,30 +358,24 @@ impl Client {
         endpoint: &Endpoint,
     ) -> Result<Attributes, CallError> {
         usable(login_id)?;
-        let turn = self.turn().await;
-        let path = ["insight", "login", login_id, "attributes", &session.request_id];
-        let request = match &endpoint.call {
-            AttributesCall::Get(name) => self.0.get(&[path.as_slice(), &[name]].concat()),
-            // The names are documented, how they nest is not (the contract, section 4.1).
-            AttributesCall::Post(names) => with_json(self.0.post(&path), &json!({ "Attributes": { "Card": names } })),
-        };
-        let request = match endpoint.limit_days {
-            Some(days) => request.header(LIMIT_DAYS, days),
-            None => request,
-        };
+        let asking = Asking::Attributes(Cow::Borrowed(endpoint));
+        let turn = self.turn(&asking, self.own.depth()).await?;
+        let request = self.inner.attributes(login_id, &session.request_id, endpoint);
         let take = |answer: Answer| answer.attributes_of(login_id, endpoint.must_have);
-        let answer = self.in_session(session, turn, FlinksCall::Attributes, self.0.keyed(request), take).await;
+        let answer = self.in_session(session, turn, asking, FlinksCall::Attributes, request, take).await;
         if matches!(answer, Err(CallError::OtherLogin { .. })) {
-            self.0.metrics.other_login();
+            self.inner.metrics.other_login();
             tracing::error!(
-                instance = self.0.instance,
+                instance = self.inner.instance,
                 login_id,
                 request_id = session.request_id,
                 endpoint = endpoint.name,
                 "flinks answered about another LoginId, which is not published"
             );
         }
-        answer.map(|Answer { body, content_type, .. }| Attributes { body, content_type })
+        let Answer { body, content_type, .. } = answer?;
+        self.own.went_on();
+        Ok(Attributes { body, content_type })
     }
 
     /// What became of a Pay session, byte for byte. Pay's API lies beside the instance's, under `/api/v2` of the same
@@ -351,12 +386,10 @@ impl Client {
     /// Why there is no answer.
     pub async fn pay_session_status(&self, session_id: &str) -> Result<Bytes, CallError> {
         usable(session_id)?;
-        let turn = self.turn().await;
-        let mut url = self.0.base.clone();
-        url.set_path("");
-        extend(&mut url, &["api", "v2", "sessions", session_id, "status"]);
-        let request = self.0.keyed(self.0.http.request(Method::GET, url));
-        let answer = self.send(turn, FlinksCall::PayStatus, request, in_form(Answer::pay_status)).await;
+        let turn = self.turn(&Asking::PayStatus, Depth::TOKEN).await?;
+        let (asking, call) = (Asking::PayStatus, FlinksCall::PayStatus);
+        let question = Question { asking, call, about: record(session_id) };
+        let answer = self.send(turn, question, self.inner.pay_status(session_id), in_form(Answer::pay_status)).await;
         answer.map(|answer| answer.body)
     }
 
@@ -364,16 +397,17 @@ impl Client {
         &self,
         session: &mut Session,
         turn: Turn<'_>,
+        asking: Asking<'_>,
         call: FlinksCall,
         request: RequestBuilder,
         take: impl FnOnce(Answer) -> Result<Answer, CallError>,
     ) -> Result<Answer, CallError> {
         // Its turn may have been long in coming.
-        if session.is_idle(self.0.session_idle) {
+        if session.is_idle(self.inner.session_idle) {
             return Err(CallError::SessionIdle);
         }
         let sent = Instant::now();
-        let result = self.send(turn, call, request, take).await;
+        let result = self.send(turn, Question { asking, call, about: session.about }, request, take).await;
         // Whatever Flinks says about it, it has looked at the session. Without a word of Flinks nobody knows.
         if result.as_ref().err().is_none_or(is_answer) {
             session.used = sent;
@@ -383,45 +417,36 @@ impl Client {
 
     /// A token, which the next `Authorize` uses up.
     async fn token(&self, turn: Turn<'_>) -> Result<HeaderValue, CallError> {
-        let request = self.0.post(&["BankingServices", "GenerateAuthorizeToken"]);
-        let request = request.header(FLINKS_AUTH_KEY, self.0.keys.load().authorize.clone());
+        let request = self.inner.post(&["BankingServices", "GenerateAuthorizeToken"]);
+        let request = request.header(FLINKS_AUTH_KEY, self.inner.keys.load().authorize.clone());
         let token = |answer: Answer| {
             let token = answer.head.token.as_ref().and_then(Value::as_str).filter(|token| !token.is_empty());
             let mut token = token.and_then(|token| HeaderValue::from_str(token).ok()).ok_or("a Token")?;
             token.set_sensitive(true);
             Ok(token)
         };
+        let question = Question { asking: Asking::Token, call: FlinksCall::Token, about: About::Settings };
         // Without a body, but with its length, which some servers want of a POST.
-        self.send(turn, FlinksCall::Token, request.body(Bytes::new()), in_form(token)).await
+        self.send(turn, question, request.body(Bytes::new()), in_form(token)).await
     }
 
     /// Waits until the call may be sent.
-    async fn turn(&self) -> Turn<'_> {
-        let Inner { room, gate, pace, metrics, .. } = self.0.deref();
-        let _waiting = metrics.call_waiting();
-        let permit = room.acquire().await.expect("it is never closed");
-        loop {
-            gate.opened().await;
-            pace.turn().await;
-            metrics.rate(pace.rate());
-            // Flinks may have gone while the rate was waited for.
-            if gate.is_open() {
-                return Turn { _room: Some(permit) };
-            }
-        }
+    async fn turn(&self, asking: &Asking<'_>, depth: u32) -> Result<Turn<'_>, CallError> {
+        self.inner.turns.turn(&self.own, &self.stop, asking, depth).await
     }
 
     /// Sends a call, once, and says what its answer is.
     async fn send<T>(
         &self,
         _turn: Turn<'_>,
-        call: FlinksCall,
+        question: Question<'_>,
         request: RequestBuilder,
         take: impl FnOnce(Answer) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
+        let call = question.call;
         let sent = Instant::now();
-        let in_flight = self.0.metrics.call_sent();
-        let result = match exchange(request, self.0.answer_limit).await {
+        let in_flight = self.inner.metrics.call_sent();
+        let result = match exchange(request, self.inner.answer_limit).await {
             Ok(answer) => take(answer),
             // Pay's errors have no FlinksCode.
             Err(CallError::Status { status: 404 } | CallError::WrongContentType { status: 404 })
@@ -432,47 +457,44 @@ impl Client {
             Err(error) => Err(error),
         };
         drop(in_flight);
-        let result = result.map_err(|error| self.weigh(error, sent));
-        if result.is_ok() {
-            self.answered();
+        let gate = self.inner.turns.gate(&question.asking);
+        let (result, wanted) = self.inner.turns.weigh(&question, &gate, result, sent);
+        self.own.called(&gate, result.is_err());
+        if wanted {
+            self.look_for(gate, question.asking.owned());
         }
-        let outcome = result.as_ref().map_or_else(|error| outcome(error.verdict()), |_| FlinksOutcome::Ok);
-        self.0.metrics.call_ended(call, outcome, sent.elapsed());
+        let outcome = result.as_ref().map_or_else(outcome, |_| FlinksOutcome::Ok);
+        self.inner.metrics.call_ended(call, outcome, sent.elapsed());
         result
     }
 
-    /// Sets limits and gate by how a call failed, and tells Flinks being away from trouble with one call.
-    fn weigh(&self, error: CallError, sent: Instant) -> CallError {
-        match error.verdict() {
-            Verdict::Down => {
-                // No connection is never about a record: nothing of it was sent.
-                match self.0.gate.failed(matches!(error, CallError::Connect(_))) {
-                    Seen::Alone => return CallError::Alone(Box::new(error)),
-                    Seen::Down { look, news } => {
-                        if news {
-                            tracing::warn!(instance = self.0.instance, cause = %error, "flinks seems to be away");
-                        }
-                        if look {
-                            tokio::spawn(look_for_return(Arc::downgrade(&self.0)));
-                        }
-                    }
-                }
-            }
-            Verdict::Throttled => {
-                self.answered();
-                self.0.pace.throttled(sent);
-                self.0.metrics.rate(self.0.pace.rate());
-            }
-            Verdict::Wait | Verdict::NewSession | Verdict::BackOff | Verdict::GiveUp | Verdict::Page => {
-                self.answered();
-            }
-        }
-        error
+    fn look_for(&self, gate: Arc<Gate>, asking: Asking<'static>) {
+        tokio::spawn(look(Arc::downgrade(&self.inner), gate, asking));
     }
 
-    fn answered(&self) {
-        if self.0.gate.answered() {
-            tracing::info!(instance = self.0.instance, "flinks is back");
+    /// Asks what concerns nobody. How it went is seen at the gate.
+    async fn ask_about_nobody(&self, asking: &Asking<'_>) -> Result<(), CallError> {
+        let turn = Turn::for_nobody;
+        let question = |call| Question { asking: asking.owned(), call, about: About::Nobody };
+        match asking {
+            // The token is left to expire.
+            Asking::Token => self.token(turn()).await.map(drop),
+            Asking::Authorize => {
+                let token = self.token(turn()).await?;
+                self.authorize_with(turn(), token, NO_ID, About::Nobody).await.map(drop)
+            }
+            Asking::Accounts => {
+                let question = question(FlinksCall::AccountsDetailPoll);
+                self.send(turn(), question, self.inner.poll(NO_ID), |_| Ok(())).await
+            }
+            Asking::Attributes(endpoint) => {
+                let request = self.inner.attributes(NO_ID, NO_ID, endpoint);
+                self.send(turn(), question(FlinksCall::Attributes), request, |_| Ok(())).await
+            }
+            Asking::PayStatus => {
+                let question = question(FlinksCall::PayStatus);
+                self.send(turn(), question, self.inner.pay_status(NO_ID), |_| Ok(())).await
+            }
         }
     }
 }
@@ -481,7 +503,7 @@ impl Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Client");
-        shown.field("instance", &self.0.instance).field("available", &self.available()).finish_non_exhaustive()
+        shown.field("instance", &self.inner.instance).field("available", &self.available()).finish_non_exhaustive()
     }
 }
 
@@ -503,35 +525,52 @@ impl Inner {
     fn keyed(&self, request: RequestBuilder) -> RequestBuilder {
         self.keys.load().keyed(request)
     }
+
+    fn poll(&self, request_id: &str) -> RequestBuilder {
+        self.keyed(self.get(&["BankingServices", "GetAccountsDetailAsync", request_id]))
+    }
+
+    fn attributes(&self, login_id: &str, request_id: &str, endpoint: &Endpoint) -> RequestBuilder {
+        let path = ["insight", "login", login_id, "attributes", request_id];
+        let request = match &endpoint.call {
+            AttributesCall::Get(name) => self.get(&[path.as_slice(), &[name]].concat()),
+            // The names are documented, how they nest is not (the contract, section 4.1).
+            AttributesCall::Post(names) => with_json(self.post(&path), &json!({ "Attributes": { "Card": names } })),
+        };
+        let request = match endpoint.limit_days {
+            Some(days) => request.header(LIMIT_DAYS, days),
+            None => request,
+        };
+        self.keyed(request)
+    }
+
+    fn pay_status(&self, session_id: &str) -> RequestBuilder {
+        let mut url = self.base.clone();
+        url.set_path("");
+        extend(&mut url, &["api", "v2", "sessions", session_id, "status"]);
+        self.keyed(self.http.request(Method::GET, url))
+    }
 }
 
-/// The right to send one call now; its room is given back when the call has ended.
-struct Turn<'a> {
-    /// `None` for a probe, which takes none.
-    _room: Option<SemaphorePermit<'a>>,
-}
-
-/// Asks for a token now and then, which says nothing about any record, until Flinks answers. Ends with the client.
-async fn look_for_return(client: Weak<Inner>) {
-    for attempt in 0.. {
+/// Asks about nobody, now and then, for as long as the gate wants it. Ends with the client.
+async fn look(client: Weak<Inner>, gate: Arc<Gate>, asking: Asking<'static>) {
+    while let Some(due) = gate.next_look() {
+        if due > Instant::now() {
+            tokio::select! {
+                () = sleep_until(due) => {}
+                // It may be due earlier now.
+                () = gate.hurry.notified() => {}
+            }
+            continue;
+        }
         let Some(inner) = client.upgrade() else { return };
-        let delay = inner.looking.delay(attempt, fastrand::f64());
-        drop(inner);
-        tokio::time::sleep(delay).await;
-        let Some(inner) = client.upgrade() else { return };
-        if !inner.gate.still_away() {
-            return;
+        inner.metrics.looked();
+        let client = Client { inner, stop: CancellationToken::new(), own: Own::default() };
+        // How it went is seen at the gate.
+        if let Err(error) = client.ask_about_nobody(&asking).await {
+            tracing::debug!(instance = client.inner.instance, call = asking.name(), cause = %error, "a look at flinks");
         }
-        inner.metrics.probed();
-        let client = Client(inner);
-        // How it went is seen at the gate; the token is left to expire.
-        match client.token(Turn { _room: None }).await {
-            Ok(_) => {}
-            Err(error) => tracing::debug!(instance = client.0.instance, cause = %error, "probe of flinks"),
-        }
-        if !client.0.gate.still_away() {
-            return;
-        }
+        gate.look_ended();
     }
 }
 
@@ -562,21 +601,31 @@ fn in_form<T>(take: impl FnOnce(Answer) -> Result<T, &'static str>) -> impl FnOn
 /// Whether Flinks, rather than nobody or something else, has said this.
 fn is_answer(error: &CallError) -> bool {
     match error {
-        CallError::Alone(_) | CallError::SessionIdle | CallError::UnusableId => false,
+        CallError::Alone(_)
+        | CallError::Shut
+        | CallError::Withdrawn
+        | CallError::SessionIdle
+        | CallError::UnusableId => false,
+        CallError::Refused(_) => true,
         error => error.verdict() != Verdict::Down,
     }
 }
 
-/// How metrics call a verdict.
-fn outcome(verdict: Verdict) -> FlinksOutcome {
-    match verdict {
+/// How metrics call a failure.
+fn outcome(error: &CallError) -> FlinksOutcome {
+    if let CallError::Refused(_) = error {
+        return FlinksOutcome::Page;
+    }
+    match error.verdict() {
         Verdict::Wait => FlinksOutcome::Wait,
         Verdict::NewSession => FlinksOutcome::NewSession,
         Verdict::BackOff => FlinksOutcome::BackOff,
         Verdict::Throttled => FlinksOutcome::Throttled,
         Verdict::Down => FlinksOutcome::Down,
+        Verdict::Empty => FlinksOutcome::Empty,
         Verdict::GiveUp => FlinksOutcome::GiveUp,
         Verdict::Page => FlinksOutcome::Page,
+        Verdict::Withdrawn => unreachable!("a call that was sent is not given up before its turn"),
     }
 }
 

@@ -146,24 +146,31 @@ pub enum Verdict {
     BackOff,
     /// Too many calls: the client has lowered its rate. Wait as `backoff` says; no attempt is counted.
     Throttled,
-    /// Flinks as a whole seems to be away: wait for [`super::Client::until_available`]; no attempt is counted.
+    /// No call of its kind gets anywhere now: call again, which waits until that has ended; no attempt is counted.
     Down,
+    /// What Flinks has cached is too little. Of an account that was linked just now it may soon have more: authorise
+    /// afresh, a few times, as `backoff` says; then it is as [`Verdict::GiveUp`].
+    Empty,
     /// It will not work for this record, whoever tries: a dead letter.
     GiveUp,
     /// The same, and a person has to put something right, or it will not work for other records either.
     Page,
+    /// The caller is to make no call any more; nothing was asked.
+    Withdrawn,
 }
 
 impl Verdict {
     /// Every one.
-    pub const ALL: [Verdict; 7] = [
+    pub const ALL: [Verdict; 9] = [
         Verdict::Wait,
         Verdict::NewSession,
         Verdict::BackOff,
         Verdict::Throttled,
         Verdict::Down,
+        Verdict::Empty,
         Verdict::GiveUp,
         Verdict::Page,
+        Verdict::Withdrawn,
     ];
 }
 
@@ -249,6 +256,15 @@ pub enum CallError {
     /// What would look as if Flinks were away, while it has just answered other calls.
     #[error("{0}, while Flinks answers other calls")]
     Alone(Box<CallError>),
+    /// What is configured is refused, to this call as to those before it: no others of the kind are made for now.
+    #[error("{0}, as to all calls of the kind")]
+    Refused(Box<CallError>),
+    /// Calls of the kind go unanswered or are refused; Flinks was not asked.
+    #[error("no calls of the kind are made for now")]
+    Shut,
+    /// The call was given up while it waited for its turn; Flinks was not asked.
+    #[error("the call was given up before its turn")]
+    Withdrawn,
     /// The session was idle for `flinks.session_idle` when its turn came; Flinks was not asked.
     #[error("the session was idle for too long to be used again")]
     SessionIdle,
@@ -295,6 +311,9 @@ impl CallError {
             CallError::Timeout | CallError::Connect(_) | CallError::Transport(_) => Verdict::Down,
             // It counts, or a record on which Flinks always breaks would be tried for ever.
             CallError::Alone(_) => Verdict::BackOff,
+            // It concerns all records alike.
+            CallError::Refused(_) | CallError::Shut => Verdict::Down,
+            CallError::Withdrawn => Verdict::Withdrawn,
             CallError::SessionIdle => Verdict::NewSession,
             // Both about the id, and it stays what it is.
             CallError::UnknownSession { .. } | CallError::UnusableId => Verdict::GiveUp,
@@ -305,7 +324,7 @@ impl CallError {
     pub fn flinks_code(&self) -> Option<&FlinksCode> {
         match self {
             CallError::Flinks { code, .. } => Some(code),
-            CallError::Alone(error) => error.flinks_code(),
+            CallError::Alone(error) | CallError::Refused(error) => error.flinks_code(),
             CallError::Status { .. }
             | CallError::Mfa
             | CallError::Html { .. }
@@ -319,6 +338,8 @@ impl CallError {
             | CallError::Timeout
             | CallError::Connect(_)
             | CallError::Transport(_)
+            | CallError::Shut
+            | CallError::Withdrawn
             | CallError::SessionIdle
             | CallError::UnknownSession { .. }
             | CallError::UnusableId => None,
@@ -342,7 +363,9 @@ impl CallError {
             CallError::Timeout => "timeout",
             CallError::Connect(_) => "connect",
             CallError::Transport(_) => "transport",
-            CallError::Alone(error) => error.cause(),
+            CallError::Alone(error) | CallError::Refused(error) => error.cause(),
+            CallError::Shut => "shut",
+            CallError::Withdrawn => "withdrawn",
             CallError::SessionIdle => "session-idle",
             CallError::UnknownSession { .. } => "unknown-session",
             CallError::UnusableId => "unusable-id",
@@ -393,9 +416,12 @@ fn of_code(code: &FlinksCode, status: u16) -> Verdict {
         | Code::NewAccount
         | Code::DisabledLogin => Verdict::GiveUp,
 
-        // The bank is switched off at Flinks for longer than a record can wait; the card has too little data. Both are
-        // facts about the card.
-        Code::DisabledInstitution | Code::NoTransaction => Verdict::GiveUp,
+        // The bank is switched off at Flinks for longer than a record can wait.
+        Code::DisabledInstitution => Verdict::GiveUp,
+
+        // The card has too little data, as far as it is cached: sessions are asked for with `MostRecentCached`, and of
+        // some banks' accounts that were linked just now nothing is there at first.
+        Code::NoTransaction => Verdict::Empty,
 
         // The settings are wrong: an attribute, filter or endpoint that is not there, or that the contract with Flinks
         // does not include. Each record would meet it.
@@ -468,7 +494,7 @@ mod tests {
         (401, "NEW_ACCOUNT", Verdict::GiveUp),
         (401, "DISABLED_LOGIN", Verdict::GiveUp),
         (405, "DISABLED_INSTITUTION", Verdict::GiveUp),
-        (400, "NO_TRANSACTION", Verdict::GiveUp),
+        (400, "NO_TRANSACTION", Verdict::Empty),
         (400, "INVALID_REQUEST", Verdict::Page),
         (401, "INVALID_REQUEST", Verdict::Page),
         (405, "METHOD_NOT_AVAILABLE", Verdict::Page),
@@ -549,6 +575,9 @@ mod tests {
             (CallError::Connect("refused".into()), Verdict::Down),
             (CallError::Transport("reset".into()), Verdict::Down),
             (CallError::Alone(Box::new(CallError::Timeout)), Verdict::BackOff),
+            (CallError::Refused(Box::new(CallError::Mfa)), Verdict::Down),
+            (CallError::Shut, Verdict::Down),
+            (CallError::Withdrawn, Verdict::Withdrawn),
             (CallError::SessionIdle, Verdict::NewSession),
             (CallError::UnknownSession { status: 404 }, Verdict::GiveUp),
             (CallError::UnusableId, Verdict::GiveUp),
@@ -560,11 +589,12 @@ mod tests {
     }
 
     #[test]
-    fn being_alone_hides_nothing() {
+    fn being_alone_or_one_of_many_hides_nothing() {
         let inner = CallError::Flinks { code: FlinksCode::RetryLater, status: 401 };
-        let alone = CallError::Alone(Box::new(inner.clone()));
-        assert_eq!(alone.flinks_code(), Some(&FlinksCode::RetryLater));
-        assert_eq!(alone.cause(), inner.cause());
-        assert!(alone.to_string().starts_with(&inner.to_string()), "{alone}");
+        for outer in [CallError::Alone(Box::new(inner.clone())), CallError::Refused(Box::new(inner.clone()))] {
+            assert_eq!(outer.flinks_code(), Some(&FlinksCode::RetryLater));
+            assert_eq!(outer.cause(), inner.cause());
+            assert!(outer.to_string().starts_with(&inner.to_string()), "{outer}");
+        }
     }
 }

@@ -4,8 +4,9 @@
 
 use bytes::Bytes;
 
-use super::client::{Client, Session};
+use super::client::{Attributes, Client, Session};
 use super::code::{CallError, Verdict};
+use crate::config::Endpoint;
 
 /// How far it has come with one LoginId.
 #[derive(Default)]
@@ -40,6 +41,11 @@ impl Gathering {
             Accounts::NotAsked | Accounts::Ready => client.accounts_detail(session).await,
         };
         match &answer {
+            // It waited for too long for its turn, which is nobody's fault.
+            Err(CallError::SessionIdle) => {
+                *self = Gathering::default();
+                return Ok(None);
+            }
             Ok(_) => self.accounts = Accounts::Ready,
             // After any other failure Flinks may never have taken the question, so it is put once more.
             Err(error) if error.verdict() == Verdict::Wait => self.accounts = Accounts::Pending,
@@ -48,10 +54,29 @@ impl Gathering {
         answer.map(Some)
     }
 
-    /// The session under which attributes can be asked for, once the accounts are there.
-    pub fn ready(&mut self, client: &Client) -> Option<&mut Session> {
+    /// One call further towards this endpoint's attributes: those, once they are there. The accounts come before, as
+    /// asking for them is what readies the attributes (docs.flinks.com guides/enrich); they are dropped.
+    ///
+    /// # Errors
+    /// As [`Gathering::step`].
+    pub async fn attributes(
+        &mut self,
+        client: &Client,
+        login_id: &str,
+        endpoint: &Endpoint,
+    ) -> Result<Option<Attributes>, CallError> {
         self.forget_idle(client);
-        self.session.as_mut().filter(|_| self.accounts == Accounts::Ready)
+        let Some(session) = self.session.as_mut().filter(|_| self.accounts == Accounts::Ready) else {
+            self.step(client, login_id).await?;
+            return Ok(None);
+        };
+        match client.attributes(session, login_id, endpoint).await {
+            Err(CallError::SessionIdle) => {
+                *self = Gathering::default();
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
     }
 
     /// Flinks' id of the session, if there is one.

@@ -1,14 +1,16 @@
-//! How often Flinks may be called, and whether it is there at all.
+//! How often Flinks may be called, and who calls next.
 //!
 //! Flinks publishes no limits (the contract, section 4.4), so the configured rate is a guess that may be too high:
 //! [`Pace`] halves it when Flinks says that there were too many calls, and raises it again slowly, never above what is
-//! configured. [`Gate`] closes when Flinks seems to be away and opens at its first answer. Neither makes a call; both
-//! are told how calls went.
+//! configured. [`Line`] is where calls wait for it: whoever is furthest goes first, so that a session once begun is
+//! used before it is too old, and none is begun while those that are there take all the calls. Neither makes a call.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 /// How long the rate takes from nothing to what is configured.
@@ -24,13 +26,11 @@ const FLOOR: f64 = 0.01;
 /// The rate itself that it never falls below, where the configured one is small.
 const LOWEST: f64 = 0.1;
 
-/// A rate that falls at once and recovers slowly, and first come, first served turns at that rate.
+/// A rate that falls at once and recovers slowly, and turns at that rate.
 pub(super) struct Pace {
     full: f64,
     floor: f64,
     state: Mutex<PaceState>,
-    /// Held by the caller whose turn is next; tokio's mutex hands over in order.
-    queue: tokio::sync::Mutex<()>,
 }
 
 struct PaceState {
@@ -49,12 +49,11 @@ impl Pace {
         let full = f64::from(calls_per_second.max(1));
         let now = Instant::now();
         let state = PaceState { rate: full, recovered: now, next: now, cut: None };
-        Pace { full, floor: (full * FLOOR).max(LOWEST), state: Mutex::new(state), queue: tokio::sync::Mutex::new(()) }
+        Pace { full, floor: (full * FLOOR).max(LOWEST), state: Mutex::new(state) }
     }
 
-    /// Waits for a turn. Whoever stops waiting has taken nothing.
-    pub(super) async fn turn(&self) {
-        let _first = self.queue.lock().await;
+    /// Waits for a turn, at the front of a [`Line`]. Whoever stops waiting has taken nothing.
+    pub(super) async fn turn(&self, _front: &Front) {
         loop {
             let due = {
                 let mut state = self.state();
@@ -103,98 +102,70 @@ impl Pace {
     }
 }
 
-/// How many calls in a row have to fail before Flinks is taken to be away: a record on which it always breaks must not
-/// hold up the others.
-const IN_A_ROW: u32 = 3;
+/// Callers that wait: who is furthest goes first, and of those who came first.
+#[derive(Default)]
+pub(super) struct Line(Mutex<Callers>);
 
-/// Open while Flinks answers.
-pub(super) struct Gate {
-    state: Mutex<GateState>,
-    open: watch::Sender<bool>,
-    /// Called at each change, under the lock, so that two who disagree do not leave the older word.
-    changed: Box<dyn Fn(bool) + Send + Sync>,
+#[derive(Default)]
+struct Callers {
+    /// Whether somebody is at the front.
+    taken: bool,
+    /// How many have come.
+    came: u64,
+    waiting: BTreeMap<(Reverse<u32>, u64), oneshot::Sender<Front>>,
 }
 
-struct GateState {
-    /// Calls that failed since the last that was answered.
-    failures: u32,
-    /// Whether somebody looks for Flinks' return.
-    probing: bool,
-}
-
-/// What a failed call tells about Flinks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// Too little: other calls were answered not long ago.
-    Alone,
-    /// It seems to be away.
-    Down {
-        /// The caller is to look for its return, until [`Gate::still_away`] says that it need not.
-        look: bool,
-        /// It did not seem so before.
-        news: bool,
-    },
-}
-
-impl Gate {
-    /// An open one. `changed` is told when it closes and when it opens again; it must not come back here.
-    pub(super) fn new(changed: impl Fn(bool) + Send + Sync + 'static) -> Gate {
-        let state = Mutex::new(GateState { failures: 0, probing: false });
-        Gate { state, open: watch::Sender::new(true), changed: Box::new(changed) }
+impl Line {
+    /// Waits for the front. Whoever stops waiting is passed over.
+    pub(super) async fn front(self: &Arc<Line>, depth: u32) -> Front {
+        let called = {
+            let mut callers = self.callers();
+            if !std::mem::replace(&mut callers.taken, true) {
+                return Front(Some(self.clone()));
+            }
+            let (call, called) = oneshot::channel();
+            callers.came += 1;
+            let place = (Reverse(depth), callers.came);
+            callers.waiting.insert(place, call);
+            called
+        };
+        called.await.expect("it is sent when it is taken out of the line, which `self` keeps")
     }
 
-    /// Flinks has answered, whatever it said. Whether that is news.
-    pub(super) fn answered(&self) -> bool {
-        let mut state = self.state();
-        state.failures = 0;
-        self.set(true)
+    fn callers(&self) -> MutexGuard<'_, Callers> {
+        // Nothing panics between two states that do not fit.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// A call has failed in a way that Flinks being away would explain; `certain` if nothing but that, or the way to
-    /// it, does.
-    pub(super) fn failed(&self, certain: bool) -> Seen {
-        let mut state = self.state();
-        state.failures = state.failures.saturating_add(1);
-        if !certain && state.failures < IN_A_ROW && *self.open.borrow() {
-            return Seen::Alone;
+/// The front of a line; the next is called when it is dropped. `None` once it has been handed on.
+pub(super) struct Front(Option<Arc<Line>>);
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let Some(line) = self.0.take() else { return };
+        loop {
+            let next = {
+                let mut callers = line.callers();
+                match callers.waiting.pop_first() {
+                    Some((_, next)) => next,
+                    None => {
+                        callers.taken = false;
+                        return;
+                    }
+                }
+            };
+            match next.send(Front(Some(line.clone()))) {
+                Ok(()) => return,
+                // It does not wait any more.
+                Err(mut front) => front.0 = None,
+            }
         }
-        let news = self.set(false);
-        Seen::Down { look: !std::mem::replace(&mut state.probing, true), news }
-    }
-
-    /// Whether that is news. Only under the lock.
-    fn set(&self, open: bool) -> bool {
-        let news = self.open.send_replace(open) != open;
-        if news {
-            (self.changed)(open);
-        }
-        news
-    }
-
-    /// Whether who looks for Flinks' return has to go on. After a `false` the next failure asks anew.
-    pub(super) fn still_away(&self) -> bool {
-        let mut state = self.state();
-        state.probing = !*self.open.borrow();
-        state.probing
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        *self.open.borrow()
-    }
-
-    pub(super) async fn opened(&self) {
-        let waited = self.open.subscribe().wait_for(|open| *open).await.map(drop);
-        waited.expect("the sender is in `self`");
-    }
-
-    fn state(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::time::{advance, sleep};
@@ -203,13 +174,13 @@ mod tests {
 
     /// How many turns many callers get together within this long.
     async fn turns(pace: &Arc<Pace>, window: Duration) -> usize {
-        let taken = Arc::new(AtomicUsize::new(0));
+        let (taken, line) = (Arc::new(AtomicUsize::new(0)), Arc::new(Line::default()));
         let callers: Vec<_> = (0..20)
             .map(|_| {
-                let (pace, taken) = (pace.clone(), taken.clone());
+                let (pace, line, taken) = (pace.clone(), line.clone(), taken.clone());
                 tokio::spawn(async move {
                     loop {
-                        pace.turn().await;
+                        pace.turn(&line.front(0).await).await;
                         taken.fetch_add(1, Ordering::Relaxed);
                     }
                 })
@@ -269,61 +240,43 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_stops_waiting_takes_no_turn() {
-        let pace = Arc::new(Pace::new(1));
-        pace.turn().await;
+        let (pace, line) = (Pace::new(1), Arc::new(Line::default()));
+        let turn = async || pace.turn(&line.front(0).await).await;
+        turn().await;
         for _ in 0..50 {
-            let gone = tokio::time::timeout(Duration::from_millis(10), pace.turn()).await;
+            let gone = tokio::time::timeout(Duration::from_millis(10), turn()).await;
             assert!(gone.is_err());
         }
         // Half a second is over, and none of the fifty has pushed the next turn away.
-        tokio::time::timeout(Duration::from_millis(500), pace.turn()).await.expect("the turn at one second");
+        tokio::time::timeout(Duration::from_millis(500), turn()).await.expect("the turn at one second");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn turns_are_taken_in_the_order_of_asking() {
-        let pace = Arc::new(Pace::new(10));
+    #[tokio::test]
+    async fn who_is_furthest_goes_first_and_who_has_gone_is_passed_over() {
+        let line = Arc::new(Line::default());
+        let front = line.front(0).await;
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
-        for number in 0..5 {
-            let (pace, sender) = (pace.clone(), sender.clone());
-            tokio::spawn(async move {
-                pace.turn().await;
-                sender.send(number).unwrap();
-            });
+        let mut callers = Vec::new();
+        for (number, depth) in [0, 2, 1, 2, 0, 9].into_iter().enumerate() {
+            let (line, sender) = (line.clone(), sender.clone());
+            callers.push(tokio::spawn(async move {
+                let front = line.front(depth).await;
+                sender.send(number).expect("somebody listens");
+                drop(front);
+            }));
             tokio::task::yield_now().await;
         }
-        for number in 0..5 {
+        callers[5].abort();
+        // One that is called and goes without having noticed hands it on.
+        let mut unaware = Box::pin(line.front(5));
+        assert!(futures_util::poll!(&mut unaware).is_pending());
+        drop(front);
+        assert!(receiver.try_recv().is_err(), "the unaware one is at the front");
+        drop(unaware);
+        for number in [1, 3, 2, 0, 4] {
             assert_eq!(receiver.recv().await, Some(number));
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_gate_closes_after_failures_in_a_row_and_opens_at_an_answer() {
-        let shown = Arc::new(AtomicUsize::new(1));
-        let gate = Gate::new({
-            let shown = shown.clone();
-            move |open| shown.store(open.into(), Ordering::Relaxed)
-        });
-        for _ in 0..10 {
-            assert_eq!(gate.failed(false), Seen::Alone);
-            assert_eq!(gate.failed(false), Seen::Alone);
-            assert!(!gate.answered(), "it was open");
-        }
-        assert_eq!(gate.failed(false), Seen::Alone);
-        assert_eq!(gate.failed(false), Seen::Alone);
-        assert_eq!(gate.failed(false), Seen::Down { look: true, news: true });
-        assert_eq!(gate.failed(false), Seen::Down { look: false, news: false }, "one looks already");
-        assert!(!gate.is_open() && gate.still_away());
-        let waited = tokio::time::timeout(Duration::from_secs(60), gate.opened()).await;
-        assert!(waited.is_err());
-        assert!(gate.answered(), "it was closed");
-        gate.opened().await;
-        assert!(gate.is_open() && !gate.still_away());
-        assert_eq!(gate.failed(true), Seen::Down { look: true, news: true }, "nobody looks any more");
-
-        // An answer that was on its way opens it while somebody still looks; that it closes again is news all the same.
-        assert!(gate.answered());
-        assert_eq!(shown.load(Ordering::Relaxed), 1);
-        assert_eq!(gate.failed(true), Seen::Down { look: false, news: true });
-        assert_eq!(shown.load(Ordering::Relaxed), 0);
+        let front = futures_util::poll!(Box::pin(line.front(0)));
+        assert!(front.is_ready(), "nobody is in the line");
     }
 }

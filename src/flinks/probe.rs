@@ -13,7 +13,7 @@ use reqwest::{RequestBuilder, Url};
 use serde_json::Value;
 
 use super::answer::{received, unanswered};
-use super::client::{ClientError, FLINKS_AUTH_KEY, KeyHeaders, base_url, extend, http_client};
+use super::client::{ClientError, FLINKS_AUTH_KEY, KeyHeaders, NO_ID, base_url, extend, http_client};
 use super::code::{CallError, FlinksCode, Verdict};
 use crate::config::{self, ApiKeys};
 
@@ -21,8 +21,6 @@ use crate::config::{self, ApiKeys};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Answers to these calls are a few hundred bytes.
 const LARGEST_ANSWER: usize = 64 * 1024;
-/// A RequestId that Flinks never gives: its own are random.
-const NO_REQUEST: &str = "00000000-0000-0000-0000-000000000000";
 
 /// What the calls have shown.
 #[derive(Debug)]
@@ -73,7 +71,7 @@ pub async fn probe(flinks: &config::Flinks, api: &config::Api, keys: &ApiKeys) -
     });
     let reached = authorize_key.as_ref().err().is_none_or(|error| error.verdict() != Verdict::Down);
     let api_key = if reached {
-        let request = http.get(url(&["BankingServices", "GetAccountsDetailAsync", NO_REQUEST]));
+        let request = http.get(url(&["BankingServices", "GetAccountsDetailAsync", NO_ID]));
         Some(match ask(keys.keyed(request), &mut clock_ahead).await {
             // Such a call only fails: what is wanted is the reason that is not the key.
             Ok(_)

@@ -43,6 +43,8 @@ label! {
         Throttled = "throttled",
         /// Flinks seems to be away.
         Down = "down",
+        /// There is too little data, so far.
+        Empty = "empty",
         /// It will not work for this record.
         GiveUp = "give-up",
         /// The same, and a person has to put something right.
@@ -58,17 +60,19 @@ families! {
     CALLS_IN_FLIGHT: "gauge" "bridge_flinks_calls_in_flight" ["instance"]
         "Calls sent and not yet answered.";
     CALLS_WAITING: "gauge" "bridge_flinks_calls_waiting" ["instance"]
-        "Calls that wait for their turn: for Flinks to be back, for concurrency, for the rate.";
+        "Calls that wait for their turn: for being made at all while they are away or refused, for concurrency, for the rate.";
     RATE: "gauge" "bridge_flinks_rate_calls_per_second" ["instance"]
         "Calls a second that were allowed at the last call: the configured rate, or less after Flinks has throttled.";
     THROTTLED: "counter" "bridge_flinks_throttled_total" ["instance"]
         "Answers that there were too many calls.";
     OTHER_LOGIN: "counter" "bridge_flinks_other_login_total" ["instance"]
         "Answers about another LoginId than they were asked for. None is published.";
-    AVAILABLE: "gauge" "bridge_flinks_available" ["instance"]
-        "Whether Flinks answers: 0 from the moment that it seems to be away until a probe is answered.";
-    PROBES: "counter" "bridge_flinks_probes_total" ["instance"]
-        "Calls made only to find out whether Flinks is back. They are counted as calls too.";
+    AWAY: "gauge" "bridge_flinks_away" ["instance", "call"]
+        "Whether no such calls are made as they go unanswered, until a look is answered: token, authorize, accounts, pay-status, or an endpoint's name.";
+    REFUSED: "gauge" "bridge_flinks_refused" ["instance", "call"]
+        "Whether no such calls are made as Flinks refuses what is configured (keys, subscription, request), until a look is not refused.";
+    LOOKS: "counter" "bridge_flinks_looks_total" ["instance"]
+        "Calls about nobody, made only to find out whether calls are answered again. They are counted as calls too.";
 }
 
 /// The families of calls to the Flinks API. Cloning is cheap, and the clones count into the same series.
@@ -76,11 +80,15 @@ families! {
 pub struct FlinksMetrics(Arc<BTreeMap<String, InstanceCalls>>);
 
 impl FlinksMetrics {
-    /// Registers the families and makes the series of these instances at zero.
+    /// Registers the families and makes the series of these instances and endpoints at zero.
     ///
     /// # Errors
     /// When the registry already holds a family of the same name.
-    pub fn new(registry: &Registry, instances: &[&str]) -> Result<FlinksMetrics, prometheus::Error> {
+    pub fn new(
+        registry: &Registry,
+        instances: &[&str],
+        endpoints: &[&str],
+    ) -> Result<FlinksMetrics, prometheus::Error> {
         let names: Vec<&str> = FlinksCall::ALL.iter().map(|call| call.as_str()).collect();
         let calls = CALLS.counters(registry)?;
         let duration: Arc<[Histogram]> = CALL_DURATION.histograms_of(registry, &names)?.into();
@@ -89,8 +97,8 @@ impl FlinksMetrics {
         let rate = RATE.fractions(registry)?;
         let throttled = THROTTLED.counters(registry)?;
         let other_login = OTHER_LOGIN.counters(registry)?;
-        let available = AVAILABLE.gauges(registry)?;
-        let probes = PROBES.counters(registry)?;
+        let (away, refused) = (AWAY.gauges(registry)?, REFUSED.gauges(registry)?);
+        let looks = LOOKS.counters(registry)?;
         let made = instances.iter().map(|instance| {
             let by_outcome = |call: &FlinksCall| {
                 let outcomes = FlinksOutcome::ALL.iter();
@@ -104,8 +112,15 @@ impl FlinksMetrics {
                 rate: rate.with_label_values(&[instance]),
                 throttled: throttled.with_label_values(&[instance]),
                 other_login: other_login.with_label_values(&[instance]),
-                available: available.with_label_values(&[instance]),
-                probes: probes.with_label_values(&[instance]),
+                shut: ["token", "authorize", "accounts", "pay-status"]
+                    .iter()
+                    .chain(endpoints)
+                    .map(|call| {
+                        let [away, refused] = [&away, &refused].map(|gauge| gauge.with_label_values(&[instance, call]));
+                        ((*call).to_owned(), (away, refused))
+                    })
+                    .collect(),
+                looks: looks.with_label_values(&[instance]),
             };
             ((*instance).to_owned(), InstanceCalls(Arc::new(series)))
         });
@@ -131,8 +146,9 @@ struct Series {
     rate: Gauge,
     throttled: IntCounter,
     other_login: IntCounter,
-    available: IntGauge,
-    probes: IntCounter,
+    /// By call: whether it is away, and whether it is refused.
+    shut: BTreeMap<String, (IntGauge, IntGauge)>,
+    looks: IntCounter,
 }
 
 impl InstanceCalls {
@@ -160,9 +176,9 @@ impl InstanceCalls {
         self.0.other_login.inc();
     }
 
-    /// A call is made only to find out whether Flinks is back.
-    pub fn probed(&self) {
-        self.0.probes.inc();
+    /// A call about nobody is made.
+    pub fn looked(&self) {
+        self.0.looks.inc();
     }
 
     /// How many calls a second are allowed from now on.
@@ -170,9 +186,12 @@ impl InstanceCalls {
         self.0.rate.set(calls_per_second);
     }
 
-    /// Whether Flinks answers.
-    pub fn available(&self, available: bool) {
-        self.0.available.set(available.into());
+    /// Whether this call, or endpoint, is not asked for now, as it goes unanswered or as it is refused.
+    pub fn shut(&self, call: &str, away: bool, refused: bool) {
+        if let Some((of_away, of_refused)) = self.0.shut.get(call) {
+            of_away.set(away.into());
+            of_refused.set(refused.into());
+        }
     }
 }
 
@@ -189,7 +208,7 @@ mod tests {
     #[test]
     fn series_are_there_at_zero_and_count() {
         let registry = Registry::new();
-        let metrics = FlinksMetrics::new(&registry, &["toolbox", "pay"]).unwrap();
+        let metrics = FlinksMetrics::new(&registry, &["toolbox", "pay"], &["income"]).unwrap();
         for family in FAMILIES {
             assert!(text(&registry).contains(&format!("# TYPE {} {}\n", family.name, family.kind)), "{}", family.name);
             assert_eq!(family.name.ends_with("_total"), family.kind == "counter", "{}", family.name);
@@ -204,9 +223,10 @@ mod tests {
         toolbox.call_ended(FlinksCall::Token, FlinksOutcome::Ok, Duration::from_millis(3));
         let (waiting, sent) = (toolbox.call_waiting(), toolbox.call_sent());
         toolbox.rate(12.5);
-        toolbox.available(true);
-        toolbox.probed();
         toolbox.other_login();
+        toolbox.shut("income", true, false);
+        toolbox.shut("token", false, true);
+        toolbox.looked();
         let check = |line: &str| assert!(text(&registry).lines().any(|shown| shown == line), "no {line}");
         check("bridge_flinks_calls_total{call=\"attributes\",instance=\"toolbox\",outcome=\"throttled\"} 1");
         check("bridge_flinks_calls_total{call=\"token\",instance=\"toolbox\",outcome=\"ok\"} 1");
@@ -214,13 +234,15 @@ mod tests {
         check("bridge_flinks_call_duration_seconds_count{call=\"attributes\"} 1");
         check("bridge_flinks_throttled_total{instance=\"toolbox\"} 1");
         check("bridge_flinks_rate_calls_per_second{instance=\"toolbox\"} 12.5");
-        check("bridge_flinks_available{instance=\"toolbox\"} 1");
-        check("bridge_flinks_probes_total{instance=\"toolbox\"} 1");
         check("bridge_flinks_other_login_total{instance=\"toolbox\"} 1");
+        check("bridge_flinks_away{call=\"income\",instance=\"toolbox\"} 1");
+        check("bridge_flinks_refused{call=\"income\",instance=\"toolbox\"} 0");
+        check("bridge_flinks_refused{call=\"token\",instance=\"toolbox\"} 1");
+        check("bridge_flinks_looks_total{instance=\"toolbox\"} 1");
         check("bridge_flinks_calls_waiting{instance=\"toolbox\"} 1");
         check("bridge_flinks_calls_in_flight{instance=\"toolbox\"} 1");
         drop((waiting, sent));
         check("bridge_flinks_calls_in_flight{instance=\"toolbox\"} 0");
-        assert!(FlinksMetrics::new(&registry, &[]).is_err(), "a registry takes the families once");
+        assert!(FlinksMetrics::new(&registry, &[], &[]).is_err(), "a registry takes the families once");
     }
 }

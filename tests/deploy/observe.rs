@@ -126,7 +126,7 @@ fn flinks(run: &mut Run, fires: &mut dyn FnMut(&mut Run)) {
     // It comes back with moods: throttling, and logins it does not know.
     let moods = ["--fault", "throttle=0.002", "--fault", "invalid-login=0.1"];
     run.stub = Some(start_stub(&run.directory, run.stub_port, &moods));
-    wait("Flinks is back", || sum(run.metrics(ENRICH), "bridge_flinks_available{") > 0.0);
+    wait("Flinks is back", || sum(run.metrics(ENRICH), "bridge_flinks_away{") == 0.0);
 }
 
 fn topic(run: &mut Run, fires: &mut dyn FnMut(&mut Run)) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use flinks_bridge::config::{Config, Needs};
+use flinks_bridge::config::{ApiKeys, Config, Needs};
 use flinks_bridge::dead_letter::Cause;
 use flinks_bridge::enrich::{self, ATTRIBUTES_TYPE, Telling};
 use flinks_bridge::flinks::Client;
@@ -15,9 +15,9 @@ use flinks_bridge::kafka::consume::{ConsumerError, Membership};
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{ConsumerMetrics, EnrichMetrics, FlinksCall, FlinksMetrics, Lane, Metrics, Names};
 use flinks_bridge::record::Record;
-use flinks_bridge::signature::ContentHash;
+use flinks_bridge::signature::{ContentHash, Secret};
 use flinks_bridge::webhook::{Reception, Webhook};
-use flinks_bridge::workshop::stub::{Fault, Stub, StubOptions};
+use flinks_bridge::workshop::stub::{Counts, Fault, FaultShare, Stub, StubOptions};
 use prometheus::{Registry, TextEncoder};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -117,6 +117,7 @@ struct Role {
     shutdown: CancellationToken,
     role: JoinHandle<Result<(), ConsumerError>>,
     producers: Arc<Producers>,
+    clients: Vec<Option<Client>>,
 }
 
 impl Role {
@@ -126,13 +127,13 @@ impl Role {
         let topics = vec![ATTRIBUTES.into(), DEAD_LETTERS.into()];
         let metrics = Metrics::new(&registry, &Names::default()).expect("the registry is new");
         let names: Vec<&str> = config.instances.iter().map(|instance| instance.name.as_str()).collect();
-        let flinks = FlinksMetrics::new(&registry, &names).expect("the registry is new");
+        let flinks = FlinksMetrics::new(&registry, &names, &["credit-risk", "chosen"]).expect("the registry is new");
         let clients = config.instances.iter().map(|instance| {
             let api = instance.api.as_ref()?;
             let keys = api.load_keys(&|_| None).expect("they stand in the settings");
             Some(Client::new(&config.flinks, &instance.name, api, &keys, &flinks).expect("the settings are good"))
         });
-        let clients = clients.collect();
+        let clients: Vec<Option<Client>> = clients.collect();
         let endpoints: Vec<&str> = config.enrich.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
         let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
         let telling = Telling {
@@ -143,8 +144,8 @@ impl Role {
         };
         let producers = Arc::new(Producers::new(&config, topics, &metrics).expect("the settings are good"));
         let shutdown = CancellationToken::new();
-        let role = tokio::spawn(enrich::run(config, clients, producers.clone(), telling, shutdown.clone()));
-        Role { registry, shutdown, role, producers }
+        let role = tokio::spawn(enrich::run(config, clients.clone(), producers.clone(), telling, shutdown.clone()));
+        Role { registry, shutdown, role, producers, clients }
     }
 
     /// The sum of a family's series with these labels.
@@ -391,20 +392,20 @@ async fn while_flinks_is_away_the_consumer_pauses_and_no_record_is_given_up() {
     eventually("some are enriched", PATIENCE, || role.ended("enriched") >= 10.0).await;
     scene.stub.set_down(true);
     scene.store(200).await;
-    let away = || role.metric("bridge_flinks_available", &[("instance", "toolbox")]) == 0.0;
+    let away = || role.metric("bridge_flinks_away", &[("instance", "toolbox")]) > 0.0;
     let paused = || role.metric("bridge_consumer_paused", &[]) == 1.0;
     let lag = || role.metric("bridge_consumer_lag", &[]);
     eventually("it is known to be away", PATIENCE, away).await;
     eventually("the lag shows", PATIENCE, || lag() >= 150.0).await;
     eventually("it pauses", PATIENCE, paused).await;
     let (done, begun) = (role.ended("enriched"), std::time::Instant::now());
-    let probes = || role.metric("bridge_flinks_probes_total", &[]);
-    let before = probes();
-    eventually("it is looked for", PATIENCE, || probes() >= before + 10.0).await;
+    let looks = || role.metric("bridge_flinks_looks_total", &[]);
+    let before = looks();
+    eventually("it is looked for", PATIENCE, || looks() >= before + 10.0).await;
     assert_eq!(role.ended("enriched"), done, "nothing can be done");
     // One at a time, each after a backoff of 20 ms at least; one more may end while this is asked.
     let most = begun.elapsed().as_secs_f64() / 0.02 + 2.0;
-    assert!(probes() - before <= most, "{} looks for Flinks in {:?}", probes() - before, begun.elapsed());
+    assert!(looks() - before <= most, "{} looks for Flinks in {:?}", looks() - before, begun.elapsed());
     scene.stub.set_down(false);
     eventually("all are enriched", PATIENCE, || role.ended("enriched") == 250.0).await;
     eventually("the lag is gone", PATIENCE, || lag() == 0.0 && !paused() && !away()).await;
@@ -413,17 +414,221 @@ async fn while_flinks_is_away_the_consumer_pauses_and_no_record_is_given_up() {
     role.stop().await;
 }
 
+/// Sets a fault of the stand-in.
+fn fault(text: &str) -> FaultShare {
+    text.parse().expect("it is one")
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_keys_are_waited_for_before_records_are_given_up() {
-    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 1000\n").await;
-    scene.stub.set_keys("other-authorize-key", "other-api-key");
-    scene.store(3).await;
+async fn while_one_endpoint_is_away_the_other_s_results_come_and_none_is_owed_in_the_end() {
+    // At its third failure a record would be given up: after half a second at most.
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    scene.stub.set_fault(fault("unavailable@GetCreditRiskAttributes=1"));
+    scene.store(60).await;
     let role = Role::start(&scene.config);
-    let refused = || scene.stub.counts().keys_refused;
-    eventually("they are refused", PATIENCE, || refused() > 10).await;
+    let results = |endpoint| role.metric("bridge_enrich_results_total", &[("endpoint", endpoint)]);
+    eventually("the other's results", PATIENCE, || results("chosen") == 60.0).await;
+    let away = || role.metric("bridge_flinks_away", &[("call", "credit-risk")]) == 1.0;
+    eventually("it is shut", PATIENCE, away).await;
+    let counts = scene.stub.counts();
+    let looks = || role.metric("bridge_flinks_looks_total", &[]);
+    let before = looks();
+    // Each look waits for 20 ms at least and soon for 100 ms: many times what three attempts take.
+    eventually("it is looked for", PATIENCE, || looks() >= before + 30.0).await;
+    assert!(away() && role.metric("bridge_flinks_away", &[]) == 1.0, "it alone");
+    assert_eq!((role.ended("dead-letter"), role.ended("enriched"), results("credit-risk")), (0.0, 0.0, 0.0));
+    let sessions = |counts: Counts| counts.of(FlinksCall::Authorize);
+    assert_eq!(sessions(scene.stub.counts()), sessions(counts), "no session is made for a call that is shut");
+    scene.stub.set_fault(fault("unavailable@GetCreditRiskAttributes=0"));
+    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 60.0).await;
+    assert_eq!((role.ended("dead-letter"), results("chosen"), results("credit-risk")), (0.0, 60.0, 60.0));
+    let by_source = read(&scene.servers, ATTRIBUTES, 120);
+    assert!(endpoints_by_source(&by_source).values().all(|endpoints| endpoints.len() == 2));
+    assert_eq!(scene.stub.counts().overlaps, 0);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_accounts_are_away_nobody_is_given_up_although_tokens_are_answered() {
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    scene.stub.set_fault(fault("unavailable@accounts=1"));
+    scene.store(60).await;
+    let role = Role::start(&scene.config);
+    let looks = || role.metric("bridge_flinks_looks_total", &[]);
+    eventually("it is looked for", PATIENCE, || looks() >= 30.0).await;
+    assert_eq!(role.metric("bridge_flinks_away", &[("call", "accounts")]), 1.0);
     assert_eq!(role.ended("dead-letter"), 0.0);
-    scene.stub.set_keys("stub-authorize-key", "stub-api-key");
-    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 3.0).await;
+    scene.stub.set_fault(fault("unavailable@accounts=0"));
+    eventually("all are enriched", PATIENCE, || role.ended("enriched") == 60.0).await;
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_refused_holds_up_its_own_instance_until_it_is_replaced() {
+    for (authorize, api, refused) in [("new", "stub-api-key", "token"), ("stub-authorize-key", "new", "accounts")] {
+        let more = format!(
+            r#"
+            [enrich]
+            attempts = 3
+            [[instance]]
+            name = "toolbox"
+            [instance.api]
+            base_url = "BASE"
+            authorize_key = "stub-authorize-key"
+            api_key = "stub-api-key"
+            rate = 5000
+            [[instance]]
+            name = "us"
+            [instance.api]
+            base_url = "BASE-us"
+            authorize_key = "{authorize}"
+            api_key = "{api}"
+            rate = 5000
+            "#
+        );
+        let stub = Stub::start(StubOptions::default()).await.expect("it starts");
+        let cluster = cluster();
+        let servers = cluster.bootstrap_servers();
+        let more = more.replace("BASE", &stub.base_url());
+        let scene = Scene { config: config(&servers, &stub, &more), _cluster: cluster, servers, stub };
+        let of = |instance: &'static str| {
+            let config = &scene.config;
+            (0..30).map(move |n| record(config, instance, &accounts(&format!("{instance}-{n}"), n)))
+        };
+        store(&scene.config, of("us").chain(of("toolbox"))).await;
+        let role = Role::start(&scene.config);
+        eventually("the other instance does not know", PATIENCE, || role.ended("enriched") == 30.0).await;
+        let shut = || role.metric("bridge_flinks_refused", &[("instance", "us"), ("call", refused)]) == 1.0;
+        eventually("it is shut", PATIENCE, shut).await;
+        let before = scene.stub.counts().keys_refused;
+        eventually("it is tried", PATIENCE, || scene.stub.counts().keys_refused >= before + 10).await;
+        assert_eq!((role.ended("dead-letter"), role.metric("bridge_flinks_refused", &[])), (0.0, 1.0));
+        let right = ApiKeys { authorize: Secret::new("stub-authorize-key"), api: Secret::new("stub-api-key") };
+        let us = role.clients.iter().flatten().nth(1).expect("it has an API");
+        us.set_keys(&right).expect("a header carries them");
+        eventually("all are enriched", PATIENCE, || role.ended("enriched") == 60.0).await;
+        assert_eq!((role.ended("dead-letter"), role.metric("bridge_flinks_refused", &[])), (0.0, 0.0));
+        role.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_replaced_in_its_file_is_taken_without_a_restart() {
+    let cluster = cluster();
+    let servers = cluster.bootstrap_servers();
+    let stub = Stub::start(StubOptions::default()).await.expect("it starts");
+    let instance = |name: &str| {
+        format!(
+            r#"
+            [[instance]]
+            name = "{name}"
+            [instance.api]
+            base_url = "{}-{name}"
+            authorize_key_file = "{name}.key"
+            api_key_env = "API_KEY"
+            "#,
+            stub.base_url()
+        )
+    };
+    let instances = [instance("toolbox"), instance("us")].concat();
+    let config = settings_for(Needs::WEBHOOKS, &servers, &[]);
+    let of = |instance: &'static str| {
+        let config = &config;
+        (0..5).map(move |n| record(config, instance, &accounts(&format!("{instance}-{n}"), n)))
+    };
+    store(&config, of("us").chain(of("toolbox"))).await;
+    let process = Process::with(&servers, &instances, &[("toolbox.key", "stub-authorize-key"), ("us.key", "old")]);
+    let metric = async |family: &str, labels: &[(&str, &str)]| {
+        process.get("/metrics").await.map_or(0.0, |text| sum(&text, family, labels))
+    };
+    let until = async |what: &str, family: &str, labels: &[(&str, &str)], value: f64| {
+        let deadline = Instant::now() + PATIENCE;
+        while metric(family, labels).await != value {
+            assert!(Instant::now() < deadline, "{what}: {}", process.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let enriched = [("outcome", "enriched")];
+    until("the other is enriched", "bridge_enrich_records_total", &enriched, 5.0).await;
+    until("it is refused", "bridge_flinks_refused", &[("instance", "us"), ("call", "token")], 1.0).await;
+    let ready = process.get("/readyz").await.expect("it answers");
+    assert!(ready.contains(" 200 ") && ready.contains("the Flinks API of instance us: token is refused"), "{ready}");
+    std::fs::write(process.directory.path().join("us.key"), "stub-authorize-key").expect("a file");
+    until("all are enriched", "bridge_enrich_records_total", &enriched, 10.0).await;
+    assert_eq!(metric("bridge_enrich_dead_letters_total", &[]).await, 0.0);
+    assert_eq!(metric("bridge_flinks_refused", &[]).await, 0.0);
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_call_is_begun_after_the_signal() {
+    let slow = "[[instance]]\nname = \"toolbox\"\n[instance.api]\nbase_url = \"BASE\"\nauthorize_key = \"stub-authorize-key\"\n\
+                api_key = \"stub-api-key\"\nrate = 5\n";
+    let options = StubOptions { latency: Duration::from_millis(300), ..StubOptions::default() };
+    let mut scene = Scene::new(options, "").await;
+    let fast = scene.config.clone();
+    scene.config = config(&scene.servers, &scene.stub, &slow.replace("BASE", &scene.stub.base_url()));
+    scene.store(200).await;
+    let role = Role::start(&scene.config);
+    let calls = |registry: &Registry| {
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("the families can be written");
+        sum(&text, "bridge_flinks_calls_total", &[]) + sum(&text, "bridge_flinks_calls_in_flight", &[])
+    };
+    let waiting = || role.metric("bridge_flinks_calls_waiting", &[]);
+    eventually("all wait for their turn", PATIENCE, || waiting() >= 190.0).await;
+    eventually("calls are made", PATIENCE, || calls(&role.registry) >= 5.0).await;
+    role.shutdown.cancel();
+    let (begun, registry) = (calls(&role.registry), role.registry.clone());
+    role.stop().await;
+    assert_eq!(calls(&registry), begun, "calls were begun after the signal");
+    assert_eq!(scene.stub.counts().total() as f64, begun, "and what was under way has ended");
+    let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("the families can be written");
+    assert_eq!(sum(&text, "bridge_consumer_overlaps_total", &[]), 0.0, "nothing had to be broken off");
+    let done = sum(&text, "bridge_enrich_records_total", &[("outcome", "enriched")]);
+    assert_eq!(sum(&text, "bridge_enrich_records_total", &[("outcome", "abandoned")]), 200.0 - done);
+    // What was given back is done by whoever comes next.
+    let role = Role::start(&fast);
+    let results = read(&scene.servers, ATTRIBUTES, 400);
+    let by_source = endpoints_by_source(&results);
+    assert!(by_source.len() == 200 && by_source.values().all(|endpoints| endpoints.len() == 2));
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_card_without_transactions_is_asked_for_again_a_few_times() {
+    for (empty, enriched) in [(4, 3.0), (1000, 0.0)] {
+        let scene = Scene::new(StubOptions { empty, ..StubOptions::default() }, "").await;
+        scene.store(3).await;
+        let role = Role::start(&scene.config);
+        eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 3.0).await;
+        assert_eq!((role.ended("enriched"), role.ended("dead-letter")), (enriched, 3.0 - enriched));
+        assert_eq!(scene.stub.counts().of(FlinksCall::Authorize), 15, "each time a session that may find more");
+        let letters = if empty == 4 { Vec::new() } else { read(&scene.servers, DEAD_LETTERS, 3) };
+        for letter in &letters {
+            let header = |name: &str| letter.headers.get(name).map(String::as_str);
+            assert_eq!(header("ce_deadlettercause"), Some("gave-up"));
+            assert_eq!(header("ce_deadletterflinkscode"), Some("NO_TRANSACTION"));
+            assert_eq!(header("ce_deadletterattempts"), Some("5"));
+        }
+        role.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_session_ages_in_a_queue() {
+    // All tokens alone take longer than a session may be idle.
+    let more = "[enrich]\nattempts = 1\n[flinks]\nsession_idle = \"2s\"\n[[instance]]\nname = \"toolbox\"\n[instance.api]\n\
+                base_url = \"BASE\"\nauthorize_key = \"stub-authorize-key\"\napi_key = \"stub-api-key\"\nrate = 40\n";
+    let mut scene = Scene::new(StubOptions::default(), "").await;
+    scene.config = config(&scene.servers, &scene.stub, &more.replace("BASE", &scene.stub.base_url()));
+    scene.store(100).await;
+    let role = Role::start(&scene.config);
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 100.0).await;
+    assert_eq!((role.ended("enriched"), role.ended("dead-letter")), (100.0, 0.0));
+    let counts = scene.stub.counts();
+    // A busy machine may let one age now and then.
+    assert!(counts.of(FlinksCall::Authorize) <= 110, "sessions were made that were not used: {counts}");
     role.stop().await;
 }
 
@@ -481,14 +686,14 @@ async fn it_is_ready_while_flinks_is_away_and_says_so() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    until("/metrics", "bridge_flinks_available{instance=\"toolbox\"} 0\n").await;
-    let ready = until("/readyz", "the Flinks API of instance toolbox is away").await;
+    until("/metrics", "bridge_flinks_away{call=\"token\",instance=\"toolbox\"} 1\n").await;
+    let ready = until("/readyz", "the Flinks API of instance toolbox: token is not answered").await;
     assert!(ready.contains(" 200 "), "{ready}");
     scene.stub.set_share(Fault::HangUp, 0.0);
     read(&scene.servers, ATTRIBUTES, 10);
-    until("/metrics", "bridge_flinks_available{instance=\"toolbox\"} 1\n").await;
+    until("/metrics", "bridge_flinks_away{call=\"token\",instance=\"toolbox\"} 0\n").await;
     let ready = process.get("/readyz").await.expect("it answers");
-    assert!(ready.contains(" 200 ") && !ready.contains("away"), "{ready}");
+    assert!(ready.contains(" 200 ") && !ready.contains("not answered"), "{ready}");
     process.end().await;
 }
 
@@ -501,7 +706,27 @@ struct Process {
 
 impl Process {
     fn start(servers: &str, stub: &Stub) -> Process {
+        let instance = format!(
+            r#"
+            [[instance]]
+            name = "toolbox"
+            [instance.api]
+            base_url = "{}"
+            authorize_key_env = "AUTHORIZE_KEY"
+            api_key_env = "API_KEY"
+            rate = {RATE}
+            "#,
+            stub.base_url()
+        );
+        Process::with(servers, &instance, &[])
+    }
+
+    /// One with these instances, and with these files beside its settings.
+    fn with(servers: &str, instances: &str, files: &[(&str, &str)]) -> Process {
         let directory = tempfile::tempdir().expect("a directory");
+        for (name, text) in files {
+            std::fs::write(directory.path().join(name), text).expect("a file");
+        }
         let [port] = free_ports(1)[..] else { unreachable!("one was asked for") };
         let admin = SocketAddr::from(([127, 0, 0, 1], port));
         let text = format!(
@@ -512,13 +737,7 @@ impl Process {
             listen = "{admin}"
             [flinks]
             poll_interval = "100ms"
-            [[instance]]
-            name = "toolbox"
-            [instance.api]
-            base_url = "{}"
-            authorize_key_env = "AUTHORIZE_KEY"
-            api_key_env = "API_KEY"
-            rate = {RATE}
+            {instances}
             [[enrich.endpoint]]
             name = "credit-risk"
             get = "GetCreditRiskAttributes"
@@ -528,8 +747,7 @@ impl Process {
             [enrich.consumer]
             session_timeout = "6s"
             drain = "5s"
-            "#,
-            stub.base_url()
+            "#
         );
         std::fs::write(directory.path().join("enrich.toml"), text).expect("a file");
         let log = std::fs::File::create(directory.path().join("log")).expect("a file");

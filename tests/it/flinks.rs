@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flinks_bridge::config::{ApiKeys, AttributesCall, Config, Endpoint, MustHave, Needs};
-use flinks_bridge::flinks::{CallError, Client, ClientError, FlinksCode, Gathering, Session, Verdict};
+use flinks_bridge::flinks::{CallError, Client, ClientError, Condition, FlinksCode, Gathering, Session, Verdict};
 use flinks_bridge::metrics::{FlinksCall, FlinksMetrics};
 use flinks_bridge::signature::Secret;
 use flinks_bridge::tls::{self, Identity};
@@ -23,6 +23,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{log, sum};
 
@@ -61,6 +62,7 @@ fn made(base_url: &str, flinks: &str, api: &str) -> Made {
 }
 
 fn try_made(base_url: &str, flinks: &str, api: &str) -> Result<Made, ClientError> {
+    let backoff = if flinks.contains("backoff") { "" } else { "backoff_min = \"20ms\"\nbackoff_max = \"200ms\"" };
     let text = format!(
         r#"
         [kafka]
@@ -69,8 +71,7 @@ fn try_made(base_url: &str, flinks: &str, api: &str) -> Result<Made, ClientError
         name = "credit-risk"
         get = "GetCreditRiskAttributes"
         [flinks]
-        backoff_min = "20ms"
-        backoff_max = "200ms"
+        {backoff}
         {flinks}
         [[instance]]
         name = "toolbox"
@@ -87,7 +88,7 @@ fn try_made(base_url: &str, flinks: &str, api: &str) -> Result<Made, ClientError
         Err(faults) => panic!("the test's settings are at fault:\n{faults}"),
     };
     let registry = Registry::new();
-    let metrics = FlinksMetrics::new(&registry, &["toolbox"]).expect("the registry is new");
+    let metrics = FlinksMetrics::new(&registry, &["toolbox"], &["credit-risk"]).expect("the registry is new");
     let instance = &loaded.config.instances[0];
     let api = instance.api.as_ref().expect("it is given above");
     let client = Client::new(&loaded.config.flinks, &instance.name, api, &stub_keys(), &metrics)?;
@@ -182,7 +183,7 @@ async fn a_record_s_calls_one_after_the_other() {
     assert_eq!((made.calls("attributes", "ok"), made.calls("attributes", "wait")), (2.0, 1.0));
     assert_eq!(made.calls("accounts-detail-poll", "ok"), 1.0);
     assert_eq!(made.metric("bridge_flinks_calls_in_flight", &[]), 0.0);
-    assert_eq!(made.metric("bridge_flinks_available", &[]), 1.0);
+    assert_eq!((made.metric("bridge_flinks_away", &[]), made.metric("bridge_flinks_refused", &[])), (0.0, 0.0));
     stub.shutdown().await;
 }
 
@@ -320,8 +321,10 @@ async fn keys_are_replaced_while_it_runs() {
     made.client.authorize(LOGIN).await.unwrap();
     stub.set_keys(authorize, api);
     let refused = made.client.authorize(LOGIN).await.map(drop);
-    assert_eq!(refused, Err(CallError::Flinks { code: FlinksCode::Unauthorized, status: 401 }));
-    assert_eq!(refused.map_err(|error| error.verdict()), Err(Verdict::Page));
+    let unauthorized = CallError::Flinks { code: FlinksCode::Unauthorized, status: 401 };
+    assert_eq!(refused, Err(CallError::Refused(Box::new(unauthorized.clone()))));
+    assert_eq!(made.client.shut(), [("token".to_owned(), Condition::Refused)]);
+    assert_eq!(made.client.refused().await, unauthorized);
 
     made.client.set_keys(&keys(authorize, api)).unwrap();
     let session = detailed(&made.client, LOGIN).await;
@@ -411,7 +414,7 @@ async fn no_more_calls_at_once_than_allowed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_lowers_the_rate() {
-    let faults = vec![FaultShare(Fault::Throttle, 1.0)];
+    let faults = vec![FaultShare::everywhere(Fault::Throttle, 1.0)];
     let stub = stub(StubOptions { faults, ..StubOptions::default() }).await;
     let made = made(&stub.base_url(), "", "rate = 200");
     let rate = || made.metric("bridge_flinks_rate_calls_per_second", &[]);
@@ -433,7 +436,7 @@ async fn throttling_lowers_the_rate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_flinks_is_away_one_probe_at_a_time_looks_for_it() {
+async fn while_flinks_is_away_one_look_at_a_time_is_made() {
     let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
     let made = made(&stub.base_url(), "", "rate = 1000");
     let _session = detailed(&made.client, LOGIN).await;
@@ -448,7 +451,7 @@ async fn while_flinks_is_away_one_probe_at_a_time_looks_for_it() {
     })
     .await;
     assert!(uncounted >= 1, "the failure that closes the gate is no attempt");
-    assert_eq!(made.metric("bridge_flinks_available", &[]), 0.0);
+    assert_eq!(made.metric("bridge_flinks_away", &[("call", "token")]), 1.0);
 
     let failed = made.calls("token", "down");
     let callers: Vec<_> = (0..50)
@@ -457,31 +460,26 @@ async fn while_flinks_is_away_one_probe_at_a_time_looks_for_it() {
             tokio::spawn(async move { client.authorize(&format!("login-{number}")).await.map(drop) })
         })
         .collect();
-    let waiter = tokio::spawn({
-        let client = made.client.clone();
-        async move { client.until_available().await }
-    });
     let started = Instant::now();
-    until("some probes", || made.metric("bridge_flinks_probes_total", &[]) >= 5.0).await;
+    until("some looks", || made.metric("bridge_flinks_looks_total", &[]) >= 5.0).await;
     let sent = made.calls("token", "down") - failed;
-    let probes = made.metric("bridge_flinks_probes_total", &[]);
-    assert!(sent <= probes, "only probes are sent: {sent} calls, {probes} probes");
+    let looks = made.metric("bridge_flinks_looks_total", &[]);
+    assert!(sent <= looks, "only looks are sent: {sent} calls, {looks} looks");
     // One waits 20 ms at least; one more may have ended before the clock was looked at.
     let most = started.elapsed().as_secs_f64() / 0.02 + 2.0;
-    assert!(probes <= most, "{probes} probes in {:?}", started.elapsed());
-    assert!(!waiter.is_finished() && callers.iter().all(|caller| !caller.is_finished()), "all wait");
+    assert!(looks <= most, "{looks} looks in {:?}", started.elapsed());
+    assert!(callers.iter().all(|caller| !caller.is_finished()), "all wait");
 
     stub.set_down(false);
-    within("until_available", waiter).await.unwrap();
     for caller in callers {
         assert_eq!(within("a caller", caller).await.unwrap(), Ok(()));
     }
     assert!(made.client.available());
-    assert_eq!(made.metric("bridge_flinks_available", &[]), 1.0);
+    assert_eq!(made.metric("bridge_flinks_away", &[]), 0.0);
     // Nobody looks any more.
-    let probes = made.metric("bridge_flinks_probes_total", &[]);
+    let looks = made.metric("bridge_flinks_looks_total", &[]);
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(made.metric("bridge_flinks_probes_total", &[]), probes);
+    assert_eq!(made.metric("bridge_flinks_looks_total", &[]), looks);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -511,6 +509,195 @@ async fn one_record_s_trouble_is_not_flinks_away() {
     assert!(made.client.available());
 }
 
+/// Sets a fault of the stand-in.
+fn fault(text: &str) -> FaultShare {
+    text.parse().expect("it is one")
+}
+
+/// What a call of a record whose LoginId is all that it has comes to.
+async fn attributes(client: &Client, login_id: &str) -> Result<(), CallError> {
+    let client = client.for_record(CancellationToken::new());
+    client.choose(&[&credit_risk()]).await.expect("nobody withdraws it");
+    let mut gathering = Gathering::default();
+    while gathering.attributes(&client, login_id, &credit_risk()).await?.is_none() {}
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_that_is_away_is_looked_for_by_itself() {
+    // The call that goes unanswered, what it is called, and by what it is looked for.
+    let cases = [
+        ("unavailable@token", "token", FlinksCall::Token),
+        ("unavailable@authorize", "authorize", FlinksCall::Authorize),
+        ("unavailable@accounts", "accounts", FlinksCall::AccountsDetailPoll),
+        ("unavailable@attributes", "credit-risk", FlinksCall::Attributes),
+    ];
+    for (away, name, call) in cases {
+        let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
+        let made = made(&stub.base_url(), "", "rate = 10000");
+        stub.set_fault(fault(&format!("{away}=1")));
+        let shut = || made.client.shut() == [(name.to_owned(), Condition::Away)];
+        for number in 0.. {
+            if shut() {
+                break;
+            }
+            let met = attributes(&made.client, &format!("login-{number}")).await;
+            met.expect_err("it is away");
+            assert!(number < 3, "{name} does not shut");
+        }
+        // Looks go on, are in vain, and nothing else is asked, although the other calls are answered.
+        let before = stub.counts();
+        let waits = tokio::spawn({
+            let client = made.client.clone();
+            async move { attributes(&client, LOGIN).await }
+        });
+        let looks = || stub.counts().answered(call, "unavailable") - before.answered(call, "unavailable");
+        until("some looks", || looks() >= 3).await;
+        assert!(shut() && !waits.is_finished(), "{name}: an answer to another call opens nothing");
+        assert_eq!(made.metric("bridge_flinks_away", &[("call", name)]), 1.0);
+        assert_eq!(stub.counts().of(FlinksCall::AccountsDetail), before.of(FlinksCall::AccountsDetail), "{name}");
+        stub.set_fault(fault(&format!("{away}=0")));
+        within("the one that waits", waits).await.expect("no panic").expect("it is back");
+        assert_eq!(made.client.shut(), []);
+        assert_eq!(made.metric("bridge_flinks_away", &[]), 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_its_turn_as_an_endpoint_shuts_is_told() {
+    let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
+    let made = made(&stub.base_url(), "", "rate = 20");
+    let mut sessions = Vec::new();
+    for number in 0..6 {
+        let login_id = format!("login-{number}");
+        sessions.push((detailed(&made.client, &login_id).await, login_id));
+    }
+    stub.set_fault(fault("unavailable@attributes=1"));
+    let calls: Vec<_> = sessions
+        .into_iter()
+        .map(|(mut session, login_id)| {
+            let client = made.client.clone();
+            tokio::spawn(async move { client.attributes(&mut session, &login_id, &credit_risk()).await.map(drop) })
+        })
+        .collect();
+    let mut ended = Vec::new();
+    for call in calls {
+        // Another endpoint may be open, so it does not wait for this one.
+        ended.push(within("its end", call).await.expect("no panic").expect_err("it is away"));
+    }
+    let shut = ended.iter().filter(|error| **error == CallError::Shut).count();
+    assert!((1..=3).contains(&shut), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_alone_shuts_nothing_and_five_do() {
+    let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
+    let made = made(&stub.base_url(), "", "rate = 10000");
+    let denied = CallError::Flinks { code: FlinksCode::AccessDenied, status: 401 };
+    let refused = CallError::Refused(Box::new(denied.clone()));
+    stub.set_login_fault("poison", Some(Fault::AccessDenied));
+    for _ in 0..20 {
+        assert_eq!(made.client.authorize("poison").await.map(drop), Err(denied.clone()), "it counts");
+    }
+    // Who is not refused shows that the keys are taken.
+    for number in 0..20 {
+        let login_id = format!("odd-{number}");
+        let odd = number % 4 != 3;
+        stub.set_login_fault(&login_id, odd.then_some(Fault::AccessDenied));
+        let expected = if odd { Err(denied.clone()) } else { Ok(()) };
+        assert_eq!(made.client.authorize(&login_id).await.map(drop), expected);
+    }
+    assert_eq!(made.client.shut(), []);
+
+    stub.set_fault(fault("access-denied@attributes=1"));
+    for number in 0..4 {
+        assert_eq!(attributes(&made.client, &format!("login-{number}")).await, Err(denied.clone()));
+    }
+    assert_eq!(attributes(&made.client, "login-4").await, Err(refused.clone()), "the fifth tells about all");
+    assert_eq!(made.client.shut(), [("credit-risk".to_owned(), Condition::Refused)]);
+    assert_eq!(made.metric("bridge_flinks_refused", &[("call", "credit-risk")]), 1.0);
+    made.client.authorize(LOGIN).await.expect("logging in is not shut");
+
+    // Records look, one at a time.
+    let before = stub.counts().of(FlinksCall::Attributes);
+    let records: Vec<_> = (5..25)
+        .map(|number| {
+            let client = made.client.clone();
+            tokio::spawn(async move {
+                let login_id = format!("login-{number}");
+                let mut refused = 0;
+                while let Err(error) = attributes(&client, &login_id).await {
+                    assert_eq!(error.verdict(), Verdict::Down, "{error}");
+                    refused += 1;
+                }
+                refused
+            })
+        })
+        .collect();
+    until("some looks", || stub.counts().of(FlinksCall::Attributes) >= before + 4).await;
+    assert!(stub.counts().most_at_once == 1 && records.iter().all(|record| !record.is_finished()));
+    stub.set_fault(fault("access-denied@attributes=0"));
+    let mut looks = 0;
+    for record in records {
+        looks += within("each record", record).await.expect("no panic");
+    }
+    assert!(looks >= 4, "{looks} looks");
+    assert_eq!(made.client.shut(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_is_tried_at_once() {
+    let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
+    // The next look would be due in an hour.
+    let made = made(&stub.base_url(), "backoff_min = \"1h\"\nbackoff_max = \"1h\"", "rate = 10000");
+    for (authorize, api, shut) in [("new", "stub-api-key", "token"), ("new", "new", "accounts")] {
+        stub.set_keys(authorize, api);
+        for number in 0..5 {
+            attributes(&made.client, &format!("login-{number}")).await.expect_err("the old key is refused");
+            if shut == "token" {
+                break;
+            }
+        }
+        assert_eq!(made.client.shut(), [(shut.to_owned(), Condition::Refused)]);
+        let waits = tokio::spawn({
+            let client = made.client.clone();
+            async move { attributes(&client, LOGIN).await }
+        });
+        until("one waits", || made.metric("bridge_flinks_calls_waiting", &[]) == 1.0).await;
+        // Keys that are the same as before change nothing.
+        let before = stub.counts().total();
+        made.client
+            .set_keys(&keys(if shut == "token" { "stub-authorize-key" } else { "new" }, "stub-api-key"))
+            .unwrap();
+        assert_eq!((stub.counts().total(), waits.is_finished()), (before, false));
+        made.client.set_keys(&keys(authorize, api)).unwrap();
+        within("the one that waits", waits).await.expect("no panic").expect("the new key is taken");
+        assert_eq!(made.client.shut(), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_waits_for_its_turn_ends_when_it_is_withdrawn() {
+    let stub = stub(StubOptions { pending: 0, ..StubOptions::default() }).await;
+    let made = made(&stub.base_url(), "", "rate = 1");
+    made.client.authorize(LOGIN).await.expect("nothing is wrong");
+    let stop = CancellationToken::new();
+    let waits: Vec<_> = (0..50)
+        .map(|number| {
+            let client = made.client.for_record(stop.clone());
+            tokio::spawn(async move { client.authorize(&format!("login-{number}")).await.map(drop) })
+        })
+        .collect();
+    until("all wait", || made.metric("bridge_flinks_calls_waiting", &[]) >= 49.0).await;
+    stop.cancel();
+    let begun = stub.counts().total();
+    for waits in waits {
+        let ended = within("its end", waits).await.expect("no panic");
+        assert!(ended == Err(CallError::Withdrawn), "{ended:?}");
+    }
+    assert!(stub.counts().total() <= begun + 1, "what was under way may have come since");
+}
+
 #[tokio::test]
 async fn accounts_are_asked_for_again_unless_flinks_works_on_them() {
     let stub = stub(StubOptions { pending: 2, ..StubOptions::default() }).await;
@@ -525,11 +712,10 @@ async fn accounts_are_asked_for_again_unless_flinks_works_on_them() {
     for (asked, polled) in [(2, 0), (2, 1)] {
         assert_eq!(gathering.step(&made.client, "login").await.unwrap_err().verdict(), Verdict::Wait);
         assert_eq!((calls(FlinksCall::AccountsDetail), calls(FlinksCall::AccountsDetailPoll)), (asked, polled));
-        assert!(gathering.ready(&made.client).is_none());
     }
     assert!(gathering.step(&made.client, "login").await.unwrap().is_some());
-    let session = gathering.ready(&made.client).expect("the accounts are there");
-    made.client.attributes(session, "login", &credit_risk()).await.unwrap();
+    let attributes = gathering.attributes(&made.client, "login", &credit_risk()).await.unwrap();
+    assert!(attributes.is_some(), "the accounts are there");
 }
 
 /// A server that gives one answer, whatever it is asked, and keeps what it was asked.
@@ -750,7 +936,7 @@ async fn settings_that_cannot_be_used_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stand_in_throws_its_dice_by_seed() {
     let verdicts = async |seed| {
-        let faults = vec![FaultShare(Fault::Throttle, 0.3), FaultShare(Fault::RetryLater, 0.2)];
+        let faults = vec![FaultShare::everywhere(Fault::Throttle, 0.3), FaultShare::everywhere(Fault::RetryLater, 0.2)];
         let stub = stub(StubOptions { faults, seed, ..StubOptions::default() }).await;
         let made = made(&stub.base_url(), "", "rate = 100000");
         let mut results = Vec::new();
@@ -766,6 +952,62 @@ async fn the_stand_in_throws_its_dice_by_seed() {
     assert!((15..=45).contains(&throttled), "{throttled} of 100 at a share of 0.3");
     // A fault that cannot befall a call leaves it alone.
     assert!(one.iter().all(|result| matches!(result, Ok(()) | Err(Verdict::Throttled))), "{one:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stand_in_fails_one_call_one_instance_a_share_of_logins() {
+    let stub = stub(StubOptions { pending: 0, empty: 2, ..StubOptions::default() }).await;
+    let other = stub.base_url().replace("/v3/", "/v3/other-");
+    let [one, other] = [stub.base_url(), other].map(|base| made(&base, "", "rate = 100000").client);
+    let income = get("GetIncomeAttributes");
+
+    // The first two sessions of each LoginId find nothing, and go on finding nothing.
+    let empty = Err(CallError::Flinks { code: FlinksCode::NoTransaction, status: 400 });
+    for client in [&one, &other] {
+        let mut session = detailed(client, LOGIN).await;
+        for _ in 0..2 {
+            assert_eq!(client.attributes(&mut session, LOGIN, &income).await.map(drop), empty);
+        }
+    }
+    let mut session = detailed(&one, LOGIN).await;
+    one.attributes(&mut session, LOGIN, &income).await.expect("there is something now");
+
+    // One endpoint of one instance; the other endpoint and the other instance do not know.
+    stub.set_fault(fault("unavailable@GetIncomeAttributes/43387ca6-0000-4c82-857d-70d95f087ecb=1"));
+    let met = one.attributes(&mut session, LOGIN, &income).await.map(drop);
+    assert_eq!(met, Err(CallError::Alone(Box::new(CallError::Html { status: 503 }))));
+    one.attributes(&mut session, LOGIN, &credit_risk()).await.expect("the other endpoint");
+    let mut elsewhere = detailed(&other, LOGIN).await;
+    other.attributes(&mut elsewhere, LOGIN, &income).await.expect("the other instance");
+
+    // One call.
+    for call in ["token", "authorize"] {
+        let before = stub.counts();
+        stub.set_fault(fault(&format!("access-denied@{call}=1")));
+        one.authorize(LOGIN).await.expect_err("it is refused");
+        stub.set_fault(fault(&format!("access-denied@{call}=0")));
+        let refused = |call| stub.counts().answered(call, "ACCESS_DENIED") - before.answered(call, "ACCESS_DENIED");
+        let (token, authorize) = (refused(FlinksCall::Token), refused(FlinksCall::Authorize));
+        // A token is asked for once more by who looks whether the key is taken again.
+        assert_eq!((token > 0, authorize), (call == "token", u64::from(call == "authorize")));
+        one.authorize(LOGIN).await.expect("nothing is wrong");
+    }
+    stub.set_fault(fault("mfa@accounts=1"));
+    one.authorize(LOGIN).await.expect("it cannot befall accounts");
+
+    // A share of LoginIds, the same ones each time.
+    stub.set_share_of_logins(fault("invalid-login=0.3"));
+    let mut refused = Vec::new();
+    for _ in 0..2 {
+        let mut round = Vec::new();
+        for number in 0..100 {
+            round.push(other.authorize(&format!("login-{number}")).await.is_err());
+        }
+        refused.push(round);
+    }
+    assert_eq!(refused[0], refused[1]);
+    let share = refused[0].iter().filter(|refused| **refused).count();
+    assert!((15..=45).contains(&share), "{share} of 100 at a share of 0.3");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,7 +73,7 @@ fn exposed() -> BTreeMap<String, Family> {
         let statistics = ProducerStatistics { brokers: vec![broker.clone()], ..ProducerStatistics::default() };
         metrics.producer_statistics(*lane, &statistics);
     }
-    FlinksMetrics::new(&registry, &instances).expect("the registry has none");
+    FlinksMetrics::new(&registry, &instances, &["credit-risk"]).expect("the registry has none");
     for role in ["enrich", "link"] {
         let consumer = ConsumerMetrics::new(&registry, role, &topics).expect("the registry has none of this role");
         topics.iter().for_each(|topic| consumer.lag(topic, 0, 0));

@@ -102,6 +102,7 @@ pub(super) struct Assignment {
     begin: Begin,
     bounds: Bounds,
     metrics: ConsumerMetrics,
+    stop: CancellationToken,
     state: Mutex<State>,
     /// Told when a record has ended.
     ended: Condvar,
@@ -152,14 +153,14 @@ struct Waiting {
 }
 
 impl Partition {
-    fn new(generation: u64) -> Partition {
+    fn new(generation: u64, lease: CancellationToken) -> Partition {
         Partition {
             generation,
             offsets: Offsets::default(),
             stored: None,
             under_way: 0,
             keys: HashMap::new(),
-            lease: CancellationToken::new(),
+            lease,
             cut: CancellationToken::new(),
             paused: None,
             ahead: false,
@@ -168,8 +169,9 @@ impl Partition {
 }
 
 impl Assignment {
-    pub(super) fn new(bounds: Bounds, metrics: ConsumerMetrics, begin: Begin) -> Assignment {
-        Assignment { begin, bounds, metrics, state: Mutex::default(), ended: Condvar::new() }
+    /// An empty one. `stop` withdraws every lease, before the thread that polls notices it.
+    pub(super) fn new(bounds: Bounds, metrics: ConsumerMetrics, begin: Begin, stop: CancellationToken) -> Assignment {
+        Assignment { begin, bounds, metrics, stop, state: Mutex::default(), ended: Condvar::new() }
     }
 
     /// Partitions came.
@@ -177,7 +179,7 @@ impl Assignment {
         let mut state = self.lock();
         for place in places {
             state.generations += 1;
-            let partition = Partition::new(state.generations);
+            let partition = Partition::new(state.generations, self.stop.child_token());
             if state.closed {
                 partition.lease.cancel();
             }
@@ -215,7 +217,8 @@ impl Assignment {
             state.leaving += partition.under_way;
             partition.cut.cancel();
             state.generations += 1;
-            *partition = Partition { paused: partition.paused, ..Partition::new(state.generations) };
+            *partition =
+                Partition { paused: partition.paused, ..Partition::new(state.generations, self.stop.child_token()) };
             partition.offsets.begin(origin.offset, Instant::now());
         }
         // It should not have come, so librdkafka does not have it paused: to be told again.
@@ -544,7 +547,7 @@ mod tests {
             let begun = Arc::new(Mutex::new(Vec::new()));
             let keep = begun.clone();
             let begin = Box::new(move |record| keep.lock().expect("no panic while held").push(record));
-            Desk { assignment: Arc::new(Assignment::new(bounds, metrics, begin)), begun }
+            Desk { assignment: Arc::new(Assignment::new(bounds, metrics, begin, CancellationToken::new())), begun }
         }
 
         fn take(&self, partition: i32, offset: i64, key: Option<&'static str>) {

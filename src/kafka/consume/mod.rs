@@ -83,7 +83,7 @@ pub struct Consumed {
     pub lease: Lease,
 }
 
-/// The right to work on a record: withdrawn when its partition moves away or the process shuts down. Work should come to
+/// The right to work on a record: withdrawn when its partition moves away, or at once when the process shuts down. Work should come to
 /// an end then, done or abandoned; it is broken off after `drain`.
 #[derive(Debug, Clone)]
 pub struct Lease(CancellationToken);
@@ -97,6 +97,11 @@ impl Lease {
     /// Completes when it is withdrawn.
     pub async fn withdrawn(&self) {
         self.0.cancelled().await;
+    }
+
+    /// Cancelled when it is withdrawn, for those who take no lease.
+    pub fn token(&self) -> CancellationToken {
+        self.0.clone()
     }
 
     /// Whether it has been withdrawn.
@@ -207,7 +212,10 @@ async fn member<W: Work>(
     let refused = |error: KafkaError| ConsumerError::Settings(KafkaSettingError::new("consumer", &error));
     let begin = begin_with(Handle::current(), work);
     let bounds = Bounds { records: consumer.in_flight, bytes: consumer.bytes_in_flight, pause_after: PAUSE_AFTER };
-    let assignment = Arc::new(Assignment::new(bounds, metrics.clone(), begin));
+    // Whoever drops this future wants an end too.
+    let stop = shutdown.child_token();
+    let _stopped = stop.clone().drop_guard();
+    let assignment = Arc::new(Assignment::new(bounds, metrics.clone(), begin, stop.clone()));
     let context = Context {
         topics: topics.clone(),
         drain: consumer.drain,
@@ -221,9 +229,6 @@ async fn member<W: Work>(
     let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
     native.subscribe(&names).map_err(refused)?;
 
-    // Whoever drops this future wants an end too.
-    let stop = shutdown.child_token();
-    let _stopped = stop.clone().drop_guard();
     let (known, shown) = (membership.clone(), metrics.clone());
     let watch = Watch { client, topics, assignment, membership: known, metrics: shown, stop: stop.clone() };
     let watcher = watch.start();

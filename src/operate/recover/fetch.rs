@@ -68,7 +68,8 @@ impl Fetcher {
         let Some(client) = &self.clients[target.instance] else {
             return Ended::GivenUp(no_api());
         };
-        let answer = match self.fetch(target, client).await {
+        // A clone, as what it looks for it looks for alone.
+        let answer = match self.fetch(target, &client.clone()).await {
             Ok(answer) => answer,
             Err(ended) => return ended,
         };
@@ -91,7 +92,10 @@ impl Fetcher {
             }
             // The client waits for Flinks to come back. Whoever has sent a signal does not.
             let step = tokio::select! {
+                biased;
                 step = self.step(target, client, &mut gathering) => step,
+                // There is nobody to wait for: whoever mends it runs this again.
+                error = client.refused() => return Err(Ended::GivenUp(given_up("needs-person", attempts + 1, &error))),
                 () = self.signalled_and_away(client) => return Err(Ended::BrokenOff),
             };
             let error = match step {
@@ -126,7 +130,8 @@ impl Fetcher {
                 }
                 // There is nobody to wait for: whoever mends it runs this again.
                 Verdict::Page => return Err(Ended::GivenUp(given_up("needs-person", attempts + 1, &error))),
-                Verdict::GiveUp => {
+                // No call of it is withdrawn.
+                Verdict::Empty | Verdict::GiveUp | Verdict::Withdrawn => {
                     let cause = if matches!(error, CallError::Mfa) { "mfa" } else { "gave-up" };
                     return Err(Ended::GivenUp(given_up(cause, attempts + 1, &error)));
                 }

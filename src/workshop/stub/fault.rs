@@ -37,11 +37,15 @@ pub enum Fault {
     Nonsense,
     /// The attributes of another LoginId.
     OtherLogin,
+    /// 503 with a gateway's page.
+    Unavailable,
+    /// `401 ACCESS_DENIED`.
+    AccessDenied,
 }
 
 impl Fault {
     /// Every one.
-    pub const ALL: [Fault; 15] = [
+    pub const ALL: [Fault; 17] = [
         Fault::Throttle,
         Fault::RetryLater,
         Fault::Html,
@@ -57,6 +61,8 @@ impl Fault {
         Fault::Pending,
         Fault::Nonsense,
         Fault::OtherLogin,
+        Fault::Unavailable,
+        Fault::AccessDenied,
     ];
 
     /// The name on the command line and in counts.
@@ -77,6 +83,8 @@ impl Fault {
             Fault::Pending => "pending",
             Fault::Nonsense => "nonsense",
             Fault::OtherLogin => "other-login",
+            Fault::Unavailable => "unavailable",
+            Fault::AccessDenied => "access-denied",
         }
     }
 
@@ -92,7 +100,9 @@ impl Fault {
             | Fault::ServerError
             | Fault::Truncated
             | Fault::PlainText
-            | Fault::Redirect => true,
+            | Fault::Redirect
+            | Fault::Unavailable
+            | Fault::AccessDenied => true,
             Fault::RetryLater => data || call == FlinksCall::Authorize,
             Fault::Mfa => call == FlinksCall::Authorize,
             Fault::InvalidLogin => matches!(call, FlinksCall::Authorize | FlinksCall::PayStatus),
@@ -103,21 +113,64 @@ impl Fault {
     }
 }
 
-/// A fault and how often it befalls a call, from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FaultShare(pub Fault, pub f64);
+/// Calls that a fault can befall: all, or those of one kind, of one customer id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// `token`, `authorize`, `accounts`, `attributes`, `pay-status`, or one Attributes endpoint: the last part of its
+    /// path, or `chosen` for those that are asked by POST.
+    pub call: Option<String>,
+    /// The part of the path after `/v3/`, by which instances differ.
+    pub customer: Option<String>,
+}
+
+impl Place {
+    pub(super) fn holds(&self, call: FlinksCall, endpoint: Option<&str>, customer: Option<&str>) -> bool {
+        let of_call = self.call.as_deref().is_none_or(|name| match call {
+            FlinksCall::AccountsDetail | FlinksCall::AccountsDetailPoll => name == "accounts",
+            FlinksCall::Token | FlinksCall::Authorize | FlinksCall::Attributes | FlinksCall::PayStatus => {
+                name == call.as_str() || Some(name) == endpoint
+            }
+        });
+        of_call && self.customer.as_deref().is_none_or(|own| Some(own) == customer)
+    }
+}
+
+/// A fault, where it befalls, and how often, from 0 to 1: of calls, or of LoginIds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaultShare {
+    /// What goes wrong.
+    pub fault: Fault,
+    /// With which calls.
+    pub place: Place,
+    /// How often.
+    pub share: f64,
+}
+
+impl FaultShare {
+    /// One that befalls calls of all kinds.
+    pub fn everywhere(fault: Fault, share: f64) -> FaultShare {
+        FaultShare { fault, place: Place::default(), share }
+    }
+}
 
 impl FromStr for FaultShare {
     type Err = String;
 
     fn from_str(text: &str) -> Result<FaultShare, String> {
-        let (name, share) = text.split_once('=').ok_or("expected a fault and its share, such as throttle=0.1")?;
+        let (place, share) = text.split_once('=').ok_or("expected a fault and its share, such as throttle=0.1")?;
+        let (place, customer) = place.split_once('/').map_or((place, None), |(place, own)| (place, Some(own)));
+        let (name, call) = place.split_once('@').map_or((place, None), |(name, call)| (name, Some(call)));
         let fault = Fault::ALL
             .into_iter()
             .find(|fault| fault.name() == name)
             .ok_or_else(|| format!("expected a fault, one of {}", Fault::ALL.map(Fault::name).join(", ")))?;
+        const CALLS: [&str; 6] = ["token", "authorize", "accounts", "attributes", "chosen", "pay-status"];
+        if call.is_some_and(|call| !CALLS.contains(&call) && !call.starts_with("Get")) {
+            return Err(format!("expected a call: Get...Attributes, or one of {}", CALLS.join(", ")));
+        }
+        let place = Place { call: call.map(str::to_owned), customer: customer.map(str::to_owned) };
         match share.parse::<f64>() {
-            Ok(share) if (0.0..=1.0).contains(&share) => Ok(FaultShare(fault, share)),
+            Ok(share) if (0.0..=1.0).contains(&share) => Ok(FaultShare { fault, place, share }),
             _ => Err("expected a share from 0 to 1".to_owned()),
         }
     }
@@ -129,12 +182,50 @@ mod tests {
 
     #[test]
     fn shares_are_read() {
-        assert_eq!("throttle=0.1".parse(), Ok(FaultShare(Fault::Throttle, 0.1)));
+        assert_eq!("throttle=0.1".parse(), Ok(FaultShare::everywhere(Fault::Throttle, 0.1)));
         for fault in Fault::ALL {
-            assert_eq!(format!("{}=1", fault.name()).parse(), Ok(FaultShare(fault, 1.0)));
+            assert_eq!(format!("{}=1", fault.name()).parse(), Ok(FaultShare::everywhere(fault, 1.0)));
         }
-        for bad in ["throttle", "throttle=", "throttle=1.5", "throttle=-1", "throttle=NaN", "thunder=0.1", "=0.1"] {
+        let place = |call: Option<&str>, customer: Option<&str>| Place {
+            call: call.map(str::to_owned),
+            customer: customer.map(str::to_owned),
+        };
+        for (text, place) in [
+            ("html@token=1", place(Some("token"), None)),
+            ("html/us=1", place(None, Some("us"))),
+            ("html@GetIncomeAttributes/us=1", place(Some("GetIncomeAttributes"), Some("us"))),
+        ] {
+            assert_eq!(text.parse(), Ok(FaultShare { fault: Fault::Html, place, share: 1.0 }));
+        }
+        let bad = [
+            "throttle",
+            "throttle=",
+            "throttle=1.5",
+            "throttle=-1",
+            "throttle=NaN",
+            "thunder=0.1",
+            "=0.1",
+            "html@=1",
+            "html@thunder=1",
+        ];
+        for bad in bad {
             assert!(bad.parse::<FaultShare>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn places_hold_their_calls() {
+        let holds = |place: &str, call, endpoint| {
+            let place = format!("html{place}=1").parse::<FaultShare>().expect("it is one").place;
+            place.holds(call, endpoint, Some("us"))
+        };
+        let income = Some("GetIncomeAttributes");
+        assert!(holds("", FlinksCall::Token, None) && holds("/us", FlinksCall::Token, None));
+        assert!(!holds("/ca", FlinksCall::Token, None) && !holds("@token/ca", FlinksCall::Token, None));
+        assert!(holds("@accounts", FlinksCall::AccountsDetailPoll, None));
+        assert!(!holds("@accounts", FlinksCall::Authorize, None));
+        assert!(holds("@attributes", FlinksCall::Attributes, income));
+        assert!(holds("@GetIncomeAttributes", FlinksCall::Attributes, income));
+        assert!(!holds("@GetIncomeAttributes", FlinksCall::Attributes, Some("chosen")));
     }
 }

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -37,7 +38,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::document::{LOGIN_PLACE, REQUEST_PLACE, accounts_detail, login};
-pub use self::fault::{Fault, FaultShare};
+pub use self::fault::{Fault, FaultShare, Place};
 use self::state::{Keys, SESSION_MARK, State, identifier, number};
 use crate::flinks::FlinksCode;
 use crate::metrics::FlinksCall;
@@ -60,11 +61,18 @@ pub struct StubOptions {
     /// How long each answer takes.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "50ms")]
     pub latency: Duration,
-    /// The share of calls that a fault befalls, such as `throttle=0.1`. May be given several times. Faults: throttle,
-    /// retry-later, html, slow, cut-off, hang-up, server-error, truncated, plain-text, redirect, mfa, invalid-login,
-    /// pending, nonsense, other-login.
-    #[arg(long = "fault", value_name = "FAULT=SHARE", value_delimiter = ',')]
+    /// The share of calls that a fault befalls, such as `throttle=0.1`; with `@CALL` of one kind (token, authorize,
+    /// accounts, attributes, pay-status, or an endpoint such as GetIncomeAttributes, and chosen for those by POST); with
+    /// `/CUSTOMER` of one customer id. May be given several times. Faults: throttle, retry-later, html, slow, cut-off,
+    /// hang-up, server-error, truncated, plain-text, redirect, mfa, invalid-login, pending, nonsense, other-login, unavailable, access-denied.
+    #[arg(long = "fault", value_name = "FAULT[@CALL][/CUSTOMER]=SHARE", value_delimiter = ',')]
     pub faults: Vec<FaultShare>,
+    /// The share of LoginIds whose calls it befalls each time.
+    #[arg(long = "login-fault", value_name = "FAULT[@CALL][/CUSTOMER]=SHARE", value_delimiter = ',')]
+    pub login_faults: Vec<FaultShare>,
+    /// How many sessions of each LoginId find no transactions before one does.
+    #[arg(long, default_value_t = 0)]
+    pub empty: u32,
     /// How many times accounts detail is under way before it is there.
     #[arg(long, default_value_t = 1)]
     pub pending: u32,
@@ -96,6 +104,8 @@ impl Default for StubOptions {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             latency: Duration::ZERO,
             faults: Vec::new(),
+            login_faults: Vec::new(),
+            empty: 0,
             pending: 1,
             transactions: 30,
             slow: Duration::from_secs(10),
@@ -211,13 +221,19 @@ impl Stub {
         self.shared.state().counts.clone()
     }
 
-    /// Lets a fault befall this share of calls from now on, in place of its share before.
+    /// Lets a fault befall this share of all calls from now on, in place of its share before.
     pub fn set_share(&self, fault: Fault, share: f64) {
-        let mut state = self.shared.state();
-        state.shares.retain(|FaultShare(other, _)| *other != fault);
-        if share > 0.0 {
-            state.shares.push(FaultShare(fault, share));
-        }
+        self.set_fault(FaultShare::everywhere(fault, share));
+    }
+
+    /// The same for calls of one kind or customer id.
+    pub fn set_fault(&self, share: FaultShare) {
+        put(&mut self.shared.state().shares, share);
+    }
+
+    /// The same for a share of LoginIds, whose calls it befalls each time.
+    pub fn set_share_of_logins(&self, share: FaultShare) {
+        put(&mut self.shared.state().login_shares, share);
     }
 
     /// Lets a fault befall each call for this LoginId (or Pay session) that it can, or none any more.
@@ -251,6 +267,14 @@ impl Stub {
 impl Drop for Stub {
     fn drop(&mut self) {
         self.shutdown.cancel();
+    }
+}
+
+/// Puts a share in the place of that of the same fault and calls.
+fn put(shares: &mut Vec<FaultShare>, share: FaultShare) {
+    shares.retain(|other| (other.fault, &other.place) != (share.fault, &share.place));
+    if share.share > 0.0 {
+        shares.push(share);
     }
 }
 
@@ -388,6 +412,23 @@ impl Asked {
             Asked::PayStatus(_) => FlinksCall::PayStatus,
         }
     }
+
+    /// The Attributes endpoint, as options call it.
+    fn endpoint(&self) -> Option<&str> {
+        match self {
+            Asked::Attributes(_, _, Ok(name)) => Some(name),
+            Asked::Attributes(_, _, Err(_)) => Some("chosen"),
+            Asked::Token | Asked::Authorize(_) | Asked::AccountsDetail(_) | Asked::Poll(_) | Asked::PayStatus(_) => {
+                None
+            }
+        }
+    }
+}
+
+/// The customer id of a path.
+fn customer(path: &str) -> Option<&str> {
+    let mut parts = path.split('/').skip_while(|part| *part != "v3");
+    parts.nth(1)
 }
 
 /// An answer, before it is written: its status, what counts call it, and its body.
@@ -416,7 +457,8 @@ impl Said {
 
 impl Shared {
     fn new(options: StubOptions) -> Shared {
-        let state = State::new(&options.authorize_key, &options.api_key, options.faults.clone());
+        let (faults, login_faults) = (options.faults.clone(), options.login_faults.clone());
+        let state = State::new(&options.authorize_key, &options.api_key, faults, login_faults);
         Shared {
             dice: AtomicU64::new(options.seed),
             accounts_detail: DAYS
@@ -450,7 +492,7 @@ impl Shared {
         });
 
         let (in_hand, login_id) = self.begin(&asked);
-        let fault = self.fault(call, login_id.as_deref());
+        let fault = self.fault(&asked, login_id.as_deref(), customer(parts.uri.path()));
         let said = self.decide(&asked, fault, auth, api_key, header("limitdays"));
         let slow = if fault == Some(Fault::Slow) { self.options.slow } else { Duration::ZERO };
         sleep(self.options.latency + slow).await;
@@ -464,7 +506,8 @@ impl Shared {
                 | Fault::HangUp
                 | Fault::Truncated
                 | Fault::PlainText
-                | Fault::Redirect),
+                | Fault::Redirect
+                | Fault::Unavailable),
             ) => fault.name(),
             _ => said.name,
         };
@@ -475,6 +518,7 @@ impl Shared {
             Some(Fault::Html) => {
                 reply(200, "text/html; charset=utf-8", "<!DOCTYPE html><html><body>Hello</body></html>".to_owned())
             }
+            Some(Fault::Unavailable) => reply(503, "text/html", "<html><body>503</body></html>".to_owned()),
             Some(Fault::PlainText) => reply(said.status, "text/plain", said.body),
             Some(Fault::Truncated) => {
                 let body = Bytes::from(said.body);
@@ -526,20 +570,30 @@ impl Shared {
         (InHand { shared: self, login_id: login_id.clone(), attributes }, login_id)
     }
 
-    fn fault(&self, call: FlinksCall, login_id: Option<&str>) -> Option<Fault> {
+    fn fault(&self, asked: &Asked, login_id: Option<&str>, customer: Option<&str>) -> Option<Fault> {
+        let (call, endpoint) = (asked.call(), asked.endpoint());
         let state = self.state();
         let of_login = login_id.and_then(|login_id| state.login_faults.get(login_id)).copied();
         if let Some(fault) = of_login.filter(|fault| fault.befalls(call)) {
             return Some(fault);
         }
-        let mut at = self.roll();
-        for FaultShare(fault, share) in state.shares.iter().filter(|FaultShare(fault, _)| fault.befalls(call)) {
-            if at < *share {
-                return Some(*fault);
+        let met = |shares: &[FaultShare], mut at: f64| {
+            let here = |share: &&FaultShare| share.fault.befalls(call) && share.place.holds(call, endpoint, customer);
+            for FaultShare { fault, share, .. } in shares.iter().filter(here) {
+                if at < *share {
+                    return Some(*fault);
+                }
+                at -= share;
             }
-            at -= share;
-        }
-        None
+            None
+        };
+        let of_logins = login_id.and_then(|login_id| met(&state.login_shares, self.lot(login_id)));
+        of_logins.or_else(|| met(&state.shares, self.roll()))
+    }
+
+    /// From 0 to 1, the same for a LoginId each time.
+    fn lot(&self, login_id: &str) -> f64 {
+        fraction(BuildHasherDefault::<DefaultHasher>::new().hash_one((self.options.seed, login_id)))
     }
 
     /// From 0 to 1: SplitMix64, one step for each call.
@@ -547,7 +601,7 @@ impl Shared {
         let mut z = self.dice.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        fraction(z ^ (z >> 31))
     }
 
     fn decide(
@@ -586,6 +640,9 @@ impl Shared {
                 let body = json!({ "message": "Endpoint request timed out" }).to_string();
                 return Said { status: 200, name: Fault::Nonsense.name(), body };
             }
+            Some(Fault::AccessDenied) => {
+                return Said::code(401, FlinksCode::AccessDenied, "(invented) not with this key");
+            }
             Some(Fault::InvalidLogin) if matches!(asked, Asked::PayStatus(_)) => {
                 return Said { status: 404, name: Fault::InvalidLogin.name(), body: "{}".to_owned() };
             }
@@ -622,7 +679,7 @@ impl Shared {
                     }
                     _ => {}
                 }
-                let request_id = state.issue_session(login_id, self.options.pending, clock);
+                let request_id = state.issue_session(login_id, self.options.pending, self.options.empty, clock);
                 Said::ok(
                     json!({
                         "HttpStatusCode": 200,
@@ -665,6 +722,9 @@ impl Shared {
                 }
                 if !session.detailed || fault == Some(Fault::Pending) {
                     return pending(request_id, PENDING, "Your operation is still processing");
+                }
+                if session.empty {
+                    return Said::code(400, FlinksCode::NoTransaction, "(invented) no transactions");
                 }
                 match fault {
                     Some(Fault::OtherLogin) => {
@@ -709,6 +769,10 @@ const DEFAULT_DAYS: usize = 90;
 
 /// Whose attributes [`Fault::OtherLogin`] gives.
 const OTHER_LOGIN: &str = "0c0ffee0-0000-4000-8000-000000000000";
+/// From 0 to 1 by the upper bits of a number.
+fn fraction(number: u64) -> f64 {
+    (number >> 11) as f64 / (1u64 << 53) as f64
+}
 
 /// What counts call the two reasons to wait.
 const PENDING: &str = "OPERATION_PENDING";
@@ -839,5 +903,7 @@ mod tests {
         };
         assert_eq!((login.as_str(), id.as_str(), name.as_str()), ("a/b%", "\u{e9}", "GetIncomeAttributes"));
         assert_eq!(decoded("100%"), "100%");
+        assert_eq!(customer("/v3/a-customer/BankingServices/Authorize"), Some("a-customer"));
+        assert_eq!((customer("/v3"), customer("/api/v2/sessions")), (None, None));
     }
 }

@@ -22,11 +22,16 @@ pub(super) struct Keys {
 
 pub(super) struct State {
     pub(super) keys: Keys,
+    /// Shares of calls.
     pub(super) shares: Vec<FaultShare>,
+    /// Shares of LoginIds.
+    pub(super) login_shares: Vec<FaultShare>,
     pub(super) login_faults: HashMap<String, Fault>,
     /// By number: when it was issued, and whether it has been used.
     pub(super) tokens: HashMap<u64, (Instant, bool)>,
     pub(super) sessions: HashMap<u64, SessionState>,
+    /// How often each LoginId was authorised, where that decides what it is answered.
+    pub(super) authorized: HashMap<String, u32>,
     /// Numbers of tokens and sessions, oldest first, to forget them some day.
     pub(super) token_ages: VecDeque<(Instant, u64)>,
     pub(super) session_ages: VecDeque<(Instant, u64)>,
@@ -44,6 +49,8 @@ pub(super) struct SessionState {
     pub(super) detailed: bool,
     /// Which of the lengths of an accounts detail was asked for last.
     pub(super) days: usize,
+    /// Whether what it was made from has no transactions.
+    pub(super) empty: bool,
 }
 
 #[derive(Default)]
@@ -53,13 +60,20 @@ pub(super) struct Running {
 }
 
 impl State {
-    pub(super) fn new(authorize_key: &str, api_key: &str, shares: Vec<FaultShare>) -> State {
+    pub(super) fn new(
+        authorize_key: &str,
+        api_key: &str,
+        shares: Vec<FaultShare>,
+        login_shares: Vec<FaultShare>,
+    ) -> State {
         State {
             keys: Keys { authorize: authorize_key.to_owned(), api: api_key.to_owned() },
             shares,
+            login_shares,
             login_faults: HashMap::new(),
             tokens: HashMap::new(),
             sessions: HashMap::new(),
+            authorized: HashMap::new(),
             token_ages: VecDeque::new(),
             session_ages: VecDeque::new(),
             next: 0,
@@ -104,9 +118,15 @@ impl State {
         None
     }
 
-    pub(super) fn issue_session(&mut self, login_id: &str, pending: u32, clock: f64) -> String {
+    /// A session; the first `empties` of a LoginId have no transactions.
+    pub(super) fn issue_session(&mut self, login_id: &str, pending: u32, empties: u32, clock: f64) -> String {
         let (now, number) = (Instant::now(), self.number());
-        let session = SessionState { login_id: login_id.into(), used: now, pending, detailed: false, days: 0 };
+        let empty = empties > 0 && {
+            let before = self.authorized.entry(login_id.to_owned()).or_default();
+            *before += 1;
+            *before <= empties
+        };
+        let session = SessionState { login_id: login_id.into(), used: now, pending, detailed: false, days: 0, empty };
         self.sessions.insert(number, session);
         self.session_ages.push_back((now, number));
         while self.session_ages.front().is_some_and(|(looked, _)| scaled(*looked, clock) > 2 * SESSION_IDLE) {
@@ -170,12 +190,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn tokens_and_sessions_end_and_are_forgotten() {
-        let mut state = State::new("authorize", "api", Vec::new());
+        let mut state = State::new("authorize", "api", Vec::new(), Vec::new());
         let token = state.issue_token(1.0);
         assert!(state.use_token(number(&token), 1.0).is_none());
         assert!(state.use_token(number(&token), 1.0).is_some());
         let late = state.issue_token(1.0);
-        let session = state.issue_session("login", 0, 1.0);
+        let session = state.issue_session("login", 0, 0, 1.0);
         assert!(state.session(&session, 1.0).is_ok());
 
         tokio::time::advance(TOKEN_LIFE + Duration::from_secs(1)).await;
@@ -186,7 +206,7 @@ mod tests {
         assert_eq!((state.counts.tokens_reused, state.counts.tokens_expired, state.counts.sessions_expired), (1, 1, 1));
 
         tokio::time::advance(2 * TOKEN_LIFE).await;
-        let (_, session) = (state.issue_token(1.0), state.issue_session("login", 0, 1.0));
+        let (_, session) = (state.issue_token(1.0), state.issue_session("login", 0, 0, 1.0));
         assert_eq!((state.tokens.len(), state.sessions.len()), (1, 1));
         assert!(state.session(&session, 1.0).is_ok());
     }
