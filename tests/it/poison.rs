@@ -246,8 +246,8 @@ async fn no_record_ends_a_role() {
         command(directory.path(), "link").args(["--config", "bridge.toml", "--show", "of-login-2", "--json"]).output();
     let (code, shown) = told(&show.expect("the binary runs"));
     assert_eq!((code, &shown[0]["login_id"]), (Some(0), &"login-2".into()), "{shown:#}");
-    let tomorrow = humantime::format_rfc3339(SystemTime::now() + Duration::from_secs(86_400)).to_string();
-    let ends = ["--seen-since", "2020-01-01T00:00:00Z", "--not-seen-since", &tomorrow];
+    let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let ends = ["--seen-since", "2020-01-01T00:00:00Z", "--not-seen-since", &now];
     let arguments = [&["--config", "bridge.toml", "--dry-run", "--json"], &ends[..]].concat();
     let (code, listed) = told(&command(directory.path(), "recover").args(arguments).output().expect("the binary runs"));
     assert_eq!(code, Some(0), "{listed:#}");
