@@ -1,6 +1,6 @@
 //! Role `ingress`: the webhook endpoint. Accepts connections and hands each request to the handler.
 //!
-//! A connection is served only if there is a [`Place`](door) for it, so that their number is bounded before anything is
+//! A connection is served only if there is a place (`door`) for it, so that their number is bounded before anything is
 //! allocated for them. TLS handshakes run in the connection's own task, so one slow peer delays nobody.
 //!
 //! Shutdown, in order: from the signal on each answer ends its connection, and for the drain lag all goes on, since

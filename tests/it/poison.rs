@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use flinks_bridge::dead_letter::{Cause, DeadLetter};
 use flinks_bridge::record::{Origin, Record};
