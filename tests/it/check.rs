@@ -205,6 +205,11 @@ async fn what_is_broken_without_a_network_is_named() {
             ],
         ),
         (
+            "all senders have one address",
+            |setup| setup.replace("[ingress]\n", "[ingress]\nshared_address = true\n"),
+            &[(Warning, Area::Settings, "ingress.shared_address")],
+        ),
+        (
             "an API key is not set",
             |setup| drop(setup.environment.pop()),
             &[(Error, Area::Secrets, "instance.0.api.api_key_env")],

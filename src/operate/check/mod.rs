@@ -101,6 +101,13 @@ pub async fn run(options: &Check, environment: &[(String, String)], machine: &Ma
     }
     if roles.ingress {
         settings::certificate(&mut findings, config, machine.now);
+        if config.ingress.shared_address {
+            findings.warning(
+                Area::Settings,
+                "ingress.shared_address: whoever knows a path can use up all connections and all of the budget",
+                "have the balancer say who sends (ingress.trusted_proxies), or keep strangers out before the bridge",
+            );
+        }
     }
     settings::client_certificate(&mut findings, &config.kafka, machine.now);
     if findings.is_good(Area::Deadlines) {
