@@ -323,6 +323,7 @@ fn attack(scene: &mut Scene<'_>, count: usize, first: &[u8], then: &[u8]) -> Str
                     }
                 }
                 turn = (turn + 200) % count;
+                #[expect(clippy::disallowed_methods, reason = "how fast strangers come is part of the attack")]
                 thread::sleep(Duration::from_millis(50));
             }
             again
