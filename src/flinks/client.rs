@@ -258,7 +258,12 @@ impl Client {
 
     /// Whether sessions can be had, as far as is known.
     pub fn available(&self) -> bool {
-        self.inner.turns.available()
+        self.inner.turns.available(false)
+    }
+
+    /// Whether the status of Pay sessions can be had, as far as is known.
+    pub fn pay_status_available(&self) -> bool {
+        self.inner.turns.available(true)
     }
 
     /// Which calls are not made for now, and why.
@@ -266,9 +271,14 @@ impl Client {
         self.inner.turns.shut()
     }
 
-    /// Completes when what comes before attributes, or the status of a Pay session, is refused; says how.
+    /// Completes when what comes before attributes is refused; says how.
     pub async fn refused(&self) -> CallError {
-        self.inner.turns.refused().await
+        self.inner.turns.refused(false).await
+    }
+
+    /// Completes when the status of Pay sessions is refused; says how.
+    pub async fn pay_status_refused(&self) -> CallError {
+        self.inner.turns.refused(true).await
     }
 
     /// Waits until one of these endpoints, of which there is at least one, can be asked, and says which: the first that can.

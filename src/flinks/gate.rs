@@ -20,6 +20,8 @@ use crate::backoff::Backoff;
 const IN_A_ROW: usize = 3;
 /// How many different LoginIds in a row have to be refused. One of them is no reason: it may be the LoginId.
 const REFUSED: usize = 5;
+/// After so many looks about nobody in vain a record looks: what Flinks says about ids that nobody has is no promise.
+const VAIN_LOOKS: u32 = 5;
 
 /// Whether a gate lets calls through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,8 +227,12 @@ impl Gate {
         match state.condition {
             Condition::Refused => self.postpone(&mut state),
             Condition::Away => {
-                state.trial = false;
                 self.postpone(&mut state);
+                let vain = ended.about == About::Nobody && state.looks.is_multiple_of(VAIN_LOOKS);
+                state.trial = vain && state.waiting > 0;
+                if state.trial {
+                    self.changes.notify_waiters();
+                }
             }
             Condition::Open => {
                 state.failures += 1;
@@ -271,7 +277,7 @@ impl Gate {
     /// A look about nobody has ended. Where it has told nothing, as a call before it failed, the next one waits, too.
     pub(super) fn look_ended(&self) {
         let mut state = self.state();
-        if state.due <= Instant::now() {
+        if !state.trial && state.due <= Instant::now() {
             self.postpone(&mut state);
         }
     }
@@ -464,6 +470,49 @@ mod tests {
     /// Each call is sent after the one before has ended.
     async fn tick() {
         advance(Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_nobody_is_never_answered_a_record_looks() {
+        let desk = Desk::new(false);
+        for who in 0..3 {
+            desk.fails(who);
+            tick().await;
+        }
+        let _waits = desk.gate.wait();
+        let mut looks = 0;
+        while let Some(due) = desk.gate.next_look() {
+            sleep_until(due).await;
+            looks += 1;
+            assert!(looks <= VAIN_LOOKS, "only nobody looks");
+            desk.gate.failed(desk.nobody(), false);
+            desk.gate.look_ended();
+        }
+        let Way::Shut(Some(due)) = desk.gate.way() else { panic!("no record is to look") };
+        sleep_until(due).await;
+        let look = desk.gate.look().expect("it is due");
+        // In vain as well: nobody looks again, and a record after as many.
+        assert!(!desk.fails(7));
+        drop(look);
+        assert!(desk.gate.next_look().is_some());
+        tick().await;
+        desk.gate.answered(desk.about(7), false);
+        assert_eq!(desk.shown(), [Condition::Away, Condition::Open]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_nobodys_look_leaves_a_records_look_due() {
+        let desk = Desk::new(false);
+        for who in 0..3 {
+            desk.fails(who);
+            tick().await;
+        }
+        let _waits = desk.gate.wait();
+        let due = desk.gate.next_look().expect("nobody looks");
+        sleep_until(due).await;
+        desk.gate.answered(desk.nobody(), false);
+        desk.gate.look_ended();
+        assert!(matches!(desk.gate.way(), Way::Look), "a record finds out at once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -102,9 +102,9 @@ impl Turns {
         all.filter(|(_, condition)| *condition != Condition::Open).collect()
     }
 
-    /// Whether sessions can be had, as far as is known.
-    pub(super) fn available(&self) -> bool {
-        self.gates.login().iter().all(|gate| gate.condition() == Condition::Open)
+    /// Whether sessions can be had, or the status of Pay sessions, as far as is known.
+    pub(super) fn available(&self, pay_status: bool) -> bool {
+        self.gates.before(pay_status).iter().all(|gate| gate.condition() == Condition::Open)
     }
 
     /// What is configured has changed.
@@ -112,14 +112,12 @@ impl Turns {
         self.gates.all().iter().for_each(|(_, gate)| gate.reconfigured());
     }
 
-    /// Completes when what comes before attributes, or the status of a Pay session, is refused; says how.
-    pub(super) async fn refused(&self) -> CallError {
+    /// Completes when what comes before attributes is refused, or the status of Pay sessions; says how.
+    pub(super) async fn refused(&self, pay_status: bool) -> CallError {
         loop {
             let mut changed = pin!(self.gates.changes.notified());
             changed.as_mut().enable();
-            let gates = &self.gates;
-            let refusal = gates.login().into_iter().chain([&gates.pay_status]).find_map(|gate| gate.refusal());
-            match refusal {
+            match self.gates.before(pay_status).into_iter().find_map(|gate| gate.refusal()) {
                 Some(refusal) => return refusal,
                 None => changed.await,
             }
@@ -147,6 +145,12 @@ impl Turns {
             };
             if let Some(chosen) = chosen {
                 return chosen;
+            }
+            let shut = ways.iter().filter(|way| matches!(way, Way::Shut(_))).count();
+            if shut == 0 || !all && shut < ways.len() {
+                // Somebody else was first, or it was put off: how it stands now, nobody has said yet.
+                tokio::task::yield_now().await;
+                continue;
             }
             if waiting.is_empty() {
                 waiting = gates.iter().map(|gate| gate.wait()).collect();
@@ -424,6 +428,11 @@ impl Gates {
     /// What has to be open before a record has a session whose accounts are there.
     fn login(&self) -> [&Arc<Gate>; 3] {
         [&self.token, &self.authorize, &self.accounts]
+    }
+
+    /// Those of a Pay session's status, which needs no session of ours, or of all else.
+    fn before(&self, pay_status: bool) -> Vec<&Arc<Gate>> {
+        if pay_status { vec![&self.pay_status] } else { self.login().into() }
     }
 
     /// Each by its name.

@@ -86,14 +86,14 @@ impl Admission {
             Ok(share) => share,
             Err(answer) => {
                 let _waiting = self.metrics.admission_waiting(ask.lane);
-                let mut turn = Turn { admission: self, lane: ask.lane, answer: Some(answer) };
+                let mut turn = Turn { admission: self, ask, answer: Some(answer) };
                 turn.comes(self.wait).await.ok_or_else(|| self.none(sender))?
             }
         };
         Ok(Permit { share, grown: Vec::new(), held: self.metrics.admitted(ask.lane, bytes) })
     }
 
-    /// The address has been proven: what waits for its share of the common half waits so no longer.
+    /// The address is proven: what of it waits among strangers does so no longer.
     pub fn proves(self: &Arc<Self>, address: Address) {
         for lane in Lane::ALL {
             self.pool(*lane).proves(self, address);
@@ -113,7 +113,7 @@ impl Admission {
 /// A place among those who wait, given up when dropped.
 struct Turn<'a> {
     admission: &'a Arc<Admission>,
-    lane: Lane,
+    ask: Ask,
     answer: Option<oneshot::Receiver<Share>>,
 }
 
@@ -135,7 +135,10 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // With what it may hold, and before the others are served.
         drop(self.answer.take());
-        self.admission.pool(self.lane).serve(self.admission);
+        let mut pool = self.admission.pool(self.ask.lane);
+        // It may have stood apart, before others of its address.
+        pool.join_in(self.ask.sender);
+        pool.serve(self.admission);
     }
 }
 
@@ -194,6 +197,8 @@ impl Pool {
             self.of_address.entry(ask.sender.address).or_default().apart.push_back(waiter);
         } else {
             self.enqueue(waiter);
+            // Its turn may be before those who wait for more than there is.
+            self.serve(admission);
         }
         Err(answered)
     }
@@ -269,17 +274,22 @@ impl Pool {
         self.release(ask);
     }
 
-    /// What an unproven sender's address no longer has, or no longer waits for. Those of it who wait apart, and now fit
-    /// into its share, join the others.
+    /// What an unproven sender's address no longer has, or no longer waits for.
     fn release(&mut self, ask: Ask) {
-        if ask.sender.proven {
-            return;
-        }
-        let (address, most) = (ask.sender.address, self.share);
-        if let Some(own) = self.of_address.get_mut(&address) {
+        if !ask.sender.proven
+            && let Some(own) = self.of_address.get_mut(&ask.sender.address)
+        {
             own.bytes -= ask.bytes;
         }
-        while let Some(own) = self.of_address.get_mut(&address) {
+        self.join_in(ask.sender);
+    }
+
+    /// Lets those of an unproven sender's address who wait apart, and fit into its share, join the others.
+    fn join_in(&mut self, sender: Sender) {
+        let (address, most) = (sender.address, self.share);
+        while !sender.proven
+            && let Some(own) = self.of_address.get_mut(&address)
+        {
             let bytes = own.bytes;
             let fits = |next: &Waiter| next.answer.is_closed() || bytes + next.ask.bytes <= most;
             match pop_if(&mut own.apart, fits) {
@@ -291,9 +301,20 @@ impl Pool {
         }
     }
 
+    /// Those of the address wait among the proven from now on, wherever they waited.
     fn proves(&mut self, admission: &Arc<Admission>, address: Address) {
         let Some(own) = self.of_address.get_mut(&address) else { return };
-        for mut waiter in std::mem::take(&mut own.apart) {
+        let apart = std::mem::take(&mut own.apart);
+        let mut queued = Vec::new();
+        for queue in &mut self.queues[Half::Common as usize] {
+            let all = std::mem::take(&mut queue.waiters);
+            let (theirs, others): (VecDeque<_>, VecDeque<_>) =
+                all.into_iter().partition(|next| next.ask.sender.address == address);
+            queue.waiters = others;
+            queued.extend(theirs);
+        }
+        queued.iter().for_each(|waiter| self.release(waiter.ask));
+        for mut waiter in queued.into_iter().chain(apart) {
             waiter.ask.sender.proven = true;
             self.enqueue(waiter);
         }
@@ -455,6 +476,56 @@ mod tests {
         // One of the large body's turns is eight of the small ones', and who comes late waits for no more than one turn.
         assert!(before(2, 2) <= 8 && before(1, 8) <= 4 && before(0, 2) <= 12, "{order:?}");
         assert_eq!(admission.pool(Lane::Large).free, [64 * KIB, 0]);
+    }
+
+    #[tokio::test]
+    async fn who_is_proven_waits_among_strangers_no_longer() {
+        let admission = admission("bytes_in_flight = \"1040KiB\"");
+        let ask = |n, bytes| admission.admit(0, sender(n, false), Some(bytes)).boxed();
+        let mut held = Vec::new();
+        for n in 0..8 {
+            held.push(ask(n, 64 * KIB).await.unwrap());
+        }
+        let mut strangers = ask(8, 64 * KIB);
+        // One within its share, one beyond it.
+        let (mut first, mut second) = (ask(9, 40 * KIB), ask(9, 40 * KIB));
+        for wait in [&mut strangers, &mut first, &mut second] {
+            assert!(wait.now_or_never().is_none());
+        }
+        admission.proves(sender(9, false).address);
+        let permits = (first.await.unwrap(), second.await.unwrap());
+        assert!((&mut strangers).now_or_never().is_none());
+        drop((permits, strangers, held));
+        assert!(admission.pool(Lane::Large).of_address.is_empty());
+        assert_eq!(admission.pool(Lane::Large).free, [512 * KIB; 2]);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_apart_is_in_nobodys_way() {
+        let admission = admission("bytes_in_flight = \"1040KiB\"");
+        let ask = |bytes| admission.admit(0, sender(1, false), Some(bytes)).boxed();
+        let held = ask(40 * KIB).await.unwrap();
+        let (mut head, mut next) = (ask(30 * KIB), ask(20 * KIB));
+        assert!((&mut head).now_or_never().is_none() && (&mut next).now_or_never().is_none());
+        drop(head);
+        assert_eq!(next.await.unwrap().bytes(), 20 * KIB);
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn a_small_one_is_not_held_up_by_another_instances_large_one() {
+        let admission = admission("bytes_in_flight = \"80KiB\", shared_address = true");
+        let ask = |instance, bytes| admission.admit(instance, sender(1, true), Some(bytes)).boxed();
+        let first = ask(0, 40 * KIB).await.unwrap();
+        let mut second = ask(0, 30 * KIB);
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        let held = second.await.unwrap();
+        // That instance has been served, and what it asks for next does not fit.
+        let mut large = ask(0, 64 * KIB);
+        assert!((&mut large).now_or_never().is_none());
+        assert!(ask(1, 8 * KIB).now_or_never().is_some(), "it fits, and its turn is next");
+        drop(held);
     }
 
     #[tokio::test]

@@ -98,6 +98,8 @@ impl Progress {
 
     /// hyper has handed a request to the handler. When its first byte came.
     pub fn request_begun(&self) -> Instant {
+        // It is its body that is waited for from now on.
+        self.place.waits();
         let before = std::mem::replace(&mut *self.lock(), (Phase::Request, Instant::now()));
         // A pipelined request came, unseen, while the one before it was answered.
         if before.0 == Phase::Headers { before.1 } else { Instant::now() }

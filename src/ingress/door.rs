@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -87,9 +88,13 @@ impl Proven {
     /// The sender at this address.
     pub fn sender(&self, ip: IpAddr) -> Sender {
         let (ip, address) = (ip.to_canonical(), Address::of(ip));
-        let of_late = || self.since().get(&address).is_some_and(|since| since.elapsed() < PROVEN_FOR);
-        let proven = self.everyone || self.networks.iter().any(|network| network.contains(&ip)) || of_late();
+        let proven = self.everyone || self.networks.iter().any(|network| network.contains(&ip)) || self.has(address);
         Sender { address, proven }
+    }
+
+    /// Whether a signature from this address was verified of late.
+    fn has(&self, address: Address) -> bool {
+        self.since().get(&address).is_some_and(|since| since.elapsed() < PROVEN_FOR)
     }
 
     /// A signature from this address was verified.
@@ -130,11 +135,21 @@ struct Taken {
     free: [usize; 2],
     /// All that are taken and that nobody had to give up, by number.
     places: HashMap<u64, Entry>,
-    /// Connections of each unproven address.
-    of_address: HashMap<Address, usize>,
-    /// Unproven ones that wait, since when, with their numbers.
-    waiting: BTreeSet<(Instant, u64)>,
+    /// Of each unproven address.
+    of_address: HashMap<Address, Own>,
+    /// Unproven ones that wait.
+    waiting: Waiting,
     next: u64,
+}
+
+/// Since when, and its number.
+type Waiting = BTreeSet<(Instant, u64)>;
+
+/// The connections of one address.
+#[derive(Default)]
+struct Own {
+    count: usize,
+    waiting: Waiting,
 }
 
 struct Entry {
@@ -165,8 +180,11 @@ impl Places {
     /// Why an unproven one gets none.
     pub async fn take(self: &Arc<Self>, ip: IpAddr) -> Result<Place, TurnedAway> {
         loop {
+            let mut freed = pin!(self.freed.notified());
+            // What is given back from here on is noticed.
+            freed.as_mut().enable();
             match self.try_take(ip) {
-                Err((TurnedAway::Full, true)) => self.freed.notified().await,
+                Err((TurnedAway::Full, true)) => freed.await,
                 taken => return taken.map_err(|(why, _)| why),
             }
         }
@@ -178,25 +196,23 @@ impl Places {
         // Behind a trusted proxy are many; what each of them may take is told by its bytes.
         let proven = proven || self.proxies.iter().any(|network| network.contains(&ip.to_canonical()));
         let mut taken = self.lock();
-        if !proven && taken.of_address.get(&address).is_some_and(|count| *count >= self.share) {
-            return Err((TurnedAway::Share, false));
+        let own = taken.of_address.get(&address).filter(|own| !proven && own.count >= self.share);
+        if let Some(own) = own {
+            let longest = own.waiting.first().ok_or((TurnedAway::Share, false))?.1;
+            self.evict(&mut taken, longest);
         }
-        let half = match taken.free {
-            [free, _] if proven && free > 0 => Half::Proven,
-            [_, free] if free > 0 => Half::Common,
-            _ => {
-                let (_, longest) = taken.waiting.pop_first().ok_or((TurnedAway::Full, proven))?;
-                let evicted = taken.remove(longest).expect("who waits has a place");
-                evicted.evicted.notify_one();
-                self.metrics.turned_away(TurnedAway::MadeRoom);
-                Half::Common
+        while taken.free[Half::Common as usize] == 0 && !(proven && taken.free[Half::Proven as usize] > 0) {
+            let longest = taken.waiting.first().ok_or((TurnedAway::Full, proven))?.1;
+            if !self.spares(&mut taken, longest) {
+                self.evict(&mut taken, longest);
             }
-        };
+        }
+        let half = if proven && taken.free[Half::Proven as usize] > 0 { Half::Proven } else { Half::Common };
         taken.free[half as usize] -= 1;
         let number = taken.next;
         taken.next += 1;
         if !proven {
-            *taken.of_address.entry(address).or_default() += 1;
+            taken.of_address.entry(address).or_default().count += 1;
         }
         let evicted = Arc::new(Notify::new());
         let unproven = (!proven).then_some(address);
@@ -207,6 +223,23 @@ impl Places {
         Ok(place)
     }
 
+    fn evict(&self, taken: &mut Taken, number: u64) {
+        if let Some(evicted) = taken.remove(number) {
+            evicted.evicted.notify_one();
+            self.metrics.turned_away(TurnedAway::MadeRoom);
+        }
+    }
+
+    /// Whether its address was proven by another connection since.
+    fn spares(&self, taken: &mut Taken, number: u64) -> bool {
+        let address = taken.places.get(&number).and_then(|entry| entry.unproven);
+        let proven = address.is_some_and(|address| self.proven.has(address));
+        if proven {
+            taken.proves(number);
+        }
+        proven
+    }
+
     fn lock(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().expect("no panic while held")
     }
@@ -215,11 +248,9 @@ impl Places {
 impl Taken {
     /// Gives a place back.
     fn remove(&mut self, number: u64) -> Option<Entry> {
+        self.waits(number, None);
         let entry = self.places.remove(&number)?;
         self.free[entry.half as usize] += 1;
-        if let Some(since) = entry.waits_since {
-            self.waiting.remove(&(since, number));
-        }
         self.leaves(entry.unproven);
         Some(entry)
     }
@@ -227,21 +258,40 @@ impl Taken {
     /// One connection less of an unproven address.
     fn leaves(&mut self, unproven: Option<Address>) {
         if let Some(address) = unproven
-            && let Some(count) = self.of_address.get_mut(&address)
+            && let Some(own) = self.of_address.get_mut(&address)
         {
-            *count -= 1;
-            if *count == 0 {
+            own.count -= 1;
+            if own.count == 0 {
                 self.of_address.remove(&address);
             }
         }
     }
 
-    fn waits(&mut self, number: u64, since: Option<Instant>) {
-        let Some(entry) = self.places.get_mut(&number) else { return };
+    /// An unproven one waits from now on, or does so no longer. Whether the place is still its own.
+    fn waits(&mut self, number: u64, since: Option<Instant>) -> bool {
+        let Some(entry) = self.places.get_mut(&number) else { return false };
+        let Some(address) = entry.unproven else { return true };
+        let own = self.of_address.entry(address).or_default();
         if let Some(before) = std::mem::replace(&mut entry.waits_since, since) {
             self.waiting.remove(&(before, number));
+            own.waiting.remove(&(before, number));
         }
         self.waiting.extend(since.map(|since| (since, number)));
+        own.waiting.extend(since.map(|since| (since, number)));
+        true
+    }
+
+    /// It is of a proven address from now on, and in the other half, if there is room.
+    fn proves(&mut self, number: u64) {
+        self.waits(number, None);
+        let Some(entry) = self.places.get_mut(&number) else { return };
+        let unproven = entry.unproven.take();
+        if self.free[Half::Proven as usize] > 0 && entry.half == Half::Common {
+            entry.half = Half::Proven;
+            self.free[Half::Proven as usize] -= 1;
+            self.free[Half::Common as usize] += 1;
+        }
+        self.leaves(unproven);
     }
 }
 
@@ -258,30 +308,20 @@ impl Place {
     pub fn waits(&self) {
         if self.unproven.load(Ordering::Relaxed) {
             self.places.lock().waits(self.number, Some(Instant::now()));
+            self.places.freed.notify_waiters();
         }
     }
 
-    /// Bytes of a body have come.
-    pub fn works(&self) {
-        if self.unproven.load(Ordering::Relaxed) {
-            self.places.lock().waits(self.number, None);
-        }
+    /// Bytes of a body have come. Whether the place is still its own.
+    pub fn works(&self) -> bool {
+        !self.unproven.load(Ordering::Relaxed) || self.places.lock().waits(self.number, None)
     }
 
-    /// The peer itself has proven its address: it moves to the other half, if there is room.
+    /// The peer itself has proven its address.
     pub fn proves(&self) {
         if self.unproven.swap(false, Ordering::Relaxed) {
-            let mut guard = self.places.lock();
-            let taken = &mut *guard;
-            taken.waits(self.number, None);
-            let Some(entry) = taken.places.get_mut(&self.number) else { return };
-            let unproven = entry.unproven.take();
-            if taken.free[Half::Proven as usize] > 0 {
-                entry.half = Half::Proven;
-                taken.free[Half::Proven as usize] -= 1;
-                taken.free[Half::Common as usize] += 1;
-            }
-            taken.leaves(unproven);
+            self.places.lock().proves(self.number);
+            self.places.freed.notify_waiters();
         }
     }
 
@@ -295,7 +335,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if self.places.lock().remove(self.number).is_some() {
-            self.places.freed.notify_one();
+            self.places.freed.notify_waiters();
         }
     }
 }

@@ -174,10 +174,16 @@ impl Handler {
         let mut reading = Reading::begin(body, &self.limits);
         // A body that never comes takes nothing. `100 Continue` goes out here.
         let first = reading.first_chunk().await?;
-        progress.place().works();
+        if !progress.place().works() {
+            // Another connection has it, and this one is about to end.
+            return Err(Refusal::BodyIncomplete.into());
+        }
         let peer = account.peer.ip();
         let client = client_address(peer, &parts.headers, &self.limits).unwrap_or(peer);
-        let sender = self.proven.sender(client);
+        // A proxy that does not say for whom it stands may stand for anybody.
+        let named = !self.limits.trusted_proxies.iter().any(|network| network.contains(&client.to_canonical()));
+        let mut sender = self.proven.sender(client);
+        sender.proven &= named || self.limits.shared_address;
         let mut permit = self.admission.admit(index, sender, declared).await?;
         let keyring = instance.keyring.load_full();
         let mut verifier = Verifier::new(&keyring.keys, signatures.iter().map(|claim| claim.signature.clone()));
@@ -200,7 +206,9 @@ impl Handler {
             for (_, (scheme, label)) in keyring.keys.labels().enumerate().filter(|(at, _)| verified.contains(at)) {
                 self.metrics.signature_verified(index, scheme, label);
             }
-            self.proves(sender, client == peer, progress);
+            if named {
+                self.proves(sender, client == peer, progress);
+            }
         }
 
         let reception = Reception {
@@ -258,9 +266,7 @@ impl Handler {
     /// The signature of a webhook from there has been verified.
     fn proves(&self, sender: Sender, direct: bool, progress: &Progress) {
         self.proven.verified(sender.address);
-        if !sender.proven {
-            self.admission.proves(sender.address);
-        }
+        self.admission.proves(sender.address);
         if direct {
             progress.place().proves();
         }

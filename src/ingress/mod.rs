@@ -15,7 +15,7 @@ mod door;
 mod handler;
 mod instance;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -228,14 +228,17 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     let peer = canonical(peer);
-                    let place = tokio::select! {
+                    let (place, closes) = tokio::select! {
                         biased;
-                        place = self.place(peer.ip()) => place,
-                        () = &mut closing => break,
+                        place = self.place(peer.ip()) => (place, false),
+                        () = &mut closing => (self.place_now(peer.ip()), true),
                     };
                     match place {
                         Ok(place) => take(place, stream, peer),
                         Err(why) => self.turned_away(why, peer),
+                    }
+                    if closes {
+                        break;
                     }
                 }
                 Err(error) => {
@@ -248,9 +251,14 @@ impl Server {
         // What waits in the listener's queue may have sent its request already. The system is asked directly, since
         // the runtime hears of new connections a moment later.
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, peer)) = listener.accept() {
-            let peer = canonical(peer);
-            match self.places.try_take(peer.ip()) {
+        loop {
+            let (stream, peer) = match listener.accept() {
+                Ok((stream, peer)) => (stream, canonical(peer)),
+                // This one has gone again; the next may not have.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
+                Err(_) => return,
+            };
+            match self.place_now(peer.ip()) {
                 Ok(place) => {
                     if stream.set_nonblocking(true).is_ok()
                         && let Ok(stream) = TcpStream::from_std(stream)
@@ -258,7 +266,7 @@ impl Server {
                         take(place, stream, peer);
                     }
                 }
-                Err((why, _)) => self.turned_away(why, peer),
+                Err(why) => self.turned_away(why, peer),
             }
         }
     }
@@ -266,6 +274,14 @@ impl Server {
     /// A place for a connection of this peer, if any instance may take webhooks from there.
     async fn place(&self, peer: IpAddr) -> Result<Place, TurnedAway> {
         if self.handler.takes_from(peer) { self.places.take(peer).await } else { Err(TurnedAway::NotAllowed) }
+    }
+
+    /// The same without a wait.
+    fn place_now(&self, peer: IpAddr) -> Result<Place, TurnedAway> {
+        if !self.handler.takes_from(peer) {
+            return Err(TurnedAway::NotAllowed);
+        }
+        self.places.try_take(peer).map_err(|(why, _)| why)
     }
 
     fn turned_away(&self, why: TurnedAway, peer: SocketAddr) {

@@ -95,8 +95,8 @@ impl Fetcher {
                 biased;
                 step = self.step(target, client, &mut gathering) => step,
                 // There is nobody to wait for: whoever mends it runs this again.
-                error = client.refused() => return Err(Ended::GivenUp(given_up("needs-person", attempts + 1, &error))),
-                () = self.signalled_and_away(client) => return Err(Ended::BrokenOff),
+                error = refused(target, client) => return Err(Ended::GivenUp(given_up("needs-person", attempts + 1, &error))),
+                () = self.signalled_and_away(target, client) => return Err(Ended::BrokenOff),
             };
             let error = match step {
                 Ok(Some((body, request_id))) => return Ok(Answer { body, asked_at, request_id }),
@@ -196,12 +196,24 @@ impl Fetcher {
         }
     }
 
-    /// Completes when a signal has come and Flinks is away.
-    async fn signalled_and_away(&self, client: &Client) {
+    /// Completes when a signal has come and Flinks is away, as far as this target needs it.
+    async fn signalled_and_away(&self, target: &Target, client: &Client) {
         self.shutdown.cancelled().await;
-        while client.available() {
+        let available = || match target.what {
+            What::PaySession => client.pay_status_available(),
+            What::Accounts => client.available(),
+        };
+        while available() {
             sleep(AWAY_TURN).await;
         }
+    }
+}
+
+/// Completes when Flinks refuses what this target needs.
+async fn refused(target: &Target, client: &Client) -> CallError {
+    match target.what {
+        What::PaySession => client.pay_status_refused().await,
+        What::Accounts => client.refused().await,
     }
 }
 

@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn loss(at_ms: u64, ce_id: Option<&str>) -> Loss {
-        Loss { at_ms, ce_id: ce_id.map(str::to_owned) }
+        Loss::new(at_ms, ce_id.map(str::to_owned))
     }
 
     fn target(id: &str, losses: &[Loss]) -> Target {

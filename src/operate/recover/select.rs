@@ -55,8 +55,17 @@ impl What {
 pub(super) struct Loss {
     /// When it was first refused, as far as is known, in milliseconds since 1970.
     pub(super) at_ms: u64,
+    /// When it was last refused: what was received later is newer than it.
+    pub(super) last_ms: u64,
     /// The id that its record would have, where a log has told.
     pub(super) ce_id: Option<String>,
+}
+
+impl Loss {
+    /// One of which there is one time.
+    pub(super) fn new(at_ms: u64, ce_id: Option<String>) -> Loss {
+        Loss { at_ms, last_ms: at_ms, ce_id }
+    }
 }
 
 /// One thing to fetch: one answer makes up for all that was lost of an id, since it is newer than all of it.
@@ -101,9 +110,12 @@ impl Selected {
         };
         // Each try of one webhook has a line; the first says how old it is.
         match target.losses.iter_mut().find(|known| known.ce_id == loss.ce_id) {
-            Some(known) if known.ce_id.is_some() => known.at_ms = known.at_ms.min(loss.at_ms),
-            // What is newer than the last of these is newer than all.
-            Some(known) => known.at_ms = known.at_ms.max(loss.at_ms),
+            Some(known) => {
+                // What is newer than the last of those without an id is newer than all.
+                let first = if known.ce_id.is_some() { u64::min } else { u64::max };
+                known.at_ms = first(known.at_ms, loss.at_ms);
+                known.last_ms = known.last_ms.max(loss.last_ms);
+            }
             None => target.losses.push(loss),
         }
     }
@@ -132,7 +144,7 @@ pub(super) fn select(options: &Recover, config: &Config) -> Result<Selected, Fai
         return Err(ahead("--not-seen-since"));
     }
 
-    let lost_at = options.lost_at.map(|at| Loss { at_ms: unix_millis(at), ce_id: None });
+    let lost_at = options.lost_at.map(|at| Loss::new(unix_millis(at), None));
     let of_file =
         options.file.as_deref().map(|file| text(file).and_then(|text| candidates(&text, file))).transpose()?;
     let of_file = of_file.iter().flatten().map(|(id, loss)| (What::Accounts, id, loss.as_ref()));
@@ -239,7 +251,7 @@ fn candidates(text: &str, file: &Path) -> Result<Vec<(String, Option<Loss>)>, Fa
         if words.next().is_some() {
             return Err(fault());
         }
-        candidates.push((id.to_owned(), at_ms.map(|at_ms| Loss { at_ms, ce_id })));
+        candidates.push((id.to_owned(), at_ms.map(|at_ms| Loss::new(at_ms, ce_id))));
     }
     Ok(candidates)
 }
@@ -316,7 +328,7 @@ impl Log {
                 timeless += 1;
                 continue;
             };
-            let loss = Loss { at_ms, ce_id: line.ce_id.filter(|ce_id| !ce_id.chars().any(char::is_control)) };
+            let loss = Loss::new(at_ms, line.ce_id.filter(|ce_id| !ce_id.chars().any(char::is_control)));
             let instance = config.instances.iter().position(|instance| Some(&instance.name) == line.instance.as_ref());
             match instance {
                 Some(instance) if only.is_none_or(|only| only == instance) => {
@@ -398,7 +410,7 @@ fn seen_last_within(
     }
     unseen.sort();
     for (_, login_id, instance) in unseen {
-        selected.add(What::Accounts, instance, &login_id, Some(Loss { at_ms: age.end, ce_id: None }));
+        selected.add(What::Accounts, instance, &login_id, Some(Loss::new(age.end, None)));
     }
     selected.note(links.unreadable, "records of the links' topic are no links");
     selected.note(strangers, "links are of instances that the settings do not know");
@@ -424,7 +436,7 @@ mod tests {
     }
 
     fn loss(at_ms: u64, ce_id: Option<&str>) -> Loss {
-        Loss { at_ms, ce_id: ce_id.map(str::to_owned) }
+        Loss::new(at_ms, ce_id.map(str::to_owned))
     }
 
     fn accounts(instance: usize, id: &str, losses: &[Loss]) -> Target {
@@ -450,7 +462,8 @@ mod tests {
         for (at_ms, ce_id) in tries {
             selected.add(What::Accounts, 0, "a", Some(loss(at_ms, ce_id)));
         }
-        let losses = [loss(1, Some("x:1")), loss(7, Some("x:2")), loss(5, None)];
+        let twice = Loss { last_ms: 3, ..loss(1, Some("x:1")) };
+        let losses = [twice, loss(7, Some("x:2")), loss(5, None)];
         assert_eq!(selected.targets, [accounts(0, "a", &losses)]);
         selected.add(What::Accounts, 0, "a", None);
         assert_eq!(selected.targets, [Target { whatever: true, ..accounts(0, "a", &losses) }]);

@@ -157,7 +157,7 @@ impl<'t> Lost<'t> {
         if let Some(received) = received
             && let Some(at) = self.whose(record).and_then(|whose| self.by_id.get(&whose))
         {
-            self.targets[*at].losses.retain(|loss| loss.at_ms >= received);
+            self.targets[*at].losses.retain(|loss| loss.last_ms >= received);
         }
     }
 
@@ -220,7 +220,7 @@ mod tests {
     }
 
     fn target(what: What, instance: usize, id: &str, losses: &[(u64, Option<&str>)]) -> Target {
-        let loss = |(at_ms, ce_id): &(u64, Option<&str>)| Loss { at_ms: *at_ms, ce_id: ce_id.map(str::to_owned) };
+        let loss = |(at_ms, ce_id): &(u64, Option<&str>)| Loss::new(*at_ms, ce_id.map(str::to_owned));
         Target { what, instance, id: id.to_owned(), losses: losses.iter().map(loss).collect(), whatever: false }
     }
 
@@ -241,7 +241,12 @@ mod tests {
     /// Whether the record ends the loss at 1000 ms of LoginId `a`, whose `ce_id` would be that of another body.
     #[track_caller]
     fn check(config: &Config, record: &Record, tombstone: bool, ends: bool) {
-        let mut targets = [target(What::Accounts, 0, "A", &[(1000, Some("toolbox:1"))])];
+        check_of(config, target(What::Accounts, 0, "A", &[(1000, Some("toolbox:1"))]), record, tombstone, ends);
+    }
+
+    #[track_caller]
+    fn check_of(config: &Config, target: Target, record: &Record, tombstone: bool, ends: bool) {
+        let mut targets = [target];
         let mut lost = Lost::of(config, &mut targets);
         let headers = record.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
         lost.take(&ReadRecord {
@@ -277,6 +282,20 @@ mod tests {
         same.headers.retain(|(name, _)| name != header::ID);
         same.headers.push((header::ID.into(), "toolbox:1".into()));
         check(&config, &same, false, true);
+    }
+
+    #[test]
+    fn a_later_try_of_an_older_webhook_ends_no_loss() {
+        let (types, config) = (EventTypes::builtin(), config(""));
+        let lost = || {
+            let mut lost = target(What::Accounts, 0, "a", &[(1000, Some("toolbox:1"))]);
+            lost.losses[0].last_ms = 5000;
+            lost
+        };
+        let detail = r#"{"ResponseType":"GetAccountsDetail","Login":{"Id":"a"}}"#;
+        for (received_at, ends) in [(1001, false), (5000, false), (5001, true)] {
+            check_of(&config, lost(), &received(&types, "toolbox", received_at, detail), false, ends);
+        }
     }
 
     #[test]
