@@ -227,7 +227,7 @@ impl Config {
                 ("ingress.body_timeout", ingress.body_timeout),
                 (&format!("{table}.publish_deadline"), slower.publish_deadline),
             ],
-            Bound::AtMost("ingress.request_timeout", ingress.request_timeout),
+            Bound::Within("ingress.request_timeout", ingress.request_timeout),
             parse::show_duration,
         );
         // A body has what the wait leaves.

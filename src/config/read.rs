@@ -235,6 +235,7 @@ impl<'a> Reader<'a> {
     ) {
         let (limit, holds, relation, kind): (_, fn(&T, &T) -> bool, _, _) = match bound {
             Bound::Below(key, value) => ((key, value), T::lt, "less than", FaultKind::Deadline),
+            Bound::Within(key, value) => ((key, value), T::le, "at most", FaultKind::Deadline),
             Bound::AtMost(key, value) => ((key, value), T::le, "at most", FaultKind::Value),
         };
         let keys = || parts.iter().map(|(key, _)| *key).chain([limit.0]);
@@ -286,6 +287,8 @@ impl<'a> Reader<'a> {
 pub(super) enum Bound<'k, T> {
     /// For deadlines: what is held must end first.
     Below(&'k str, T),
+    /// For deadlines that may end with what holds them.
+    Within(&'k str, T),
     /// For sizes.
     AtMost(&'k str, T),
 }

@@ -192,7 +192,6 @@ async fn every_row_of_the_table() {
             .closes(),
         case("no Host", format!("POST {PATH} HTTP/1.1\r\nContent-Length: 0\r\n\r\n").into_bytes(), 400, "host"),
         case("two Hosts", raw(&line("POST", PATH), &["Host: a", "Host: a", "Content-Length: 0"], ""), 400, "host"),
-        case("no Host before 1.1", raw(&format!("GET {PATH} HTTP/1.0"), &["X: y"], ""), 405, "method-not-allowed"),
         case("declared too large", declared(PATH, 256 * 1024 + 1, &[]), 413, "body-too-large").closes(),
         case("declared beyond counting", declared(PATH, usize::MAX / 2, &[]), 413, "body-too-large").closes(),
         case("chunked too large", chunked_head(&too_long, "chunked", &endless), 413, "body-too-large").closes(),
@@ -357,5 +356,14 @@ async fn an_early_answer_reaches_a_sender_that_writes_all_before_it_reads() {
         check_late_reader(Client::connect_tls(secured, &made.ca_pem).await, &head, 12 << 20, status).await;
     }
     drop(holder);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_http_1_1_no_host_is_needed() {
+    let bridge = Bridge::start(settings("127.0.0.1:1", ""));
+    let mut client = Client::connect(bridge.address).await;
+    client.send(raw(&format!("GET {PATH} HTTP/1.0"), &["X: y"], "")).await;
+    assert_eq!(client.answer().await.status, 405);
     bridge.stop().await;
 }

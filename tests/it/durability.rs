@@ -192,6 +192,9 @@ fn large_webhooks_do_not_hurt_small_ones() {
 
 type Named = (&'static str, Ledger);
 
+/// Nobody here is a stranger.
+const ALL_OURS: &str = "plain_listen = \"127.0.0.1:0\"\nproven = [\"127.0.0.1\"]";
+
 /// A thousand statements at once beside five thousand idle connections: memory stays bounded, Pay events are served.
 fn pressure(cluster: &Cluster, runtime: &Runtime, tls: bool) -> Vec<Named> {
     const IDLE: usize = 5_000;
@@ -202,7 +205,7 @@ fn pressure(cluster: &Cluster, runtime: &Runtime, tls: bool) -> Vec<Named> {
     fs::write(&key, &made.private_key_pem).expect("written");
     let tables =
         format!("[ingress.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"", certificate.display(), key.display());
-    let bridge = Ingress::start(&cluster.bootstrap_servers(), "plain_listen = \"127.0.0.1:0\"", &tables);
+    let bridge = Ingress::start(&cluster.bootstrap_servers(), ALL_OURS, &tables);
     bridge.wait_ready();
     let at_start = bridge.memory().0;
 
