@@ -263,14 +263,7 @@ impl Config {
         if reader.needs.endpoints && self.enrich.endpoints.is_empty() {
             reader.fault("enrich.endpoint", "at least one [[enrich.endpoint]] is required");
         }
-        let links = &*self.own_topics.login_links;
-        let replaced = self.instances.iter().flat_map(|instance| instance.topics.values());
-        let mut others = (self.event_types.types.iter().map(|event_type| &*event_type.topic))
-            .chain([&*self.own_topics.attributes, &*self.own_topics.dead_letter])
-            .chain(replaced.map(String::as_str));
-        if others.any(|other| other == links) {
-            reader.fault("topics.login-links", "holds other records too, and compaction would take them");
-        }
+        topics::check(self, reader);
         if ingress.listen.is_empty() && !reader.is_faulty("ingress.listen") {
             reader.fault("ingress.listen", "at least one address is required");
         }
@@ -717,6 +710,33 @@ topics.retention.quarantine = "30m"
 
 topics.login-links = "flinks.kyc"
 ! topics.login-links = "flinks.kyc" (bridge.toml:2): holds other records too, and compaction would take them
+
+topics.kyc = "flinks.quarantine"
+topics.attributes = "flinks.attributes.dead-letter"
+! topics.quarantine = "flinks.quarantine" (default): holds other records too, and redrive could end them
+! topics.attributes-dead-letter = "flinks.attributes.dead-letter" (default): holds other records too, and redrive could end them
+
+topics.quarantine = "flinks.aside"
+topics.attributes-dead-letter = "flinks.aside"
+! topics.quarantine = "flinks.aside" (bridge.toml:2): holds other records too, and redrive could end them
+! topics.attributes-dead-letter = "flinks.aside" (bridge.toml:3): holds other records too, and redrive could end them
+
+topics.quarantine = "flinks.login-links"
+! topics.quarantine = "flinks.login-links" (bridge.toml:2): holds other records too, and redrive could end them
+! topics.login-links = "flinks.login-links" (default): holds other records too, and compaction would take them
+
+topics.kyc = "own.one"
+$ FLINKS_BRIDGE__INSTANCE__0__TOPICS__QUARANTINE=own.one
+! instance.0.topics.quarantine = "own.one" (FLINKS_BRIDGE__INSTANCE__0__TOPICS__QUARANTINE):
+  holds other records too, and redrive could end them
+
+[[event_type]]
+name = "statements"
+response_type = "Statements"
+topic = "flinks.quarantine"
+$ FLINKS_BRIDGE__INSTANCE__0__TOPICS__KYC=flinks.attributes.dead-letter
+! topics.quarantine = "flinks.quarantine" (default): holds other records too, and redrive could end them
+! topics.attributes-dead-letter = "flinks.attributes.dead-letter" (default): holds other records too, and redrive could end them
 
 [ingress]
 body_limt = 1

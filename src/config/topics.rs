@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::{self, choice, duration, number};
-use super::read::{At, Table};
-use super::{Config, QUARANTINE, topic_key};
+use super::read::{At, Reader, Table};
+use super::{Config, QUARANTINE, UNKNOWN, topic_key};
 use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
 
 /// Topics of what the bridge makes itself, in `[topics]`.
@@ -138,6 +138,39 @@ pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicSha
         }
     });
     (event_types, own_topics, shapes)
+}
+
+/// Some topics hold one thing alone: login links, dead letters, what is quarantined, which instances may put together.
+pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
+    const NOT_ALONE: &str = "";
+    let Config { event_types, instances, own_topics, .. } = config;
+    let of = |table: &str, event_type: &str| {
+        let held = if event_type == UNKNOWN { QUARANTINE } else { NOT_ALONE };
+        (format!("{table}.{}", topic_key(event_type)), held)
+    };
+    let mut uses: Vec<((String, &str), &str)> = Vec::new();
+    uses.extend(event_types.types.iter().map(|event_type| (of("topics", &event_type.name), &*event_type.topic)));
+    for (n, instance) in instances.iter().enumerate() {
+        let table = format!("instance.{n}.topics");
+        uses.extend(instance.topics.iter().map(|(event_type, topic)| (of(&table, event_type), &**topic)));
+    }
+    for (name, held, topic) in [
+        (ATTRIBUTES, NOT_ALONE, &own_topics.attributes),
+        (DEAD_LETTER, DEAD_LETTER, &own_topics.dead_letter),
+        (LOGIN_LINKS, LOGIN_LINKS, &own_topics.login_links),
+    ] {
+        uses.push(((format!("topics.{name}"), held), topic));
+    }
+    for ((key, held), topic) in &uses {
+        let harm = match *held {
+            NOT_ALONE => continue,
+            LOGIN_LINKS => "compaction would take them",
+            _ => "redrive could end them",
+        };
+        if uses.iter().any(|((_, other), used)| used == topic && other != held) {
+            reader.fault(key, format_args!("holds other records too, and {harm}"));
+        }
+    }
 }
 
 const ATTRIBUTES: &str = "attributes";

@@ -736,7 +736,8 @@ mod tests {
     #[test]
     fn every_topic_is_wanted_once_with_what_all_its_uses_need() {
         let config = config(
-            "topics.pay-event = \"flinks.quarantine\"\n[[event_type]]\nname = \"dropout\"\nresponse_type = \"Dropout\"\n\
+            "topics.pay-event = \"flinks.upload-fraud-alerts\"\ntopics.retention.pay-event = \"20days\"\n\
+             topics.partitions.upload-fraud-alert = 3\n[[event_type]]\nname = \"dropout\"\nresponse_type = \"Dropout\"\n\
              topic = \"flinks.dropout\"\npartitions = 4\nretention = \"2days\"\n",
         );
         let all = wanted(&config);
@@ -761,7 +762,9 @@ mod tests {
         let days = |days: u64| Some((days * 86_400_000).to_string());
         assert_eq!(shape("flinks.dropout"), (4, days(2), "dropout".to_owned()));
         assert_eq!(shape("own.kyc"), (12, days(14), "kyc of instance toolbox".to_owned()));
-        assert_eq!(shape("flinks.quarantine"), (12, days(30), "pay-event, quarantine".to_owned()));
+        let shared = (12, days(20), "pay-event, upload-fraud-alert".to_owned());
+        assert_eq!(shape("flinks.upload-fraud-alerts"), shared);
+        assert_eq!(shape("flinks.quarantine"), (3, days(30), "quarantine".to_owned()));
         assert_eq!(shape("flinks.login-links"), (12, None, "login links".to_owned()));
 
         for wanted in &all {
