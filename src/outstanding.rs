@@ -135,12 +135,9 @@ impl Outstanding {
         self.last.range((id, 0)..=(id, u32::MAX)).map(|((_, place), offset)| (*place, *offset))
     }
 
-    /// Forgets a `ce_id`: what becomes of it has been decided.
-    pub fn decided(&mut self, id: Id) {
-        let places: Vec<u32> = self.places(id).map(|(place, _)| place).collect();
-        for place in places {
-            self.last.remove(&(id, place));
-        }
+    /// Forgets a `ce_id` at a place: what becomes of it there has been decided.
+    pub fn decided(&mut self, id: Id, place: u32) {
+        self.last.remove(&(id, place));
     }
 
     /// By place, the first offset that is outstanding and the one after the last.

@@ -448,6 +448,57 @@ fn what_is_outstanding_is_listed_and_discarded() {
     assert_eq!(ids(&scene.all(DETAIL)), ids(&letters[4..]));
 }
 
+/// A `ce_id` on two partitions, of which one record is chosen and the other is not, whichever is read first.
+#[test]
+fn each_record_of_a_ce_id_is_chosen_by_itself() {
+    let (cluster, scene) = mock();
+    cluster.create_topic(DEAD_LETTERS, 3, 1).expect("the topic is new");
+    let letter = |number: usize, cause: Cause| given_up(number, cause).1.into_record(&DEAD_LETTERS.into());
+    let set_aside = |numbers: [usize; 2]| {
+        for (number, partitions) in numbers.into_iter().zip([[0, 1], [1, 0]]) {
+            for (cause, partition) in [Cause::Attempts, Cause::NeedsPerson].into_iter().zip(partitions) {
+                publish_to(&scene.servers, &letter(number, cause), std::iter::once(partition));
+            }
+        }
+    };
+    let from = ["--from", "dead-letter"];
+    let chosen = ["--from", "dead-letter", "--cause", "needs-person"];
+    let listed = |cause: &str| {
+        let (_, report) = scene.run(UNTAUGHT, &["--from", "dead-letter", "--list", "--cause", cause]);
+        report["listed"].as_array().expect("rows").iter().map(|row| row["records"].clone()).collect::<Vec<_>>()
+    };
+
+    // Only the chosen ones are discarded, and the others can still go back.
+    set_aside([0, 1]);
+    assert_eq!([listed("needs-person"), listed("attempts")], [[2], [2]]);
+    assert_eq!(scene.done(UNTAUGHT, &[&chosen[..], &["--discard"]].concat()), "discarded=2 not selected=2");
+    assert_eq!([listed("needs-person"), listed("attempts")], [vec![], vec![Value::from(2)]]);
+    assert_eq!(scene.done(UNTAUGHT, &from), "put back=2");
+    assert_eq!(scene.all(DETAIL).len(), 2);
+
+    // What goes back has gone back wherever it stands.
+    set_aside([2, 3]);
+    let fates = scene.done(UNTAUGHT, &chosen);
+    assert!(fates.ends_with("put back=2"), "{fates}");
+    assert_eq!(scene.done(UNTAUGHT, &from), "");
+    let back = scene.all(DETAIL);
+    assert_eq!((back.len(), ids(&back)), (4, ids(&[0, 1, 2, 3].map(|number| letter(number, Cause::Attempts)))));
+}
+
+/// What was not set aside by the bridge is no matter of redrive, wherever it stands.
+#[test]
+fn what_says_no_reason_or_cause_is_not_discarded() {
+    let (cluster, scene) = mock();
+    cluster.create_topic(DEAD_LETTERS, 3, 1).expect("the topic is new");
+    let mut live = received(&body("GetAccountsDetail", 0, ""));
+    for (from, topic) in [("quarantine", QUARANTINE), ("dead-letter", DEAD_LETTERS)] {
+        live.topic = topic.into();
+        publish(&scene.servers, std::slice::from_ref(&live));
+        assert_eq!(scene.done(UNTAUGHT, &["--from", from, "--discard", "--all"]), "stays=1");
+        assert_eq!(tombstones(&scene, topic).len(), 0);
+    }
+}
+
 /// One whose topic is missing is named, and left; the others go.
 #[test]
 fn what_has_no_topic_is_left_and_the_others_go() {

@@ -53,7 +53,7 @@ pub struct Transfer<'a> {
     spans: Vec<Span>,
     outstanding: Outstanding,
     waiting: Vec<Waiting>,
-    /// The ids of those.
+    /// The ids of those that go back.
     under_way: BTreeSet<Id>,
     bytes: usize,
     limit: usize,
@@ -66,6 +66,8 @@ pub struct Transfer<'a> {
 /// A record that is to end.
 struct Waiting {
     id: Id,
+    /// Where it was read.
+    place: u32,
     ce_id: Bytes,
     kind: String,
     /// What goes back; `None` where it is discarded.
@@ -150,30 +152,32 @@ impl<'a> Transfer<'a> {
         let Verdict { facts, back } = judge(self.from, self.config, &read.to_record(), read.timestamp_ms);
         let kind = facts.kind();
         let row = |fate, kind: &str, why: &str| Row { fate, kind: kind.into(), topic: String::new(), why: why.into() };
+        // What is read of its `ce_id` at another place may say otherwise: that one speaks for itself.
         if !self.selection.wants(&facts) {
-            self.decide(id, row(Fate::NotSelected, "", ""), report);
+            report.count(row(Fate::NotSelected, "", ""));
             return Ok(());
         }
+        // Without a reason or cause it was not set aside, and may be anybody's: it is not discarded.
+        let set_aside = !facts.why.is_empty();
         if self.list {
             report.list(facts);
-            self.outstanding.decided(id);
             return Ok(());
         }
         let record = match back {
-            _ if self.discard => None,
+            _ if self.discard && set_aside => None,
             Ok(record) => Some(record),
             Err(why) => {
-                self.decide(id, row(Fate::Stays, &kind, why.as_str()), report);
+                report.count(row(Fate::Stays, &kind, why.as_str()));
                 return Ok(());
             }
         };
-        let waiting = Waiting { id, ce_id: Bytes::copy_from_slice(ce_id.as_bytes()), kind, record };
+        let waiting = Waiting { id, place, ce_id: Bytes::copy_from_slice(ce_id.as_bytes()), kind, record };
         if let Some(closed) = waiting.closed(&self.targets) {
-            self.decide(id, waiting.row(Fate::Left, closed.to_string()), report);
+            self.decide(&waiting, waiting.row(Fate::Left, closed.to_string()), report);
             return Ok(());
         }
         if self.returner.is_none() {
-            self.decide(id, waiting.ended(waiting.outcome()), report);
+            self.decide(&waiting, waiting.ended(waiting.outcome()), report);
             return Ok(());
         }
         let bytes = waiting.record.as_ref().map_or(0, |record| record.payload.len());
@@ -181,15 +185,25 @@ impl<'a> Transfer<'a> {
             self.flush(report)?;
         }
         self.bytes += bytes;
-        self.under_way.insert(id);
+        if waiting.record.is_some() {
+            self.under_way.insert(id);
+        }
         self.waiting.push(waiting);
         if self.waiting.len() >= self.limit || self.bytes >= BATCH_BYTES { self.flush(report) } else { Ok(()) }
     }
 
-    /// What becomes of this `ce_id` is certain, and counted.
-    fn decide(&mut self, id: Id, row: Row, report: &mut Report) {
-        self.outstanding.decided(id);
-        self.under_way.remove(&id);
+    /// Where this ends: a `ce_id` that goes back has ended wherever it stands, a record that is discarded has alone.
+    fn places(&self, waiting: &Waiting) -> Vec<(u32, i64)> {
+        let ends = |(place, _): &(u32, i64)| waiting.record.is_some() || *place == waiting.place;
+        self.outstanding.places(waiting.id).filter(ends).collect()
+    }
+
+    /// What becomes of this is certain, and counted.
+    fn decide(&mut self, waiting: &Waiting, row: Row, report: &mut Report) {
+        for (place, _) in self.places(waiting) {
+            self.outstanding.decided(waiting.id, place);
+        }
+        self.under_way.remove(&waiting.id);
         report.count(row);
     }
 
@@ -222,7 +236,7 @@ impl<'a> Transfer<'a> {
                 return Ok(());
             }
             if let Some(closed) = waiting.closed(&self.targets) {
-                self.decide(waiting.id, waiting.row(Fate::Left, closed.to_string()), report);
+                self.decide(&waiting, waiting.row(Fate::Left, closed.to_string()), report);
                 continue;
             }
             let mut alone = vec![waiting];
@@ -232,7 +246,7 @@ impl<'a> Transfer<'a> {
                         // If it is for all of its topic, nobody else of it has to try.
                         let topics: Vec<Arc<str>> = waiting.record.iter().map(|record| record.topic.clone()).collect();
                         self.targets.extend(closed(&self.config.kafka, &topics)?);
-                        self.decide(waiting.id, waiting.row(Fate::Left, why.clone()), report);
+                        self.decide(&waiting, waiting.row(Fate::Left, why.clone()), report);
                     }
                 }
                 other => other?,
@@ -252,7 +266,7 @@ impl<'a> Transfer<'a> {
                 Ok(()) => {
                     self.moved += batch.len() as u64;
                     for waiting in batch.drain(..) {
-                        self.decide(waiting.id, waiting.ended(waiting.outcome()), report);
+                        self.decide(&waiting, waiting.ended(waiting.outcome()), report);
                     }
                     return Ok(());
                 }
@@ -295,7 +309,7 @@ impl<'a> Transfer<'a> {
             if let Some(record) = &waiting.record {
                 returner.publish(record)?;
             }
-            for (place, up_to) in self.outstanding.places(waiting.id) {
+            for (place, up_to) in self.places(waiting) {
                 let span = &self.spans[place as usize];
                 let tombstone = Tombstone { ce_id: waiting.ce_id.clone(), up_to, outcome: waiting.outcome() };
                 returner.end(&span.topic, span.partition, &tombstone)?;
@@ -328,14 +342,14 @@ impl<'a> Transfer<'a> {
             ControlFlow::Continue(())
         })?;
         for waiting in std::mem::take(batch) {
-            if self.outstanding.places(waiting.id).next().is_some() {
+            if !self.places(&waiting).is_empty() {
                 batch.push(waiting);
                 continue;
             }
             // By this very batch, or by a rival's, which may have done otherwise.
             let outcome = ended.get(&waiting.id).copied().unwrap_or(waiting.outcome());
             self.moved += 1;
-            self.decide(waiting.id, waiting.ended(outcome), report);
+            self.decide(&waiting, waiting.ended(outcome), report);
         }
         Ok(())
     }
