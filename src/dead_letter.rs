@@ -3,7 +3,8 @@
 //! A consumer that cannot finish a record's work makes a [`DeadLetter`] of it and publishes that, so that the next
 //! record is not held up and nothing is lost; role `redrive` reads it back and puts the record where it was. This module
 //! is the only writer and the only reader of that format: the original headers and payload byte for byte, and all that is
-//! said about them in headers on top, see [`header`]. Its key is its `ce_id`, so that a tombstone can end it
+//! said about them in headers on top, see [`header`]. A record without a `ce_id` gets one, made of where it stood, and keeps
+//! it when it goes back. The key is the `ce_id`, so that a tombstone can end it
 //! ([`outstanding`](crate::outstanding)); the original one is its `ce_subject`, or stands in a header of its own. It never
 //! reads a payload.
 //!
@@ -161,12 +162,17 @@ impl DeadLetter {
         if let Some(timestamp_ms) = origin.timestamp_ms {
             write(header::ORIGIN_TIMESTAMP, timestamp_ms.to_string());
         }
-        // Without a `ce_id` it is none of ours, and keeps the key that it has.
-        if let Some(id) = record.header(header::ID).cloned() {
-            let key = record.key.replace(id);
-            if let Some(key) = key.filter(|key| Some(key) != record.header(header::SUBJECT)) {
-                record.headers.push((Cow::Borrowed(header::ORIGIN_KEY), key));
-            }
+        let is_id = |id: &&Bytes| !id.is_empty() && std::str::from_utf8(id).is_ok();
+        let id = record.header(header::ID).filter(is_id).cloned().unwrap_or_else(|| {
+            // Not from the ingress; where it stands is as unique, and can be ended.
+            let id = Bytes::from(format!("{}:{}:{}", origin.topic, origin.partition, origin.offset));
+            record.headers.retain(|(name, _)| name != header::ID);
+            record.headers.push((Cow::Borrowed(header::ID), id.clone()));
+            id
+        });
+        let key = record.key.replace(id);
+        if let Some(key) = key.filter(|key| Some(key) != record.header(header::SUBJECT)) {
+            record.headers.push((Cow::Borrowed(header::ORIGIN_KEY), key));
         }
         record.topic = topic.clone();
         record
@@ -368,6 +374,18 @@ mod tests {
         assert_eq!(read, Ok(dead_letter()));
     }
 
+    /// With the `ce_id` that it gets where it has none that can be one.
+    fn with_id(mut letter: DeadLetter) -> DeadLetter {
+        let headers = &mut letter.record.headers;
+        let first = headers.iter().find(|(name, _)| name == header::ID);
+        if first.is_none_or(|(_, id)| id.is_empty() || std::str::from_utf8(id).is_err()) {
+            headers.retain(|(name, _)| name != header::ID);
+            let Origin { topic, partition, offset, .. } = &letter.origin;
+            headers.push((header::ID.into(), format!("{topic}:{partition}:{offset}").into()));
+        }
+        letter
+    }
+
     #[test]
     fn its_key_is_its_id_and_the_original_one_comes_back() {
         let about = |subject: Option<&'static [u8]>, key: Option<&'static [u8]>, id: bool| {
@@ -379,17 +397,31 @@ mod tests {
         };
         // Subject, key and whether it has an id; then the key of the dead letter, and whether the original one is told.
         type Told = Option<&'static [u8]>;
-        let cases: [(Told, Told, bool, Told, bool); 4] = [
+        let cases: [(Told, Told, bool, Told, bool); 5] = [
             (Some(b"login"), Some(b"login"), true, Some(b"toolbox:00"), false),
             (Some(b"login"), Some(b"other"), true, Some(b"toolbox:00"), true),
             (None, None, true, Some(b"toolbox:00"), false),
-            (None, Some(b"login"), false, Some(b"login"), false),
+            (None, Some(b"login"), false, Some(b"flinks.accounts-detail:3:17"), true),
+            (Some(b"login"), Some(b"login"), false, Some(b"flinks.accounts-detail:3:17"), false),
         ];
         for (subject, key, id, expected, told) in cases {
             let letter = about(subject, key, id);
             let record = letter.clone().into_record(&dead_letters());
             assert_eq!((record.key.as_deref(), record.header(header::ORIGIN_KEY).is_some()), (expected, told));
-            assert_eq!(DeadLetter::parse(&record), Ok(letter));
+            // One without an id has that one from then on, and all else is as it was.
+            assert_eq!(DeadLetter::parse(&record), Ok(with_id(letter.clone())));
+            let ids: Vec<&[u8]> =
+                record.headers.iter().filter(|(name, _)| name == header::ID).map(|(_, id)| &id[..]).collect();
+            assert_eq!(ids, [expected.expect("a key")]);
+            // What cannot be a `ce_id` is none.
+            for unusable in [&b""[..], b"\xff"] {
+                let mut letter = letter.clone();
+                letter.record.headers.retain(|(name, _)| name != header::ID);
+                letter.record.headers.insert(0, (header::ID.into(), Bytes::from_static(unusable)));
+                let record = letter.into_record(&dead_letters());
+                assert_eq!(record.key.as_deref(), Some(&b"flinks.accounts-detail:3:17"[..]));
+                assert_eq!(record.header(header::ID), record.key.as_ref());
+            }
         }
         // As versions before this one wrote them.
         let letter = about(Some(b"login"), Some(b"login"), true);
@@ -478,7 +510,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(dead_letter in any_dead_letter()) {
             let record = dead_letter.clone().into_record(&dead_letters());
-            prop_assert_eq!(DeadLetter::parse(&record), Ok(dead_letter));
+            prop_assert_eq!(DeadLetter::parse(&record), Ok(with_id(dead_letter)));
         }
 
         #[test]
@@ -488,7 +520,7 @@ mod tests {
             record.headers.extend(headers);
             if let Ok(dead_letter) = DeadLetter::parse(&record) {
                 let again = dead_letter.clone().into_record(&record.topic);
-                prop_assert_eq!(DeadLetter::parse(&again), Ok(dead_letter));
+                prop_assert_eq!(DeadLetter::parse(&again), Ok(with_id(dead_letter)));
             }
         }
     }
