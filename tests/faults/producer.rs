@@ -64,7 +64,7 @@ pub const FAULTS: &[Fault] = &[
             root: r#"
 ingress.body_limit = "1MiB"
 ingress.small_reserve = "128KiB"
-ingress.bytes_in_flight = "1152KiB"
+ingress.bytes_in_flight = "2176KiB"
 ingress.admission_wait = "2s"
 "#,
             ..OVER_LINKS
@@ -215,7 +215,7 @@ fn budget_used_up(scene: &mut Scene<'_>) -> String {
     let refused = scene.rise("bridge_ingress_requests_total", &[("outcome", "no-budget")]);
     assert!(refused > 0.0, "there was room for everybody");
     let admitted = scene.metric("bridge_ingress_admitted_bytes", &[]);
-    assert!(admitted <= 1_179_648.0, "{admitted} bytes are more than the budget");
+    assert!(admitted <= 2_228_224.0, "{admitted} bytes are more than the budget");
     links(scene).for_each(|link| link.set_rate(FAST));
     scene.mended();
     format!("{refused} webhooks found no room beside {admitted} bytes of others")
