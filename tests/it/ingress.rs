@@ -182,7 +182,7 @@ async fn several_instances_and_addresses() {
         name = "capital"
         path = "/flinks/capital"
         authentication = "none"
-        topics.kyc = "flinks.quarantine"
+        topics.kyc = "flinks.upload-fraud-alerts"
         "#
     );
     let bridge = Bridge::start(settings(&cluster.bootstrap_servers(), &more));
@@ -201,7 +201,7 @@ async fn several_instances_and_addresses() {
     let mut seen: Vec<(&str, &str)> =
         stored.iter().map(|stored| (stored.headers["ce_source"].as_str(), stored.topic.as_str())).collect();
     seen.sort_unstable();
-    let (toolbox, capital) = (("/flinks/toolbox", "flinks.kyc"), ("/flinks/capital", "flinks.quarantine"));
+    let (toolbox, capital) = (("/flinks/toolbox", "flinks.kyc"), ("/flinks/capital", "flinks.upload-fraud-alerts"));
     assert_eq!(seen, [capital, capital, toolbox, toolbox]);
     bridge.stop().await;
 }

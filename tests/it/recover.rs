@@ -621,6 +621,11 @@ async fn what_was_stored_at_a_later_try_is_not_fetched_and_a_later_loss_is() {
     let scene = Scene::new(StubOptions::default()).await;
     let (without, lost, address) = ingress(&scene, AWAY).await;
     assert_eq!(post(address, 0..500, "first").await, BTreeMap::from([(503, 500)]));
+    let written = async |lines: usize| {
+        let lines_of = || std::fs::read_to_string(&lost).expect("its log").matches("webhook not stored").count();
+        until("the log has them", || lines_of() == lines).await;
+    };
+    written(500).await;
     let (with, kept, working) = ingress(&scene, &scene.servers).await;
     assert_eq!(post(working, 0..300, "first").await, BTreeMap::from([(200, 300)]));
     drop(with);
@@ -654,6 +659,7 @@ async fn what_was_stored_at_a_later_try_is_not_fetched_and_a_later_loss_is() {
 
     // One of those is lost once more: with the journal, and with what Kafka has, it is fetched once more.
     assert_eq!(post(address, 400..401, "second").await, BTreeMap::from([(503, 1)]));
+    written(501).await;
     drop(without);
     let (code, report) = scene.run(&[&arguments[..4], &["--dry-run"]].concat()).await;
     assert_eq!((code, &report["to_fetch"][0]["id"], &report["to_fetch"][1]), (0, &"login-400".into(), &Value::Null));
