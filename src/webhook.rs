@@ -279,8 +279,8 @@ impl<'b> Webhook<'b> {
         self.quarantine
     }
 
-    /// What its record is keyed by, unless it is quarantined: 1 to 256 bytes without what [disturbs](crate::record::disturbs), so it may be
-    /// logged as it is.
+    /// What its record is keyed by, unless it is quarantined: 1 to 256 bytes without what
+    /// [disturbs](crate::record::disturbs), so it may be logged as it is.
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }

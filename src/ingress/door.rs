@@ -3,7 +3,7 @@
 //! Half of each is for *proven* addresses, those from which a webhook's signature was verified of late. So who has no
 //! secret cannot keep out who has one, whatever he sends and from however many addresses. In the other half, one
 //! unproven address gets at most an eighth. At its limit, the unproven connection that has waited longest makes room:
-//! waiting is all before the first byte of a body.
+//! waiting is all before its body has bytes of the budget.
 //!
 //! All tables are bounded: addresses that are remembered by a number, the rest by what is open.
 
@@ -312,7 +312,7 @@ impl Place {
         }
     }
 
-    /// Bytes of a body have come. Whether the place is still its own.
+    /// A body has its share of the budget. Whether the place is still its own.
     pub fn works(&self) -> bool {
         !self.unproven.load(Ordering::Relaxed) || self.places.lock().waits(self.number, None)
     }
@@ -337,5 +337,73 @@ impl Drop for Place {
         if self.places.lock().remove(self.number).is_some() {
             self.places.freed.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::config::{Config, Needs};
+    use crate::metrics::Names;
+
+    fn proven(more: &str) -> Proven {
+        let text = format!(
+            "ingress = {{ {more} }}\nkafka.bootstrap_servers = \"127.0.0.1:1\"\n\
+             [[instance]]\nname = \"a\"\npath = \"/a\"\nauthentication = \"none\""
+        );
+        let loaded = Config::parse(&text, Path::new("test.toml"), &[], Needs::NEITHER);
+        let limits = loaded.unwrap_or_else(|faults| panic!("{faults}")).config.ingress;
+        Proven::new(&limits, Metrics::new(&prometheus::Registry::new(), &Names::default()).unwrap())
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_is_what_one_subscriber_has() {
+        let one = |text| Address::of(ip(text));
+        assert_eq!(one("2001:db8::1"), one("2001:db8::ffff:2"));
+        assert_ne!(one("2001:db8::1"), one("2001:db8:0:1::1"));
+        assert_eq!(one("::ffff:192.0.2.1"), one("192.0.2.1"));
+        assert_ne!(one("192.0.2.1"), one("192.0.2.2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_are_proven_for_a_month_and_so_many_are_remembered() {
+        let proven = proven("proven = [\"198.51.100.0/24\"]");
+        assert!(proven.sender(ip("198.51.100.7")).proven && !proven.sender(ip("192.0.2.1")).proven);
+        let first = proven.sender(ip("192.0.2.1"));
+        proven.verified(first.address);
+        assert!(proven.sender(ip("192.0.2.1")).proven);
+        advance(PROVEN_FOR - Duration::from_secs(1)).await;
+        assert!(proven.sender(ip("192.0.2.1")).proven);
+        advance(Duration::from_secs(1)).await;
+        assert!(!proven.sender(ip("192.0.2.1")).proven);
+
+        // The one that was verified longest ago makes room.
+        let nth = |n: usize| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a00_0000 + n as u32));
+        for n in 0..REMEMBERED {
+            proven.verified(Address::of(nth(n)));
+            advance(Duration::from_millis(1)).await;
+        }
+        proven.verified(Address::of(nth(0)));
+        advance(Duration::from_millis(1)).await;
+        proven.verified(Address::of(nth(REMEMBERED)));
+        assert_eq!(proven.since().len(), REMEMBERED);
+        assert!(proven.sender(nth(0)).proven && proven.sender(nth(REMEMBERED)).proven);
+        assert!(!proven.sender(nth(1)).proven && proven.sender(nth(2)).proven);
+    }
+
+    #[test]
+    fn behind_one_address_all_are_alike() {
+        let proven = proven("shared_address = true");
+        assert!(proven.sender(ip("192.0.2.1")).proven);
+        proven.verified(Address::of(ip("192.0.2.1")));
+        assert!(proven.since().is_empty(), "nothing is remembered");
     }
 }

@@ -174,10 +174,6 @@ impl Handler {
         let mut reading = Reading::begin(body, &self.limits);
         // A body that never comes takes nothing. `100 Continue` goes out here.
         let first = reading.first_chunk().await?;
-        if !progress.place().works() {
-            // Another connection has it, and this one is about to end.
-            return Err(Refusal::BodyIncomplete.into());
-        }
         let peer = account.peer.ip();
         let client = client_address(peer, &parts.headers, &self.limits).unwrap_or(peer);
         // A proxy that does not say for whom it stands may stand for anybody.
@@ -185,6 +181,10 @@ impl Handler {
         let mut sender = self.proven.sender(client);
         sender.proven &= named || self.limits.shared_address;
         let mut permit = self.admission.admit(index, sender, declared).await?;
+        if !progress.place().works() {
+            // Another connection has it, and this one is about to end.
+            return Err(Refusal::BodyIncomplete.into());
+        }
         let keyring = instance.keyring.load_full();
         let mut verifier = Verifier::new(&keyring.keys, signatures.iter().map(|claim| claim.signature.clone()));
         let mut content_hash = ContentHash::new();

@@ -279,3 +279,41 @@ async fn what_no_instance_lists_is_closed_at_once() {
     assert_eq!(post(2, &bridge, &body).await, 403);
     bridge.stop().await;
 }
+
+/// A proxy's own address proves nothing: whom it does not name is anybody. Whom it names is told from others by bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_proxy_the_address_is_the_one_that_it_names() {
+    let cluster = mock_cluster(1);
+    let mut config = settings(&cluster.bootstrap_servers(), BUDGET);
+    config.ingress.trusted_proxies = vec!["127.0.0.1/32".parse().expect("a network")];
+    let bridge = Bridge::start(config);
+    let with = |name: Option<&str>, body: &[u8]| {
+        let mut headers = signed(body);
+        headers.extend(name.map(|name| ("X-Forwarded-For".to_owned(), name.to_owned())));
+        headers
+    };
+    let body = kyc_of(300, 0);
+    for name in [None, Some("unknown"), Some("127.0.0.1")] {
+        let mut client = from(1, &bridge).await;
+        assert_eq!(client.post(PATH, &with(name, &body), &body).await.status, 200, "{name:?}");
+        assert_eq!(gauge(&bridge, "proven_addresses"), 0.0, "{name:?}");
+    }
+    let mut client = from(1, &bridge).await;
+    assert_eq!(client.post(PATH, &with(Some("192.0.2.1"), &body), &body).await.status, 200);
+    assert_eq!(gauge(&bridge, "proven_addresses"), 1.0);
+    // Strangers behind the same proxy use up the common half, each its share.
+    let mut strangers = Vec::new();
+    for n in 0..10 {
+        let mut client = from(1, &bridge).await;
+        let mut headers = lines(&with(Some(&format!("198.51.100.{n}")), b"something else"));
+        headers.push(format!("Content-Length: {LARGEST}"));
+        client.send(raw(&format!("POST {PATH} HTTP/1.1"), &headers, " ")).await;
+        strangers.push(client);
+    }
+    eventually("two wait", SOON, || gauge(&bridge, "admission_waiting") == 2.0).await;
+    assert_eq!(gauge(&bridge, "admitted_bytes"), (8 * LARGEST) as f64);
+    let large = kyc_of(60_000, 1);
+    let mut client = from(1, &bridge).await;
+    assert_eq!(client.post(PATH, &with(Some("192.0.2.1"), &large), &large).await.status, 200);
+    bridge.stop().await;
+}

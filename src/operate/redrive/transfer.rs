@@ -255,7 +255,8 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// One transaction, done again where that may help, and counted. After an error nothing of it counts.
+    /// One transaction, done again where that may help, and counted. After an error nothing of it counts, but where Kafka
+    /// did not answer, or another has taken over, at its end: then the topics alone know, and the next run reads them.
     fn transact(&mut self, batch: &mut Vec<Waiting>, report: &mut Report) -> Result<(), Failure> {
         let mut attempt = 0;
         loop {
@@ -282,7 +283,11 @@ impl<'a> Transfer<'a> {
                 }
                 // As when its coordinator falls: a new producer is made below.
                 TransactionError::Fatal(_) => {}
-                TransactionError::Settings(_) | TransactionError::Unreachable(_) | TransactionError::Fenced(_) => {}
+                TransactionError::Unreachable(_) | TransactionError::Fenced(_) => tracing::warn!(
+                    records = batch.len(),
+                    "whether the last transaction counts is not known here: the next run reads it from the topics"
+                ),
+                TransactionError::Settings(_) => {}
             }
             let is_fatal = matches!(failure, TransactionError::Fatal(_));
             if !is_fatal && !matches!(failure, TransactionError::Abort(_)) {
