@@ -1,12 +1,11 @@
-//! A dead letter: a record whose work was given up, with why, and where it came from.
+//! A dead letter: an order whose work was given up, with why, and where it came from.
 //!
-//! A consumer that cannot finish a record's work makes a [`DeadLetter`] of it and publishes that, so that the next
-//! record is not held up and nothing is lost; role `redrive` reads it back and puts the record where it was. This module
-//! is the only writer and the only reader of that format: the original headers and payload byte for byte, and all that is
-//! said about them in headers on top, see [`header`]. A record without a `ce_id` gets one, made of where it stood, and keeps
-//! it when it goes back. The key is the `ce_id`, so that a tombstone can end it
-//! ([`outstanding`](crate::outstanding)); the original one is its `ce_subject`, or stands in a header of its own. It never
-//! reads a payload.
+//! A consumer that cannot finish an order makes a [`DeadLetter`] of it and publishes that, so that the next record is not
+//! held up and nothing is lost; role `redrive` reads it back and gives the order once more. This module is the only writer
+//! and the only reader of that format: the order's headers, and all that is said about them in headers on top, see
+//! [`header`]. A record without a `ce_id` gets one, made of where it stood, and keeps it when it goes back. The key is the
+//! `ce_id`, so that a tombstone can end it ([`outstanding`](crate::outstanding)); the original one is its `ce_subject`, or
+//! stands in a header of its own. It never reads a payload; versions before this one kept the webhook's.
 //!
 //! # A record given up twice
 //!

@@ -32,7 +32,7 @@
 //!
 //! # The modules, from the bottom
 //!
-//! [`answer`], [`signature`], [`record`], [`dead_letter`], [`outstanding`], [`webhook`], [`backoff`], [`pem`] and [`error`]
+//! [`answer`], [`signature`], [`record`], [`order`], [`dead_letter`], [`outstanding`], [`webhook`], [`backoff`], [`pem`] and [`error`]
 //! are values: no I/O, no async. [`config`], [`metrics`], [`tls`] and [`http`] are what all roles share. [`kafka`], [`flinks`] and
 //! [`admin`] are the edges. [`ingress`], [`enrich`] and [`link`] are the production roles, [`operate`] has those of a
 //! person at a command line; roles never import each other. [`serve`] puts a role together with what it needs.
@@ -43,6 +43,7 @@ pub mod answer;
 pub mod backoff;
 pub mod dead_letter;
 pub mod error;
+pub mod order;
 pub mod outstanding;
 pub mod pem;
 pub mod record;

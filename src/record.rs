@@ -136,13 +136,13 @@ pub mod header {
     pub const DEAD_LETTER_CAUSE: &str = "ce_deadlettercause";
     /// The `FlinksCode` that it was given up for, if it was one. Only on a topic of dead letters.
     pub const DEAD_LETTER_FLINKS_CODE: &str = "ce_deadletterflinkscode";
-    /// How many attempts were made, over all its lives. Stays when the record is redriven.
+    /// How many attempts were made, over all its lives. On orders too.
     pub const DEAD_LETTER_ATTEMPTS: &str = "ce_deadletterattempts";
-    /// When an attempt first failed: RFC 3339, UTC, milliseconds. Stays when the record is redriven.
+    /// When an attempt first failed: RFC 3339, UTC, milliseconds. On orders too.
     pub const DEAD_LETTER_FIRST_FAILURE: &str = "ce_deadletterfirstfailure";
     /// When the last attempt failed, as before. Only on a topic of dead letters.
     pub const DEAD_LETTER_LAST_FAILURE: &str = "ce_deadletterlastfailure";
-    /// Topic on which the record was that was given up. Only on a topic of dead letters, as the next three.
+    /// Topic on which the record was that an order or a dead letter was made of, as the next three.
     pub const ORIGIN_TOPIC: &str = "ce_origintopic";
     /// Its partition there.
     pub const ORIGIN_PARTITION: &str = "ce_originpartition";
@@ -152,6 +152,19 @@ pub mod header {
     pub const ORIGIN_TIMESTAMP: &str = "ce_origintimestamp";
     /// Its key there, if it had one that is not its [`SUBJECT`].
     pub const ORIGIN_KEY: &str = "ce_originkey";
+    /// Whether an order is of a nightly refresh, `later`, or not, `live`. Only on orders and dead letters, as the next five:
+    /// see [`Order`](crate::order::Order).
+    pub const ORDER_CLASS: &str = "ce_orderclass";
+    /// The names of the endpoints whose results are still owed, with commas; all, where it is not there.
+    pub const ORDER_OWED: &str = "ce_orderowed";
+    /// For how long it has waited, in milliseconds: only waits that ended in a call.
+    pub const ORDER_WAITED: &str = "ce_orderwaited";
+    /// Why it waits: a `FlinksCode`, or a word for what else it was.
+    pub const ORDER_CAUSE: &str = "ce_ordercause";
+    /// Flinks' RequestId of an operation that is pending.
+    pub const ORDER_SESSION: &str = "ce_ordersession";
+    /// Since when that has been pending: RFC 3339, UTC, milliseconds.
+    pub const ORDER_SESSION_TIME: &str = "ce_ordersessiontime";
     /// How often the record was put back from quarantine or dead letters, if it was.
     pub const REDRIVEN: &str = "ce_redriven";
     /// How what was set aside has ended, `put-back` or `discarded`: only on a tombstone, see

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Verdict};
-use crate::config::{ApiKeys, Config, Loaded, OWN_FILES, TlsFiles, all_topics, topics_of};
+use crate::config::{ApiKeys, Config, Loaded, OWN_FILES, TlsFiles, all_topics, topics_of, topics_of_enrich};
 use crate::dead_letter::Cause;
 use crate::enrich;
 use crate::error::chain;
@@ -25,6 +25,7 @@ use crate::kafka::consume::Membership;
 use crate::link;
 use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names};
 use crate::operate::recover::{self, Recovery};
+use crate::order::Class;
 use crate::tls::Identity;
 
 /// How long the producers' threads may take to end.
@@ -164,8 +165,7 @@ pub async fn enrich(
     let config = Arc::new(loaded.config.clone());
     let registry = Registry::new();
     let enriching = Enriching::prepare(&config, environment, &registry)?;
-    let own = &config.own_topics;
-    let topics = [&own.attributes, &own.dead_letter].map(|topic| topic.as_str().into()).into();
+    let topics = topics_of_enrich(&config);
     let check = enriching.check();
     let run = |producers, shutdown| enriching.run(producers, shutdown);
     consume(loaded, registry, topics, check, run, shutdown).await
@@ -282,12 +282,15 @@ impl Enriching {
         let endpoints: Vec<&str> = config.enrich.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
         let flinks = FlinksMetrics::new(registry, &instances(config), &endpoints).map_err(failed)?;
         let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
-        let sources = enrich::topics(config);
-        let sources: Vec<&str> = sources.iter().map(|topic| &**topic).collect();
+        let [live, retry, later] = Class::ALL.map(|class| {
+            let topics = enrich::topics_of(config, class);
+            let topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+            ConsumerMetrics::new(registry, class.role(), &topics).map_err(failed)
+        });
         let telling = enrich::Telling {
-            consumer: ConsumerMetrics::new(registry, "enrich", &sources).map_err(failed)?,
+            consumers: [live?, retry?, later?],
             enrich: EnrichMetrics::new(registry, &endpoints, &causes).map_err(failed)?,
-            membership: Membership::default(),
+            memberships: Default::default(),
         };
         let clients = clients(config, environment, &flinks)?;
         Ok(Enriching { config: config.clone(), environment, clients, telling })
@@ -296,8 +299,8 @@ impl Enriching {
     /// Whether it consumes, and which calls to Flinks are not made. Those are a note: this process is of use for what
     /// else there is to ask, and no other would be of more.
     fn check(&self) -> impl Fn() -> Verdict + use<> {
-        let (config, membership, clients) =
-            (self.config.clone(), self.telling.membership.clone(), self.clients.clone());
+        let (config, memberships, clients) =
+            (self.config.clone(), self.telling.memberships.clone(), self.clients.clone());
         move || {
             let mut notes = Vec::new();
             for (instance, client) in config.instances.iter().zip(&clients) {
@@ -310,7 +313,7 @@ impl Enriching {
                     notes.push(format!("the Flinks API of instance {}: {call} {what}", instance.name));
                 }
             }
-            both(membership.check(), Ok(notes))
+            memberships.iter().fold(Ok(notes), |all, membership| both(all, membership.check()))
         }
     }
 

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::{Config, Consumer, Lane};
+use crate::order::Class;
 
 /// How much larger than the body a record may be: its key and headers. What a sender can put there is bounded by the
 /// 16 KiB of request headers and by the limits in `webhook`.
@@ -81,7 +82,9 @@ impl Config {
         let apis = self.instances.iter().filter_map(|instance| instance.api.as_ref());
         let answers: u64 = apis.map(|api| api.concurrency as u64 * ANSWER).sum();
         let Memory { sure, beside } = self.consumer_memory(&self.enrich.consumer, brokers);
-        Memory { sure, beside: beside + answers }
+        let orders = [Class::Retry, Class::Later].map(|class| self.enrich.consumer_of(class).bytes_in_flight as u64);
+        let orders: u64 = orders.iter().map(|held| 3 * held + brokers * FETCHED.1).sum();
+        Memory { sure, beside: beside + answers + orders }
     }
 
     /// Memory of role `link`, with so many brokers and links in its table.

@@ -1,9 +1,10 @@
 //! `[enrich]` and `[link]`: what the roles that consume do with which records, and how their consumer groups behave.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::parse::{self, bytes, choice, deadline, duration, number};
 use super::read::{At, Table, settings};
+use crate::order::Class;
 use crate::webhook::EventTypes;
 
 settings! {
@@ -21,10 +22,28 @@ settings! {
         /// How long work under way may go on when its partition moves away or the process ends. What has not ended by
         /// then is done again by whoever has the partition next.
         pub drain: Duration = value("20s", deadline),
-        /// Records worked on at once.
-        pub in_flight: usize = value("200", number(1..=100_000)),
+        /// Records worked on at once; `enrich` takes no more than its calls' rates finish within `enrich.hold`.
+        pub in_flight: usize = value("2000", number(1..=100_000)),
         /// Bytes of records in the process at once; one larger record is worked on alone.
         pub bytes_in_flight: usize = value("128MiB", bytes(1..=2_000_000_000)),
+    }
+}
+
+/// What consumers of orders hold at most, in bytes: an order has no body.
+const ORDERS: usize = 2 << 20;
+
+impl Enrich {
+    /// The consumer of a class: a group of its own, whose name goes on from that of live records.
+    pub fn consumer_of(&self, class: Class) -> Consumer {
+        let own = self.consumer.clone();
+        match class {
+            Class::Live => own,
+            Class::Retry | Class::Later => Consumer {
+                group: format!("{}-{}", own.group, class.as_str()),
+                bytes_in_flight: own.bytes_in_flight.min(ORDERS),
+                ..own
+            },
+        }
     }
 }
 
@@ -34,13 +53,25 @@ settings! {
     pub struct Enrich {
         /// Event types whose records are enriched.
         pub event_types: Vec<String> = list("accounts-detail", parse::event_type),
-        /// What to do with records of Flinks' nightly refresh: `enrich` or `skip`.
-        pub scheduled_refreshes: ScheduledRefreshes =
-            value("enrich", choice(&[("enrich", ScheduledRefreshes::Enrich), ("skip", ScheduledRefreshes::Skip)])),
+        /// What to do with records of Flinks' nightly refresh: `later`, behind all others, `enrich`, as all others, or
+        /// `skip`.
+        pub scheduled_refreshes: ScheduledRefreshes = value("later", choice(&REFRESHES)),
+        /// When Flinks' nightly refresh may send (UTC). A body says only that its card is refreshed at night: what comes
+        /// at other hours is somebody who waits.
+        pub refresh_hours: Hours = value("03:00-12:00", Hours::parse),
+        /// Where a group without any offset begins on the webhooks' topics: `earliest`, with all that is there, or
+        /// `latest`, with what comes.
+        pub start: Start = value("earliest", choice(&[("earliest", Start::Earliest), ("latest", Start::Latest)])),
         /// A LoginId is enriched at most once within so long, as far as this process remembers; 0s enriches each record.
         pub window: Duration = value("0s", duration(Duration::ZERO..=Duration::from_secs(86_400 * 31))),
-        /// How often a record is tried before it becomes a dead letter. Waiting for Flinks to come back is no attempt.
-        pub attempts: u32 = value("10", number(1..=1000)),
+        /// How long a record whose calls are made may hold back its partition's offset. What takes longer waits on a retry
+        /// topic.
+        pub hold: Duration = value("2m", deadline),
+        /// How long an order waits on the first, second and third retry topic. It goes from each to the next.
+        pub retry_delays: Vec<Duration> = list("1m, 5m, 20m", deadline),
+        /// How long an order is tried before it becomes a dead letter. Only waits that ended in a call count: neither an
+        /// outage nor a wrong key makes dead letters.
+        pub give_up_after: Duration = value("24h", duration(Duration::from_secs(1)..=Duration::from_secs(86_400 * 31))),
         /// Its consumer group.
         pub consumer: Consumer = table(|table| Consumer::read(table, "flinks-bridge-enrich")),
         /// Which attributes are asked for.
@@ -48,13 +79,58 @@ settings! {
     }
 }
 
-/// What becomes of records whose body says `IsScheduledRefresh`.
+/// What becomes of records whose body says `IsScheduledRefresh`, and that came within [`Enrich::refresh_hours`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScheduledRefreshes {
+    /// They are enriched behind all others.
+    Later,
     /// They are enriched as all others.
     Enrich,
     /// They are counted and left.
     Skip,
+}
+
+const REFRESHES: [(&str, ScheduledRefreshes); 3] =
+    [("later", ScheduledRefreshes::Later), ("enrich", ScheduledRefreshes::Enrich), ("skip", ScheduledRefreshes::Skip)];
+
+/// Where a consumer group without any offset begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the first record that is there.
+    Earliest,
+    /// With the next record that comes.
+    Latest,
+}
+
+/// A part of the day, in minutes after midnight (UTC), from one up to another; it may go over midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hours {
+    from: u64,
+    to: u64,
+}
+
+impl Hours {
+    fn parse(text: &str) -> Result<Hours, String> {
+        let minute = |text: &str| {
+            let (hours, minutes) = text.trim().split_once(':')?;
+            let (hours, minutes) = (hours.parse::<u64>().ok()?, minutes.parse::<u64>().ok()?);
+            (minutes < 60 && hours * 60 + minutes <= 24 * 60).then_some(hours * 60 + minutes)
+        };
+        let hours = text.split_once('-').and_then(|(from, to)| Some(Hours { from: minute(from)?, to: minute(to)? }));
+        let hours = hours.filter(|hours| hours.from != hours.to);
+        hours.ok_or_else(|| "expected two times of the day (UTC), such as 03:00-12:00".to_owned())
+    }
+
+    /// Whether a time is within it.
+    pub fn contains(&self, at: SystemTime) -> bool {
+        let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let minute = since_1970.as_secs() / 60 % (24 * 60);
+        if self.from < self.to {
+            (self.from..self.to).contains(&minute)
+        } else {
+            minute >= self.from || minute < self.to
+        }
+    }
 }
 
 /// `[[enrich.endpoint]]`: one result for each record.
@@ -102,6 +178,9 @@ settings! {
 /// Reads `[enrich]`; its event types must be there.
 pub(super) fn read_enrich(table: &mut Table<'_, '_>, types: &EventTypes) -> Enrich {
     let enrich = Enrich::read(table);
+    if enrich.retry_delays.len() != 3 || !enrich.retry_delays.is_sorted() {
+        table.fault("retry_delays", "expected three durations, none shorter than the one before");
+    }
     check(table, &enrich.event_types, &enrich.consumer, types);
     enrich
 }

@@ -31,7 +31,7 @@ use ipnet::IpNet;
 
 use crate::webhook::EventTypes;
 pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
-pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, MustHave, ScheduledRefreshes};
+pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, MustHave, ScheduledRefreshes, Start};
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, InstanceSecret, NotJson};
@@ -39,7 +39,9 @@ pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
 pub use secret::SecretSource;
-pub use topics::{MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, all_topics, topics_of, topics_of_types};
+pub use topics::{
+    MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, all_topics, topics_of, topics_of_enrich, topics_of_types,
+};
 pub use url::Url;
 
 /// The largest `ingress.body_limit`: librdkafka takes no `message.max.bytes` above 1,000,000,000; the rest is room for headers.
@@ -589,16 +591,17 @@ listen = "127.0.0.1:9464"
         assert_eq!((flinks.call_timeout, flinks.session_idle), (seconds(60), seconds(420)));
         assert_eq!((flinks.poll_interval, flinks.poll_limit), (seconds(10), seconds(1800)));
         assert_eq!(
-            (enrich.event_types, enrich.window, enrich.attempts),
-            (vec!["accounts-detail".into()], seconds(0), 10)
+            (enrich.event_types, enrich.window, enrich.give_up_after),
+            (vec!["accounts-detail".into()], seconds(0), seconds(86_400))
         );
-        assert_eq!((enrich.scheduled_refreshes, enrich.endpoints), (ScheduledRefreshes::Enrich, vec![]));
+        assert_eq!((enrich.hold, enrich.retry_delays), (seconds(120), [60, 300, 1200].map(seconds).to_vec()));
+        assert_eq!((enrich.scheduled_refreshes, enrich.endpoints), (ScheduledRefreshes::Later, vec![]));
         assert_eq!(link.event_types, ["kyc", "accounts-detail", "upload-fraud-alert"]);
         let groups = [(enrich.consumer, "flinks-bridge-enrich"), (link.consumer, "flinks-bridge-link")];
         for (consumer, group) in groups {
             assert_eq!((&*consumer.group, consumer.instance_id), (group, None));
             assert_eq!((consumer.session_timeout, consumer.drain), (seconds(45), seconds(20)));
-            assert_eq!((consumer.in_flight, consumer.bytes_in_flight), (200, 128 << 20));
+            assert_eq!((consumer.in_flight, consumer.bytes_in_flight), (2000, 128 << 20));
         }
         assert_eq!(admin.listen, "127.0.0.1:9464".parse().expect("an address"));
         assert_eq!((shutdown.drain_lag, shutdown.grace_period), (seconds(5), seconds(80)));

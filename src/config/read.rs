@@ -73,6 +73,15 @@ impl<'n> From<&'n str> for At<'n> {
     }
 }
 
+/// Settings of earlier versions, and what took their place.
+const GONE: [(&str, &str); 1] = [("enrich.attempts", "enrich.give_up_after, a duration")];
+
+/// What to set in place of a setting that is gone.
+fn successor(key: &str) -> Option<String> {
+    let (_, successor) = GONE.iter().find(|(gone, _)| *gone == key)?;
+    Some(format!(" any more; {successor}, took its place"))
+}
+
 /// All that was read, and what was noted about it.
 pub(super) struct Reader<'a> {
     file: &'a Path,
@@ -277,8 +286,9 @@ impl<'a> Reader<'a> {
     fn refuse_left_over_variables(&mut self) {
         let known: Vec<String> = self.settings.iter().map(|s| variable(&s.table, &s.name)).collect();
         for (upper, (name, _)) in std::mem::take(&mut self.variables) {
-            let nearest = suggestion(&upper, known.iter());
-            self.add(FaultKind::Unknown, format!("{name}: names no setting{nearest}"));
+            let gone = GONE.iter().find(|(key, _)| variable("", key) == upper).and_then(|(key, _)| successor(key));
+            let instead = gone.unwrap_or_else(|| suggestion(&upper, known.iter()));
+            self.add(FaultKind::Unknown, format!("{name}: names no setting{instead}"));
         }
     }
 }
@@ -316,8 +326,8 @@ impl<'r, 'a> Table<'r, 'a> {
         for (name, value) in table.entries {
             let key = join(&table.key, name.get_ref());
             let place = table.reader.place(value.span().start);
-            let nearest = suggestion(name.get_ref(), table.known.iter());
-            table.reader.add(FaultKind::Unknown, format!("{key} ({place}): no such setting{nearest}"));
+            let instead = successor(&key).unwrap_or_else(|| suggestion(name.get_ref(), table.known.iter()));
+            table.reader.add(FaultKind::Unknown, format!("{key} ({place}): no such setting{instead}"));
         }
         result
     }

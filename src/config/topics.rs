@@ -17,8 +17,12 @@ use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
 pub struct OwnTopics {
     /// What enrichment brings.
     pub attributes: String,
-    /// Records whose enrichment was given up.
+    /// Orders whose enrichment was given up.
     pub dead_letter: String,
+    /// Orders that wait, by how long: each of [`Enrich::retry_delays`](super::Enrich::retry_delays) has its own.
+    pub retry: [String; 3],
+    /// Orders of nightly refreshes.
+    pub later: String,
     /// Which LoginId belongs to which Tag; compacted.
     pub login_links: String,
 }
@@ -36,9 +40,13 @@ pub fn topics_of(config: &Config) -> Vec<Arc<str>> {
 
 /// Every topic: of webhooks, and of what the consumers make of them.
 pub fn all_topics(config: &Config) -> Vec<Arc<str>> {
-    let OwnTopics { attributes, dead_letter, login_links } = &config.own_topics;
-    let own = [attributes, dead_letter, login_links].map(|topic| topic.as_str().into());
-    [topics_of(config), own.into()].concat()
+    [topics_of(config), topics_of_enrich(config), vec![config.own_topics.login_links.as_str().into()]].concat()
+}
+
+/// The topics that role `enrich` writes to.
+pub fn topics_of_enrich(config: &Config) -> Vec<Arc<str>> {
+    let OwnTopics { attributes, dead_letter, retry: [first, second, third], later, .. } = &config.own_topics;
+    [attributes, dead_letter, first, second, third, later].map(|topic| topic.as_str().into()).into()
 }
 
 /// The topics of some event types, what instances put in their place included.
@@ -72,6 +80,10 @@ pub struct TopicShapes {
     pub attributes: TopicShape,
     /// Of [`OwnTopics::dead_letter`].
     pub dead_letter: TopicShape,
+    /// Of each of [`OwnTopics::retry`].
+    pub retry: TopicShape,
+    /// Of [`OwnTopics::later`].
+    pub later: TopicShape,
     /// Partitions of [`OwnTopics::login_links`], which keeps the newest record of each key for good.
     pub login_links_partitions: i32,
 }
@@ -116,14 +128,22 @@ pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicSha
             };
             event_type.topic = table.value(At::new(name, &help), &event_type.topic, parse::topic).into();
         }
+        let help = "The three topics of orders of `enrich` that wait begin so; `.1`, `.2` and `.3` follow.";
+        let numbered = |text: &str| {
+            let one = |n: u32| parse::topic(&format!("{text}.{n}"));
+            Ok([one(1)?, one(2)?, one(3)?])
+        };
+        let retry = table.value(At::new(RETRY, help), "flinks.attributes.retry", numbered);
         let mut own = |name: &str, default: &str, help: &str| table.value(At::new(name, help), default, parse::topic);
         let own_topics = OwnTopics {
             attributes: own(ATTRIBUTES, "flinks.attributes", "Topic of what enrichment brings."),
             dead_letter: own(
                 DEAD_LETTER,
                 "flinks.attributes.dead-letter",
-                "Topic of records whose enrichment was given up.",
+                "Topic of orders whose enrichment was given up.",
             ),
+            retry,
+            later: own(LATER, "flinks.attributes.later", "Topic of orders of nightly refreshes."),
             login_links: own(
                 LOGIN_LINKS,
                 "flinks.login-links",
@@ -140,7 +160,8 @@ pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicSha
     (event_types, own_topics, shapes)
 }
 
-/// Some topics hold one thing alone: login links, dead letters, what is quarantined, which instances may put together.
+/// Some topics hold one thing alone: login links, orders, dead letters, what is quarantined, which instances may put
+/// together.
 pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
     const NOT_ALONE: &str = "";
     let Config { event_types, instances, own_topics, .. } = config;
@@ -157,14 +178,17 @@ pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
     for (name, held, topic) in [
         (ATTRIBUTES, NOT_ALONE, &own_topics.attributes),
         (DEAD_LETTER, DEAD_LETTER, &own_topics.dead_letter),
+        (LATER, LATER, &own_topics.later),
         (LOGIN_LINKS, LOGIN_LINKS, &own_topics.login_links),
     ] {
         uses.push(((format!("topics.{name}"), held), topic));
     }
+    uses.extend(own_topics.retry.iter().map(|topic| ((format!("topics.{RETRY}"), RETRY), &**topic)));
     for ((key, held), topic) in &uses {
         let harm = match *held {
             NOT_ALONE => continue,
             LOGIN_LINKS => "compaction would take them",
+            RETRY | LATER => "enrich would take them for orders",
             _ => "redrive could end them",
         };
         if uses.iter().any(|((_, other), used)| used == topic && other != held) {
@@ -175,6 +199,8 @@ pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
 
 const ATTRIBUTES: &str = "attributes";
 const DEAD_LETTER: &str = "attributes-dead-letter";
+const RETRY: &str = "attributes-retry";
+const LATER: &str = "attributes-later";
 const LOGIN_LINKS: &str = "login-links";
 
 /// What is in `[topics]` besides names.
@@ -189,7 +215,8 @@ fn read_shapes(table: &mut Table<'_, '_>, builtin: &EventTypes) -> TopicShapes {
         table.fault("min_insync_replicas", what);
     }
 
-    let names = || builtin.types.iter().map(|event_type| topic_key(&event_type.name)).chain([ATTRIBUTES, DEAD_LETTER]);
+    let own = [ATTRIBUTES, DEAD_LETTER, RETRY, LATER];
+    let names = || builtin.types.iter().map(|event_type| topic_key(&event_type.name)).chain(own);
     let of = |name: &str| match name {
         QUARANTINE | DEAD_LETTER => (PARTITIONS_ASIDE, RETENTION_ASIDE),
         _ => (PARTITIONS, RETENTION),
@@ -217,7 +244,9 @@ fn read_shapes(table: &mut Table<'_, '_>, builtin: &EventTypes) -> TopicShapes {
         min_insync_replicas,
         event_types: event_types.zip(shapes.by_ref()).collect(),
         attributes: shapes.next().expect("named after the event types"),
-        dead_letter: shapes.next().expect("named last"),
+        dead_letter: shapes.next().expect("named after those"),
+        retry: shapes.next().expect("named after that"),
+        later: shapes.next().expect("named last"),
         login_links_partitions,
     }
 }

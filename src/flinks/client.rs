@@ -16,11 +16,12 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{Answer, exchange};
 use super::code::{CallError, Verdict};
 use super::gate::{About, Condition, Gate};
-use super::turn::{Asking, Depth, Own, Question, Turn, Turns, record};
+use super::turn::{Asking, Depth, Leaves, Own, Question, Turn, Turns, record};
 use crate::backoff::Backoff;
 use crate::config::{self, ApiAuthentication, ApiKeys, AttributesCall, Endpoint};
 use crate::http::{self, HttpError};
 use crate::metrics::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
+use crate::order::Class;
 use crate::tls::TlsError;
 
 /// The header of `GenerateAuthorizeToken`'s key, and of `Authorize`'s token.
@@ -58,7 +59,7 @@ pub struct Client {
 /// With no record's looks.
 impl Clone for Client {
     fn clone(&self) -> Client {
-        Client { inner: self.inner.clone(), stop: self.stop.clone(), own: Own::default() }
+        Client { inner: self.inner.clone(), stop: self.stop.clone(), own: Own::new(Class::Live, None) }
     }
 }
 
@@ -229,13 +230,38 @@ impl Client {
             turns: Turns::new(instance, api, looking, metrics.clone()),
             metrics,
         };
-        Ok(Client { inner: Arc::new(inner), stop: CancellationToken::new(), own: Own::default() })
+        Ok(Client { inner: Arc::new(inner), stop: CancellationToken::new(), own: Own::new(Class::Live, None) })
     }
 
     /// A clone for the calls of one record, none of which is begun after `stop`: those that wait for their turn end with
-    /// [`CallError::Withdrawn`].
-    pub fn for_record(&self, stop: CancellationToken) -> Client {
-        Client { inner: self.inner.clone(), stop, own: Own::default() }
+    /// [`CallError::Withdrawn`]. Where none are made of the kind for now, they end with [`CallError::Shut`] or, if it
+    /// `leaves`, with [`CallError::LoginShut`]; but for those of one record, which looks whether that is over.
+    pub fn for_record(&self, stop: CancellationToken, class: Class, leaves: Leaves) -> Client {
+        Client { inner: self.inner.clone(), stop, own: Own::new(class, Some(leaves)) }
+    }
+
+    /// Completes when so long has passed since the record's first call was sent.
+    pub async fn held(&self, hold: Duration) {
+        self.own.begun.cancelled().await;
+        tokio::time::sleep(hold).await;
+    }
+
+    /// Whether a call was sent for the record.
+    pub fn has_called(&self) -> bool {
+        self.own.begun.is_cancelled()
+    }
+
+    /// Whether calls to one of these endpoints are made now.
+    pub fn can_ask(&self, endpoints: &[&Endpoint]) -> bool {
+        let gates =
+            endpoints.iter().map(|endpoint| self.inner.turns.gate(&Asking::Attributes(Cow::Borrowed(endpoint))));
+        gates.into_iter().any(|gate| gate.condition() == Condition::Open)
+    }
+
+    /// A session of before, whose accounts were pending; `None` where it can be none.
+    pub fn resume(&self, login_id: &str, request_id: &str) -> Option<Session> {
+        usable(request_id).ok()?;
+        Some(Session { request_id: request_id.to_owned(), about: record(login_id), used: Instant::now() })
     }
 
     /// Uses these keys from the next call on. Where they are others, what was refused is tried at once.
@@ -281,10 +307,11 @@ impl Client {
         self.inner.turns.refused(true).await
     }
 
-    /// Waits until one of these endpoints, of which there is at least one, can be asked, and says which: the first that can.
+    /// Says which of these endpoints, of which there is at least one, can be asked: the first that can. Waits until one
+    /// can, or as [`Client::for_record`] says.
     ///
     /// # Errors
-    /// [`CallError::Withdrawn`].
+    /// [`CallError::Withdrawn`], [`CallError::Shut`].
     pub async fn choose(&self, endpoints: &[&Endpoint]) -> Result<usize, CallError> {
         self.inner.turns.choose(&self.own, &self.stop, endpoints).await
     }
@@ -455,6 +482,7 @@ impl Client {
     ) -> Result<T, CallError> {
         let call = question.call;
         let sent = Instant::now();
+        self.own.begun.cancel();
         let in_flight = self.inner.metrics.call_sent();
         let result = match exchange(request, self.inner.answer_limit).await {
             Ok(answer) => take(answer),
@@ -575,7 +603,7 @@ async fn look(client: Weak<Inner>, gate: Arc<Gate>, asking: Asking<'static>) {
         }
         let Some(inner) = client.upgrade() else { return };
         inner.metrics.looked();
-        let client = Client { inner, stop: CancellationToken::new(), own: Own::default() };
+        let client = Client { inner, stop: CancellationToken::new(), own: Own::new(Class::Live, None) };
         // How it went is seen at the gate.
         if let Err(error) = client.ask_about_nobody(&asking).await {
             tracing::debug!(instance = client.inner.instance, call = asking.name(), cause = %error, "a look at flinks");
@@ -630,6 +658,7 @@ fn outcome(error: &CallError) -> FlinksOutcome {
         Verdict::Wait => FlinksOutcome::Wait,
         Verdict::NewSession => FlinksOutcome::NewSession,
         Verdict::BackOff => FlinksOutcome::BackOff,
+        Verdict::BankAway => FlinksOutcome::BankAway,
         Verdict::Throttled => FlinksOutcome::Throttled,
         Verdict::Down => FlinksOutcome::Down,
         Verdict::Empty => FlinksOutcome::Empty,

@@ -144,12 +144,14 @@ pub enum Verdict {
     NewSession,
     /// It failed for this record alone and may work later: wait as `backoff` says, and count an attempt.
     BackOff,
+    /// The bank is away, or Flinks could not gather its data: it will be minutes at the least, and counts as an attempt.
+    BankAway,
     /// Too many calls: the client has lowered its rate. Wait as `backoff` says; no attempt is counted.
     Throttled,
     /// No call of its kind gets anywhere now: call again, which waits until that has ended; no attempt is counted.
     Down,
     /// What Flinks has cached is too little. Of an account that was linked just now it may soon have more: authorise
-    /// afresh, a few times, as `backoff` says; then it is as [`Verdict::GiveUp`].
+    /// afresh, a few times, minutes apart; then it is as [`Verdict::GiveUp`].
     Empty,
     /// It will not work for this record, whoever tries: a dead letter.
     GiveUp,
@@ -161,10 +163,11 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every one.
-    pub const ALL: [Verdict; 9] = [
+    pub const ALL: [Verdict; 10] = [
         Verdict::Wait,
         Verdict::NewSession,
         Verdict::BackOff,
+        Verdict::BankAway,
         Verdict::Throttled,
         Verdict::Down,
         Verdict::Empty,
@@ -262,6 +265,10 @@ pub enum CallError {
     /// Calls of the kind go unanswered or are refused; Flinks was not asked.
     #[error("no calls of the kind are made for now")]
     Shut,
+    /// What comes before attributes goes unanswered or is refused, and others have a use for the place; Flinks was not
+    /// asked.
+    #[error("no calls that log in are made for now")]
+    LoginShut,
     /// The call was given up while it waited for its turn; Flinks was not asked.
     #[error("the call was given up before its turn")]
     Withdrawn,
@@ -312,7 +319,7 @@ impl CallError {
             // It counts, or a record on which Flinks always breaks would be tried for ever.
             CallError::Alone(_) => Verdict::BackOff,
             // It concerns all records alike.
-            CallError::Refused(_) | CallError::Shut => Verdict::Down,
+            CallError::Refused(_) | CallError::Shut | CallError::LoginShut => Verdict::Down,
             CallError::Withdrawn => Verdict::Withdrawn,
             CallError::SessionIdle => Verdict::NewSession,
             // Both about the id, and it stays what it is.
@@ -339,6 +346,7 @@ impl CallError {
             | CallError::Connect(_)
             | CallError::Transport(_)
             | CallError::Shut
+            | CallError::LoginShut
             | CallError::Withdrawn
             | CallError::SessionIdle
             | CallError::UnknownSession { .. }
@@ -364,7 +372,7 @@ impl CallError {
             CallError::Connect(_) => "connect",
             CallError::Transport(_) => "transport",
             CallError::Alone(error) | CallError::Refused(error) => error.cause(),
-            CallError::Shut => "shut",
+            CallError::Shut | CallError::LoginShut => "shut",
             CallError::Withdrawn => "withdrawn",
             CallError::SessionIdle => "session-idle",
             CallError::UnknownSession { .. } => "unknown-session",
@@ -397,7 +405,7 @@ fn of_code(code: &FlinksCode, status: u16) -> Verdict {
         | Code::BankMaintenanceRetryLater
         | Code::BankMaintenenaceRetryLater
         | Code::BankMaintenanceRetryLaterCorrected
-        | Code::AggregationError => Verdict::BackOff,
+        | Code::AggregationError => Verdict::BankAway,
 
         // With 401, which is no wrong key.
         Code::TooManyRequests => Verdict::Throttled,
@@ -474,12 +482,12 @@ mod tests {
         (401, "ALREADY_AUTHORIZED", Verdict::NewSession),
         (401, "CONCURRENT_SESSION", Verdict::BackOff),
         (400, "CARD_IN_USE", Verdict::BackOff),
-        (400, "RETRY_LATER", Verdict::BackOff),
-        (401, "RETRY_LATER", Verdict::BackOff),
-        (401, "BANK MAINTENANCE_RETRY_LATER", Verdict::BackOff),
-        (401, "BANK_MAINTENENACE_RETRY_LATER", Verdict::BackOff),
-        (401, "BANK_MAINTENANCE_RETRY_LATER", Verdict::BackOff),
-        (500, "AGGREGATION_ERROR", Verdict::BackOff),
+        (400, "RETRY_LATER", Verdict::BankAway),
+        (401, "RETRY_LATER", Verdict::BankAway),
+        (401, "BANK MAINTENANCE_RETRY_LATER", Verdict::BankAway),
+        (401, "BANK_MAINTENENACE_RETRY_LATER", Verdict::BankAway),
+        (401, "BANK_MAINTENANCE_RETRY_LATER", Verdict::BankAway),
+        (500, "AGGREGATION_ERROR", Verdict::BankAway),
         (401, "TOO_MANY_REQUESTS", Verdict::Throttled),
         (429, "TOO_MANY_REQUESTS", Verdict::Throttled),
         (401, "INVALID_LOGIN", Verdict::GiveUp),

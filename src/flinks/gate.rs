@@ -178,6 +178,18 @@ impl Gate {
         Waiting(self.clone())
     }
 
+    /// Whether a record has to wait at it to find out whether records are answered and granted again: one is enough.
+    /// `this` is whether who asks waits already.
+    pub(super) fn wants_one(&self, this: bool) -> bool {
+        let state = self.state();
+        let records = match state.condition {
+            Condition::Open => false,
+            Condition::Away => state.trial || state.failing.len() >= IN_A_ROW,
+            Condition::Refused => !self.settings_alone,
+        };
+        records && state.waiting <= usize::from(this)
+    }
+
     /// A call was answered, and not by a refusal. What it has changed.
     pub(super) fn answered(&self, ended: Ended, throttled: bool) -> Option<Condition> {
         let mut state = self.state();

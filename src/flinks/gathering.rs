@@ -2,6 +2,8 @@
 //! for as often as it is pending (docs.flinks.com guides/getting-started/key-concepts). Whoever goes through it decides
 //! how long to go on; it makes one call at a time and never waits between two.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 
 use super::client::{Attributes, Client, Session};
@@ -13,6 +15,8 @@ use crate::config::Endpoint;
 pub struct Gathering {
     session: Option<Session>,
     accounts: Accounts,
+    /// Since when it is pending.
+    pending: Option<SystemTime>,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -25,6 +29,16 @@ enum Accounts {
 }
 
 impl Gathering {
+    /// Goes on with a session whose accounts were pending, and have been since then.
+    pub fn resume(session: Session, since: SystemTime) -> Gathering {
+        Gathering { session: Some(session), accounts: Accounts::Pending, pending: Some(since) }
+    }
+
+    /// The session whose accounts are pending, and since when they are.
+    pub fn pending(&self) -> Option<(&str, SystemTime)> {
+        self.request_id().zip(self.pending)
+    }
+
     /// One call further: the accounts detail, once it is there. A session that was idle for too long is made anew before,
     /// which costs two calls and no attempt.
     ///
@@ -46,9 +60,12 @@ impl Gathering {
                 *self = Gathering::default();
                 return Ok(None);
             }
-            Ok(_) => self.accounts = Accounts::Ready,
+            Ok(_) => (self.accounts, self.pending) = (Accounts::Ready, None),
             // After any other failure Flinks may never have taken the question, so it is put once more.
-            Err(error) if error.verdict() == Verdict::Wait => self.accounts = Accounts::Pending,
+            Err(error) if error.verdict() == Verdict::Wait => {
+                self.accounts = Accounts::Pending;
+                self.pending.get_or_insert_with(SystemTime::now);
+            }
             Err(_) => {}
         }
         answer.map(Some)

@@ -2,8 +2,9 @@
 //!
 //! Flinks publishes no limits (the contract, section 4.4), so the configured rate is a guess that may be too high:
 //! [`Pace`] halves it when Flinks says that there were too many calls, and raises it again slowly, never above what is
-//! configured. [`Line`] is where calls wait for it: whoever is furthest goes first, so that a session once begun is
-//! used before it is too old, and none is begun while those that are there take all the calls. Neither makes a call.
+//! configured. [`Line`] is where calls wait for it: those of live records before others, of which each class has a tenth at
+//! least; within a class whoever is furthest goes first, so that a session once begun is used before it is too old, and none
+//! is begun while those that are there take all the calls. Neither makes a call.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
+
+use crate::order::Class;
 
 /// How long the rate takes from nothing to what is configured.
 const RECOVERY: Duration = Duration::from_secs(120);
@@ -102,7 +105,10 @@ impl Pace {
     }
 }
 
-/// Callers that wait: who is furthest goes first, and of those who came first.
+/// Of so many calls one is for retries, and one for what is done later, where there are some.
+const SHARE: u64 = 10;
+
+/// Callers that wait: by class, then who is furthest, then who came first.
 #[derive(Default)]
 pub(super) struct Line(Mutex<Callers>);
 
@@ -110,14 +116,30 @@ pub(super) struct Line(Mutex<Callers>);
 struct Callers {
     /// Whether somebody is at the front.
     taken: bool,
-    /// How many have come.
+    /// How many have come, and how many were called.
     came: u64,
-    waiting: BTreeMap<(Reverse<u32>, u64), oneshot::Sender<Front>>,
+    called: u64,
+    /// By class.
+    waiting: [BTreeMap<(Reverse<u32>, u64), oneshot::Sender<Front>>; Class::ALL.len()],
+}
+
+impl Callers {
+    /// Who is called next.
+    fn next(&mut self) -> Option<oneshot::Sender<Front>> {
+        self.called += 1;
+        let [live, retry, later] = [0, 1, 2];
+        let order = match self.called % SHARE {
+            0 => [retry, live, later],
+            5 => [later, live, retry],
+            _ => [live, retry, later],
+        };
+        order.into_iter().find_map(|class| self.waiting[class].pop_first()).map(|(_, next)| next)
+    }
 }
 
 impl Line {
     /// Waits for the front. Whoever stops waiting is passed over.
-    pub(super) async fn front(self: &Arc<Line>, depth: u32) -> Front {
+    pub(super) async fn front(self: &Arc<Line>, class: Class, depth: u32) -> Front {
         let called = {
             let mut callers = self.callers();
             if !std::mem::replace(&mut callers.taken, true) {
@@ -126,7 +148,7 @@ impl Line {
             let (call, called) = oneshot::channel();
             callers.came += 1;
             let place = (Reverse(depth), callers.came);
-            callers.waiting.insert(place, call);
+            callers.waiting[class as usize].insert(place, call);
             called
         };
         called.await.expect("it is sent when it is taken out of the line, which `self` keeps")
@@ -147,8 +169,8 @@ impl Drop for Front {
         loop {
             let next = {
                 let mut callers = line.callers();
-                match callers.waiting.pop_first() {
-                    Some((_, next)) => next,
+                match callers.next() {
+                    Some(next) => next,
                     None => {
                         callers.taken = false;
                         return;
@@ -180,7 +202,7 @@ mod tests {
                 let (pace, line, taken) = (pace.clone(), line.clone(), taken.clone());
                 tokio::spawn(async move {
                     loop {
-                        pace.turn(&line.front(0).await).await;
+                        pace.turn(&line.front(Class::Live, 0).await).await;
                         taken.fetch_add(1, Ordering::Relaxed);
                     }
                 })
@@ -241,7 +263,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_stops_waiting_takes_no_turn() {
         let (pace, line) = (Pace::new(1), Arc::new(Line::default()));
-        let turn = async || pace.turn(&line.front(0).await).await;
+        let turn = async || pace.turn(&line.front(Class::Live, 0).await).await;
         turn().await;
         for _ in 0..50 {
             let gone = tokio::time::timeout(Duration::from_millis(10), turn()).await;
@@ -254,13 +276,13 @@ mod tests {
     #[tokio::test]
     async fn who_is_furthest_goes_first_and_who_has_gone_is_passed_over() {
         let line = Arc::new(Line::default());
-        let front = line.front(0).await;
+        let front = line.front(Class::Live, 0).await;
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         let mut callers = Vec::new();
         for (number, depth) in [0, 2, 1, 2, 0, 9].into_iter().enumerate() {
             let (line, sender) = (line.clone(), sender.clone());
             callers.push(tokio::spawn(async move {
-                let front = line.front(depth).await;
+                let front = line.front(Class::Live, depth).await;
                 sender.send(number).expect("somebody listens");
                 drop(front);
             }));
@@ -268,7 +290,7 @@ mod tests {
         }
         callers[5].abort();
         // One that is called and goes without having noticed hands it on.
-        let mut unaware = Box::pin(line.front(5));
+        let mut unaware = Box::pin(line.front(Class::Live, 5));
         assert!(futures_util::poll!(&mut unaware).is_pending());
         drop(front);
         assert!(receiver.try_recv().is_err(), "the unaware one is at the front");
@@ -276,7 +298,36 @@ mod tests {
         for number in [1, 3, 2, 0, 4] {
             assert_eq!(receiver.recv().await, Some(number));
         }
-        let front = futures_util::poll!(Box::pin(line.front(0)));
+        let front = futures_util::poll!(Box::pin(line.front(Class::Live, 0)));
         assert!(front.is_ready(), "nobody is in the line");
+    }
+
+    #[tokio::test]
+    async fn live_calls_go_first_and_the_others_have_their_tenths() {
+        let line = Arc::new(Line::default());
+        let front = line.front(Class::Live, 0).await;
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        for class in [Class::Later, Class::Retry, Class::Live] {
+            for _ in 0..40 {
+                let (line, sender) = (line.clone(), sender.clone());
+                tokio::spawn(async move {
+                    let front = line.front(class, 0).await;
+                    sender.send(class).expect("somebody listens");
+                    drop(front);
+                });
+            }
+        }
+        while line.callers().waiting.iter().map(BTreeMap::len).sum::<usize>() < 120 {
+            tokio::task::yield_now().await;
+        }
+        drop(front);
+        let mut called = Vec::new();
+        for _ in 0..120 {
+            called.push(receiver.recv().await.expect("each is called"));
+        }
+        let of = |class: Class, calls: &[Class]| calls.iter().filter(|called| **called == class).count();
+        let while_live = &called[..50];
+        assert_eq!(Class::ALL.map(|class| of(class, while_live)), [40, 5, 5], "a tenth each while live ones wait");
+        assert_eq!(of(Class::Retry, &called[50..89]), 35, "then retries, but for a tenth");
     }
 }

@@ -30,3 +30,4 @@ pub use self::code::{CallError, FlinksCode, Verdict};
 pub use self::gate::Condition;
 pub use self::gathering::Gathering;
 pub use self::probe::{Probe, probe};
+pub use self::turn::Leaves;

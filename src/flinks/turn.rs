@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until};
@@ -21,6 +22,10 @@ use super::limit::{Line, Pace};
 use crate::backoff::Backoff;
 use crate::config::{self, Endpoint};
 use crate::metrics::{FlinksCall, InstanceCalls};
+use crate::order::Class;
+
+/// How often who waits at a shut gate looks whether its place has another use.
+const REGARD: Duration = Duration::from_secs(1);
 
 /// What an instance's calls wait for.
 pub(super) struct Turns {
@@ -69,7 +74,8 @@ impl Turns {
         }
     }
 
-    /// Waits until one of these endpoints, of which there is at least one, can be asked, and says which: the first that can.
+    /// Says which of these endpoints, of which there is at least one, can be asked: the first that can. Waits for one only
+    /// where nobody else waits to look.
     pub(super) async fn choose(
         &self,
         own: &Own,
@@ -83,7 +89,7 @@ impl Turns {
         tokio::select! {
             biased;
             () = stop.cancelled() => Err(CallError::Withdrawn),
-            chosen = self.pass(own, &gates, false) => Ok(chosen),
+            chosen = self.pass(own, &gates, false) => chosen.ok_or(CallError::Shut),
         }
     }
 
@@ -124,11 +130,12 @@ impl Turns {
         }
     }
 
-    /// Waits until one of these gates lets a call through, or `all` do, and takes the looks for it. Says which one.
-    async fn pass(&self, own: &Own, gates: &[&Arc<Gate>], all: bool) -> usize {
+    /// Waits until one of these gates lets a call through, or `all` do, and takes the looks for it. Says which one; none
+    /// where the record is to leave.
+    async fn pass(&self, own: &Own, gates: &[&Arc<Gate>], all: bool) -> Option<usize> {
         let needed = if all { gates } else { &gates[..1] };
         if needed.iter().all(|gate| own.may_go(gate)) {
-            return 0;
+            return Some(0);
         }
         let mut waiting: Vec<Waiting> = Vec::new();
         loop {
@@ -143,7 +150,7 @@ impl Turns {
                 let passable = |at: &usize| !matches!(ways[*at], Way::Shut(_)) && own.take_looks(&gates[*at..=*at]);
                 (0..gates.len()).find(passable)
             };
-            if let Some(chosen) = chosen {
+            if chosen.is_some() {
                 return chosen;
             }
             let shut = ways.iter().filter(|way| matches!(way, Way::Shut(_))).count();
@@ -152,18 +159,25 @@ impl Turns {
                 tokio::task::yield_now().await;
                 continue;
             }
+            if self.leaves(own, all) && !gates.iter().any(|gate| gate.wants_one(!waiting.is_empty())) {
+                return None;
+            }
             if waiting.is_empty() {
                 waiting = gates.iter().map(|gate| gate.wait()).collect();
             }
             let due = ways.iter().filter_map(|way| if let Way::Shut(due) = way { *due } else { None }).min();
-            match due {
-                Some(due) => tokio::select! {
-                    () = changed => {}
-                    () = sleep_until(due) => {}
-                },
-                None => changed.await,
+            let due = due.unwrap_or_else(|| Instant::now() + REGARD);
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(due) => {}
             }
         }
+    }
+
+    /// Whether a record leaves a shut gate, and does not wait at it: where others have a use for its place, as they always
+    /// have while sessions can be had.
+    fn leaves(&self, own: &Own, before: bool) -> bool {
+        own.leaves.as_ref().is_some_and(|leaves| !before && self.available(false) || leaves())
     }
 
     /// Waits until the call may be sent. One of Attributes that is shut does not wait: see [`Turns::choose`].
@@ -186,10 +200,10 @@ impl Turns {
                     if !open() {
                         return Err(CallError::Shut);
                     }
-                } else {
-                    self.pass(own, &gates, true).await;
+                } else if self.pass(own, &gates, true).await.is_none() {
+                    return Err(CallError::LoginShut);
                 }
-                let front = line.front(depth).await;
+                let front = line.front(own.class, depth).await;
                 // A gate may have shut while the front was waited for, or the rate.
                 if !open() {
                     continue;
@@ -251,6 +265,7 @@ impl Turns {
             Verdict::Wait
             | Verdict::NewSession
             | Verdict::BackOff
+            | Verdict::BankAway
             | Verdict::Empty
             | Verdict::GiveUp
             | Verdict::Page
@@ -329,9 +344,16 @@ impl Depth {
     const ATTRIBUTES: u32 = 4;
 }
 
-/// How far one record is.
-#[derive(Default)]
+/// Whether a record that cannot be asked about is to leave, as others could use its place.
+pub type Leaves = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// How far one record is, and how it waits.
 pub(super) struct Own {
+    class: Class,
+    /// `None` where it waits at gates for as long as they are shut.
+    leaves: Option<Leaves>,
+    /// Cancelled when the first call is sent.
+    pub(super) begun: CancellationToken,
     /// The gates through which it may go to look.
     looks: Mutex<Vec<Look>>,
     /// How many Attributes calls have brought their result.
@@ -339,6 +361,10 @@ pub(super) struct Own {
 }
 
 impl Own {
+    pub(super) fn new(class: Class, leaves: Option<Leaves>) -> Own {
+        Own { class, leaves, begun: CancellationToken::new(), looks: Mutex::default(), results: AtomicU32::new(0) }
+    }
+
     fn looks(&self) -> MutexGuard<'_, Vec<Look>> {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -11,7 +11,8 @@ const BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0];
 
 /// The same for what waits for somebody else's servers, up to hours.
-const SLOW_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
+const SLOW_BUCKETS: &[f64] =
+    &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0, 43200.0];
 
 /// One family's declaration.
 pub(crate) struct Family {
@@ -65,6 +66,11 @@ impl Family {
     pub(super) fn slow_histogram(&self, registry: &Registry) -> Result<Histogram, prometheus::Error> {
         let opts = HistogramOpts::new(self.name, self.help).buckets(SLOW_BUCKETS.to_vec());
         self.register(registry, Histogram::with_opts(opts)?)
+    }
+
+    pub(super) fn slow_histograms(&self, registry: &Registry) -> Result<HistogramVec, prometheus::Error> {
+        let opts = HistogramOpts::new(self.name, self.help).buckets(SLOW_BUCKETS.to_vec());
+        self.register(registry, HistogramVec::new(opts, self.labels)?)
     }
 
     pub(super) fn counter(&self, registry: &Registry) -> Result<IntCounter, prometheus::Error> {

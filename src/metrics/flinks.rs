@@ -39,6 +39,8 @@ label! {
         NewSession = "new-session",
         /// It may work later.
         BackOff = "back-off",
+        /// The bank is away.
+        BankAway = "bank-away",
         /// Too many calls.
         Throttled = "throttled",
         /// Flinks seems to be away.

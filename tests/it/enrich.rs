@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use flinks_bridge::config::{ApiKeys, Config, Needs};
+use flinks_bridge::config::{ApiKeys, Config, Needs, topics_of_enrich};
 use flinks_bridge::dead_letter::Cause;
 use flinks_bridge::enrich::{self, ATTRIBUTES_TYPE, Telling};
 use flinks_bridge::flinks::Client;
-use flinks_bridge::kafka::consume::{ConsumerError, Membership};
+use flinks_bridge::kafka::consume::ConsumerError;
 use flinks_bridge::kafka::{self, Producers};
 use flinks_bridge::metrics::{ConsumerMetrics, EnrichMetrics, FlinksCall, FlinksMetrics, Lane, Metrics, Names};
+use flinks_bridge::order::Class;
 use flinks_bridge::record::Record;
 use flinks_bridge::signature::{ContentHash, Secret};
 use flinks_bridge::webhook::{Reception, Webhook};
@@ -31,13 +32,20 @@ use crate::support::{Stored, eventually, mock_cluster, payload, read_back, setti
 
 const ATTRIBUTES: &str = "flinks.attributes";
 const DEAD_LETTERS: &str = "flinks.attributes.dead-letter";
+const RETRY: [&str; 3] = ["flinks.attributes.retry.1", "flinks.attributes.retry.2", "flinks.attributes.retry.3"];
+const LATER: &str = "flinks.attributes.later";
 /// How long a test waits for what takes moments.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An embedded cluster with the topics of results and dead letters too.
+/// What the role writes to.
+fn own_topics() -> Vec<&'static str> {
+    [&[ATTRIBUTES, DEAD_LETTERS, LATER], &RETRY[..]].concat()
+}
+
+/// An embedded cluster with the role's topics too.
 fn cluster() -> MockCluster<'static, DefaultProducerContext> {
     let cluster = mock_cluster(1);
-    for topic in [ATTRIBUTES, DEAD_LETTERS] {
+    for topic in own_topics() {
         cluster.create_topic(topic, 3, 1).expect("the topic is new");
     }
     cluster
@@ -61,6 +69,9 @@ fn config(servers: &str, stub: &Stub, more: &str) -> Config {
         concurrency = 200
         [[instance]]
         name = "unasked"
+        [enrich]
+        scheduled_refreshes = "enrich"
+        retry_delays = ["200ms", "400ms", "600ms"]
         [[enrich.endpoint]]
         name = "credit-risk"
         get = "GetCreditRiskAttributes"
@@ -124,7 +135,7 @@ impl Role {
     fn start(config: &Config) -> Role {
         let config = Arc::new(config.clone());
         let registry = Registry::new();
-        let topics = vec![ATTRIBUTES.into(), DEAD_LETTERS.into()];
+        let topics = topics_of_enrich(&config);
         let metrics = Metrics::new(&registry, &Names::default()).expect("the registry is new");
         let names: Vec<&str> = config.instances.iter().map(|instance| instance.name.as_str()).collect();
         let flinks = FlinksMetrics::new(&registry, &names, &["credit-risk", "chosen"]).expect("the registry is new");
@@ -137,10 +148,10 @@ impl Role {
         let endpoints: Vec<&str> = config.enrich.endpoints.iter().map(|endpoint| &*endpoint.name).collect();
         let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
         let telling = Telling {
-            consumer: ConsumerMetrics::new(&registry, "enrich", &["flinks.accounts-detail"])
-                .expect("the registry is new"),
+            consumers: Class::ALL
+                .map(|class| ConsumerMetrics::new(&registry, class.role(), &[]).expect("the registry is new")),
             enrich: EnrichMetrics::new(&registry, &endpoints, &causes).expect("the registry is new"),
-            membership: Membership::default(),
+            memberships: Default::default(),
         };
         let producers = Arc::new(Producers::new(&config, topics, &metrics).expect("the settings are good"));
         let shutdown = CancellationToken::new();
@@ -253,7 +264,7 @@ fn endpoints_by_source(results: &[Stored]) -> BTreeMap<&str, HashSet<&str>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
-    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    let scene = Scene::new(StubOptions::default(), "[enrich]\ngive_up_after = \"1s\"\n").await;
     scene.stub.set_login_fault("login-0", Some(Fault::InvalidLogin));
     scene.stub.set_login_fault("login-1", Some(Fault::Mfa));
     scene.stub.set_login_fault("login-2", Some(Fault::RetryLater));
@@ -283,7 +294,7 @@ async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
     let role = Role::start(&scene.config);
     let letters = read(&scene.servers, DEAD_LETTERS, 5);
     let results = read(&scene.servers, ATTRIBUTES, 10);
-    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 13.0).await;
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 16.0).await;
     let about = |login_id: Option<&str>| {
         let is = |letter: &&Stored| letter.headers.get("ce_subject").map(String::as_str) == login_id;
         letters.iter().find(is).expect("a dead letter")
@@ -295,7 +306,7 @@ async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
     };
     assert_eq!(of("login-0"), ("gave-up", "INVALID_LOGIN", "1"));
     assert_eq!(of("login-1"), ("mfa", "", "1"));
-    assert_eq!(of("login-2"), ("attempts", "RETRY_LATER", "3"));
+    assert_eq!(of("login-2"), ("attempts", "RETRY_LATER", "4"));
     assert_eq!(of("login-6"), ("no-instance", "", "0"));
     assert_eq!(about(None).headers["ce_deadlettercause"], "no-login-id");
     for letter in &letters {
@@ -303,11 +314,14 @@ async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
         assert!(letter.headers.contains_key("ce_originoffset"));
         assert_eq!(letter.key.as_ref(), letter.headers.get("ce_id"), "so that a tombstone can end it");
     }
-    assert_eq!(about(Some("login-0")).payload, accounts("login-0", 0), "byte for byte");
+    assert!(letters.iter().all(|letter| letter.payload.is_empty()), "enrichment needs no body");
+    let owed = |login_id: &str| about(Some(login_id)).headers.get("ce_orderowed").map(String::as_str);
+    assert_eq!((owed("login-0"), owed("login-2")), (None, Some("credit-risk,chosen")));
     let by_source = endpoints_by_source(&results);
     assert!(by_source.len() == 5 && by_source.values().all(|endpoints| endpoints.len() == 2), "{by_source:?}");
     for (outcome, count) in [
         ("enriched", 5.0),
+        ("ordered", 3.0),
         ("dead-letter", 5.0),
         ("skipped-no-api", 1.0),
         ("skipped-http-status-code", 1.0),
@@ -321,7 +335,7 @@ async fn what_flinks_refuses_for_good_is_a_dead_letter_and_the_rest_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_result_is_published() {
-    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    let scene = Scene::new(StubOptions::default(), "[enrich]\ngive_up_after = \"1s\"\n").await;
     scene.store(3).await;
     // Asked for while the gateway times out, with another's card, and as it should be.
     scene.stub.set_login_fault("login-0", Some(Fault::Nonsense));
@@ -332,10 +346,10 @@ async fn only_a_result_is_published() {
     assert_eq!(about, HashSet::from(["login-0", "login-1"]));
     for letter in &letters {
         let header = |name: &str| letter.headers.get(name).map(String::as_str);
-        assert_eq!((header("ce_deadlettercause"), header("ce_deadletterattempts")), (Some("attempts"), Some("3")));
+        assert_eq!((header("ce_deadlettercause"), header("ce_deadletterattempts")), (Some("attempts"), Some("12")));
     }
-    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 3.0).await;
-    assert_eq!(role.metric("bridge_flinks_other_login_total", &[("instance", "toolbox")]), 3.0);
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 9.0).await;
+    assert_eq!(role.metric("bridge_flinks_other_login_total", &[("instance", "toolbox")]), 12.0);
     assert_eq!(role.metric("bridge_enrich_results_total", &[]), 2.0, "of the third, and of nobody else");
     for result in read(&scene.servers, ATTRIBUTES, 2) {
         let answer: serde_json::Value = serde_json::from_slice(&result.payload).expect("JSON");
@@ -360,7 +374,7 @@ async fn every_fault_that_passes_is_waited_out() {
         Fault::Nonsense,
         Fault::OtherLogin,
     ];
-    let scene = Scene::new(StubOptions { pending: 2, ..StubOptions::default() }, "[enrich]\nattempts = 100\n").await;
+    let scene = Scene::new(StubOptions { pending: 2, ..StubOptions::default() }, "").await;
     for fault in faults {
         scene.stub.set_share(fault, 0.03);
     }
@@ -376,7 +390,7 @@ async fn every_fault_that_passes_is_waited_out() {
     }
     let counts = scene.stub.counts();
     assert_eq!((counts.overlaps, counts.tokens_reused, counts.keys_refused), (0, 0, 0), "{counts}");
-    for outcome in ["throttled", "back-off", "wait"] {
+    for outcome in ["throttled", "back-off", "bank-away", "wait"] {
         let calls = role.metric("bridge_flinks_calls_total", &[("outcome", outcome)]);
         assert!(calls > 0.0, "no call was {outcome}: {counts}");
     }
@@ -421,8 +435,8 @@ fn fault(text: &str) -> FaultShare {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_one_endpoint_is_away_the_other_s_results_come_and_none_is_owed_in_the_end() {
-    // At its third failure a record would be given up: after half a second at most.
-    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    // An order that waits for a second in all is given up, where its waits count.
+    let scene = Scene::new(StubOptions::default(), "[enrich]\ngive_up_after = \"1s\"\n").await;
     scene.stub.set_fault(fault("unavailable@GetCreditRiskAttributes=1"));
     scene.store(60).await;
     let role = Role::start(&scene.config);
@@ -433,7 +447,7 @@ async fn while_one_endpoint_is_away_the_other_s_results_come_and_none_is_owed_in
     let counts = scene.stub.counts();
     let looks = || role.metric("bridge_flinks_looks_total", &[]);
     let before = looks();
-    // Each look waits for 20 ms at least and soon for 100 ms: many times what three attempts take.
+    // Each look waits for 20 ms at least and soon for 100 ms: many times what orders wait for.
     eventually("it is looked for", PATIENCE, || looks() >= before + 30.0).await;
     assert!(away() && role.metric("bridge_flinks_away", &[]) == 1.0, "it alone");
     assert_eq!((role.ended("dead-letter"), role.ended("enriched"), results("credit-risk")), (0.0, 0.0, 0.0));
@@ -450,7 +464,7 @@ async fn while_one_endpoint_is_away_the_other_s_results_come_and_none_is_owed_in
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_accounts_are_away_nobody_is_given_up_although_tokens_are_answered() {
-    let scene = Scene::new(StubOptions::default(), "[enrich]\nattempts = 3\n").await;
+    let scene = Scene::new(StubOptions::default(), "[enrich]\ngive_up_after = \"1s\"\n").await;
     scene.stub.set_fault(fault("unavailable@accounts=1"));
     scene.store(60).await;
     let role = Role::start(&scene.config);
@@ -469,8 +483,6 @@ async fn a_key_that_is_refused_holds_up_its_own_instance_until_it_is_replaced() 
     for (authorize, api, refused) in [("new", "stub-api-key", "token"), ("stub-authorize-key", "new", "accounts")] {
         let more = format!(
             r#"
-            [enrich]
-            attempts = 3
             [[instance]]
             name = "toolbox"
             [instance.api]
@@ -569,6 +581,8 @@ async fn no_call_is_begun_after_the_signal() {
     let mut scene = Scene::new(options, "").await;
     let fast = scene.config.clone();
     scene.config = config(&scene.servers, &scene.stub, &slow.replace("BASE", &scene.stub.base_url()));
+    // It would not take more than it can finish.
+    scene.config.enrich.hold = Duration::from_secs(600);
     scene.store(200).await;
     let role = Role::start(&scene.config);
     let calls = |registry: &Registry| {
@@ -597,19 +611,19 @@ async fn no_call_is_begun_after_the_signal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_card_without_transactions_is_asked_for_again_a_few_times() {
-    for (empty, enriched) in [(4, 3.0), (1000, 0.0)] {
+    for (empty, enriched) in [(2, 3.0), (1000, 0.0)] {
         let scene = Scene::new(StubOptions { empty, ..StubOptions::default() }, "").await;
         scene.store(3).await;
         let role = Role::start(&scene.config);
-        eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 3.0).await;
+        eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 9.0).await;
         assert_eq!((role.ended("enriched"), role.ended("dead-letter")), (enriched, 3.0 - enriched));
-        assert_eq!(scene.stub.counts().of(FlinksCall::Authorize), 15, "each time a session that may find more");
-        let letters = if empty == 4 { Vec::new() } else { read(&scene.servers, DEAD_LETTERS, 3) };
+        assert_eq!(scene.stub.counts().of(FlinksCall::Authorize), 9, "each time a session that may find more");
+        let letters = if empty == 2 { Vec::new() } else { read(&scene.servers, DEAD_LETTERS, 3) };
         for letter in &letters {
             let header = |name: &str| letter.headers.get(name).map(String::as_str);
             assert_eq!(header("ce_deadlettercause"), Some("gave-up"));
             assert_eq!(header("ce_deadletterflinkscode"), Some("NO_TRANSACTION"));
-            assert_eq!(header("ce_deadletterattempts"), Some("5"));
+            assert_eq!(header("ce_deadletterattempts"), Some("3"));
         }
         role.stop().await;
     }
@@ -618,7 +632,7 @@ async fn a_card_without_transactions_is_asked_for_again_a_few_times() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_session_ages_in_a_queue() {
     // All tokens alone take longer than a session may be idle.
-    let more = "[enrich]\nattempts = 1\n[flinks]\nsession_idle = \"2s\"\n[[instance]]\nname = \"toolbox\"\n[instance.api]\n\
+    let more = "[flinks]\nsession_idle = \"2s\"\n[[instance]]\nname = \"toolbox\"\n[instance.api]\n\
                 base_url = \"BASE\"\nauthorize_key = \"stub-authorize-key\"\napi_key = \"stub-api-key\"\nrate = 40\n";
     let mut scene = Scene::new(StubOptions::default(), "").await;
     scene.config = config(&scene.servers, &scene.stub, &more.replace("BASE", &scene.stub.base_url()));
@@ -634,7 +648,7 @@ async fn no_session_ages_in_a_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refreshes_and_what_was_just_enriched_are_left_where_the_settings_say_so() {
-    let more = "[enrich]\nscheduled_refreshes = \"skip\"\nwindow = \"1h\"\n";
+    let more = "[enrich]\nscheduled_refreshes = \"skip\"\nrefresh_hours = \"00:00-24:00\"\nwindow = \"1h\"\n";
     let scene = Scene::new(StubOptions::default(), more).await;
     // Odd ones say that they are of a refresh.
     scene.store(4).await;
@@ -738,6 +752,9 @@ impl Process {
             [flinks]
             poll_interval = "100ms"
             {instances}
+            [enrich]
+            scheduled_refreshes = "enrich"
+            retry_delays = ["1s", "2s", "3s"]
             [[enrich.endpoint]]
             name = "credit-risk"
             get = "GetCreditRiskAttributes"
@@ -815,7 +832,7 @@ async fn killed_over_and_over_each_record_has_its_results() {
     let (records, kills) = if long() { (5_000, 20) } else { (700, 4) };
     let cluster = tokio::task::block_in_place(|| {
         let cluster = Cluster::start(ClusterOptions::default());
-        for topic in ["flinks.accounts-detail", ATTRIBUTES, DEAD_LETTERS] {
+        for topic in [&["flinks.accounts-detail"], &own_topics()[..]].concat() {
             cluster.create_topic(topic, 12, 3, &[]);
         }
         cluster

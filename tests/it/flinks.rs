@@ -13,6 +13,7 @@ use bytes::Bytes;
 use flinks_bridge::config::{ApiKeys, AttributesCall, Config, Endpoint, MustHave, Needs};
 use flinks_bridge::flinks::{CallError, Client, ClientError, Condition, FlinksCode, Gathering, Session, Verdict};
 use flinks_bridge::metrics::{FlinksCall, FlinksMetrics};
+use flinks_bridge::order::Class;
 use flinks_bridge::signature::Secret;
 use flinks_bridge::tls::{self, Identity};
 use flinks_bridge::workshop::certificates;
@@ -516,7 +517,7 @@ fn fault(text: &str) -> FaultShare {
 
 /// What a call of a record whose LoginId is all that it has comes to.
 async fn attributes(client: &Client, login_id: &str) -> Result<(), CallError> {
-    let client = client.for_record(CancellationToken::new());
+    let client = client.clone();
     client.choose(&[&credit_risk()]).await.expect("nobody withdraws it");
     let mut gathering = Gathering::default();
     while gathering.attributes(&client, login_id, &credit_risk()).await?.is_none() {}
@@ -684,7 +685,7 @@ async fn a_call_that_waits_for_its_turn_ends_when_it_is_withdrawn() {
     let stop = CancellationToken::new();
     let waits: Vec<_> = (0..50)
         .map(|number| {
-            let client = made.client.for_record(stop.clone());
+            let client = made.client.for_record(stop.clone(), Class::Live, Arc::new(|| true));
             tokio::spawn(async move { client.authorize(&format!("login-{number}")).await.map(drop) })
         })
         .collect();

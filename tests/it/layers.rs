@@ -13,7 +13,7 @@ use std::process::Command;
 /// Every module below `src`, lowest layer first. A module may import those of lower layers, and its own parts.
 /// `operate` and `workshop` are wings: each of their modules stands for itself.
 const LAYERS: [&[&str]; 8] = [
-    &["answer", "webhook", "record", "signature", "error", "dead_letter", "outstanding", "backoff", "pem"],
+    &["answer", "webhook", "record", "signature", "error", "dead_letter", "order", "outstanding", "backoff", "pem"],
     &["config", "tls", "metrics"],
     &["http", "admin"],
     &["kafka", "flinks"],

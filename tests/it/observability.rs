@@ -18,6 +18,7 @@ use flinks_bridge::metrics::{
     self, BrokerStatistics, ConsumerMetrics, EnrichMetrics, FlinksMetrics, Lane, LinkMetrics, Metrics, Names,
     ProducerStatistics, Quantiles,
 };
+use flinks_bridge::order::Class;
 use flinks_bridge::signature::Scheme;
 use prometheus::Registry;
 use promql_parser::label::{METRIC_NAME, MatchOp, Matcher};
@@ -74,13 +75,14 @@ fn exposed() -> BTreeMap<String, Family> {
         metrics.producer_statistics(*lane, &statistics);
     }
     FlinksMetrics::new(&registry, &instances, &["credit-risk"]).expect("the registry has none");
-    for role in ["enrich", "link"] {
+    for role in ["enrich", "enrich-retry", "enrich-later", "link"] {
         let consumer = ConsumerMetrics::new(&registry, role, &topics).expect("the registry has none of this role");
         topics.iter().for_each(|topic| consumer.lag(topic, 0, 0));
     }
     let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
     let enrich = EnrichMetrics::new(&registry, &["credit-risk"], &causes).expect("the registry has none");
-    enrich.enriched(Duration::ZERO, None);
+    enrich.enriched(Class::Live, Duration::ZERO, None);
+    enrich.ordered("flinks.attributes.retry.1", "RETRY_LATER");
     LinkMetrics::new(&registry).expect("the registry has none");
 
     let mut families = BTreeMap::new();

@@ -136,6 +136,9 @@ struct Partition {
     under_way: usize,
     /// Keys with a record under way, and the records that wait for its end, in order.
     keys: HashMap<Bytes, VecDeque<Waiting>>,
+    /// The record that is not due yet, and when it is. It is not counted as held, and while it waits the partition is
+    /// paused: what comes all the same waits behind it.
+    early: VecDeque<(Instant, Waiting)>,
     /// Cancelled when what is under way should come to an end; nothing is begun from then on.
     lease: CancellationToken,
     /// Cancelled when what is under way is broken off.
@@ -160,6 +163,7 @@ impl Partition {
             stored: None,
             under_way: 0,
             keys: HashMap::new(),
+            early: VecDeque::new(),
             lease,
             cut: CancellationToken::new(),
             paused: None,
@@ -191,19 +195,46 @@ impl Assignment {
 
     /// A record came. It is begun, or waits for an earlier one of its key. Ignored is what comes for a partition that
     /// gives up its records: none of its later ones is taken either, so the position does not pass it.
-    pub(super) fn take(self: &Arc<Self>, record: Record, origin: Origin) {
+    pub(super) fn take(self: &Arc<Self>, record: Record, origin: Origin, delay: Duration) {
         // Not under the lock: where the runtime has ended, the ticket is dropped at once.
-        if let Some(begun) = self.accept(record, origin) {
+        if let Some(begun) = self.accept(record, origin, delay) {
             (self.begin)(begun);
         }
     }
 
-    fn accept(self: &Arc<Self>, record: Record, origin: Origin) -> Option<Begun> {
+    /// Begins what has become due, as far as there is room.
+    pub(super) fn begin_due(self: &Arc<Self>) {
+        loop {
+            let begun = {
+                let mut guard = self.lock();
+                let state = &mut *guard;
+                if !self.has_room(state) {
+                    return;
+                }
+                let now = Instant::now();
+                let due = |partition: &&mut Partition| partition.early.front().is_some_and(|(due, _)| *due <= now);
+                let Some(partition) = state.partitions.values_mut().find(due) else { return };
+                let Some((_, waiting)) = partition.early.pop_front() else { return };
+                state.reflow = true;
+                let (records, bytes) = (&mut state.records, &mut state.bytes);
+                (*records, *bytes) = (*records + 1, *bytes + waiting.bytes);
+                self.metrics.held(*records, *bytes);
+                partition.offsets.begin(waiting.origin.offset, now);
+                self.begun_or_behind(partition, waiting)
+            };
+            if let Some(begun) = begun {
+                (self.begin)(begun);
+            }
+        }
+    }
+
+    fn accept(self: &Arc<Self>, record: Record, origin: Origin, delay: Duration) -> Option<Begun> {
         let place = (origin.topic.clone(), origin.partition);
         let mut guard = self.lock();
         let state = &mut *guard;
         let partition = state.partitions.get_mut(&place).filter(|partition| !partition.lease.is_cancelled())?;
-        if !partition.offsets.begin(origin.offset, Instant::now()) {
+        let behind = partition.early.back().is_some_and(|(_, early)| origin.offset <= early.origin.offset);
+        if behind || !partition.offsets.follows(origin.offset) {
             // Another log than the one before: what is under way belongs to the one that is gone.
             tracing::error!(
                 topic = &*origin.topic,
@@ -219,7 +250,6 @@ impl Assignment {
             state.generations += 1;
             *partition =
                 Partition { paused: partition.paused, ..Partition::new(state.generations, self.stop.child_token()) };
-            partition.offsets.begin(origin.offset, Instant::now());
         }
         // It should not have come, so librdkafka does not have it paused: to be told again.
         if partition.paused == Some(true) {
@@ -227,12 +257,24 @@ impl Assignment {
             partition.paused = None;
             state.reflow = true;
         }
-        state.reflow |= !partition.ahead && partition.offsets.open() >= MOST_OPEN;
         let bytes = size(&record);
+        let waiting = Waiting { record, origin, bytes };
+        let now = Instant::now();
+        if !delay.is_zero() || !partition.early.is_empty() {
+            partition.early.push_back((now + delay, waiting));
+            state.reflow = true;
+            return None;
+        }
+        partition.offsets.begin(waiting.origin.offset, now);
+        state.reflow |= !partition.ahead && partition.offsets.open() >= MOST_OPEN;
         state.records += 1;
         state.bytes += bytes;
         self.metrics.held(state.records, state.bytes);
-        let waiting = Waiting { record, origin, bytes };
+        self.begun_or_behind(partition, waiting)
+    }
+
+    /// Begins a record, or has it wait for an earlier one of its key.
+    fn begun_or_behind(self: &Arc<Self>, partition: &mut Partition, waiting: Waiting) -> Option<Begun> {
         if let Some(key) = &waiting.record.key {
             if let Some(queue) = partition.keys.get_mut(key) {
                 queue.push_back(waiting);
@@ -429,6 +471,7 @@ impl Assignment {
             partition.ahead = partition.offsets.open() >= most_open;
             let pause = full || state.closed || partition.ahead;
             any |= pause;
+            let pause = pause || !partition.early.is_empty();
             if partition.paused != Some(pause) {
                 partition.paused = Some(pause);
                 if pause { &mut flow.pause } else { &mut flow.resume }.push(place.clone());
@@ -509,6 +552,7 @@ impl Partition {
     /// Withdraws the lease and drops what waits: how many records, and their bytes. They stay unfinished.
     fn give_up(&mut self) -> (usize, usize) {
         self.lease.cancel();
+        self.early.clear();
         let waiting = self.keys.drain().flat_map(|(_, queue)| queue);
         waiting.fold((0, 0), |(records, bytes), waiting| (records + 1, bytes + waiting.bytes))
     }
@@ -551,13 +595,17 @@ mod tests {
         }
 
         fn take(&self, partition: i32, offset: i64, key: Option<&'static str>) {
+            self.take_after(partition, offset, key, Duration::ZERO);
+        }
+
+        fn take_after(&self, partition: i32, offset: i64, key: Option<&'static str>, delay: Duration) {
             let record = Record {
                 topic: "a".into(),
                 key: key.map(|key| Bytes::from_static(key.as_bytes())),
                 headers: Vec::new(),
                 payload: Bytes::from_static(&[b'x'; 10]),
             };
-            self.assignment.take(record, Origin { topic: "a".into(), partition, offset, timestamp_ms: None });
+            self.assignment.take(record, Origin { topic: "a".into(), partition, offset, timestamp_ms: None }, delay);
         }
 
         fn offsets(&self) -> Vec<i64> {
@@ -589,6 +637,43 @@ mod tests {
 
     fn place(partition: i32) -> Place {
         ("a".into(), partition)
+    }
+
+    #[test]
+    fn what_is_not_due_pauses_its_partition_and_holds_nothing() {
+        let desk = Desk::new(2, 1_000);
+        desk.assignment.assigned(vec![place(0), place(1)]);
+        desk.assignment.flow();
+        let soon = Duration::from_millis(30);
+        desk.take(0, 4, None);
+        desk.take_after(0, 5, Some("k"), soon);
+        assert_eq!(desk.assignment.flow(), Flow { pause: vec![place(0)], resume: vec![] });
+        // One that comes all the same waits behind it, although it is due.
+        desk.take(0, 6, Some("k"));
+        desk.take(1, 9, None);
+        assert_eq!((desk.offsets(), desk.held().0), (vec![4, 9], 2));
+        desk.end(4, End::Done);
+        assert_eq!(desk.assignment.moved(), [(place(0), 5)], "an offset passes none that waits");
+        std::thread::sleep(soon);
+        desk.assignment.begin_due();
+        assert_eq!(desk.offsets(), [9, 5], "as far as there is room");
+        desk.end(9, End::Done);
+        desk.assignment.begin_due();
+        assert_eq!((desk.offsets(), desk.held().0), (vec![5], 2), "the other waits for its key");
+        desk.end(5, End::Done);
+        desk.end(6, End::Done);
+        assert_eq!(desk.assignment.flow().resume, [place(0)]);
+        assert_eq!(desk.assignment.moved(), [(place(0), 7), (place(1), 10)]);
+
+        // A log made anew, and a partition that goes, forget it.
+        desk.take_after(0, 8, None, soon);
+        desk.take(0, 3, None);
+        assert_eq!((desk.offsets(), desk.held().0), (vec![3], 1));
+        desk.take_after(0, 4, None, soon);
+        desk.assignment.remove(&[place(0)]);
+        std::thread::sleep(soon);
+        desk.assignment.begin_due();
+        assert_eq!(desk.offsets(), [3]);
     }
 
     #[test]

@@ -24,8 +24,8 @@
 //! rebalance takes all partitions for a moment. Members that share out differently cannot be in one group: whoever goes
 //! from one topic to several stops all members first.
 //!
-//! Memory: `bytes_in_flight` and one record, for what is held; and for what librdkafka has fetched ahead, 16 MiB and one
-//! answer of each broker, 4 MiB or a single larger batch, as large as they are uncompressed. A pause throws away what
+//! Memory: `bytes_in_flight` and one record, for what is held; and for what librdkafka has fetched ahead, twice
+//! that but at most 16 MiB, and one answer of each broker, 4 MiB or a single larger batch, as large as they are uncompressed. A pause throws away what
 //! was fetched ahead, and a resume fetches it again. A record that librdkafka hands out although its partition is paused,
 //! as has been seen once after a rebalance, is held too, and the pause repeated. Nothing here publishes, and nothing decides what work is.
 
@@ -57,6 +57,7 @@ pub use self::membership::Membership;
 use self::membership::{Subject, Watch, WatchContext};
 use crate::config;
 use crate::kafka::KafkaSettingError;
+use crate::kafka::cause::described;
 use crate::kafka::client::{self, client_config};
 use crate::metrics::{ConsumerMetrics, Rebalance};
 use crate::record::{Origin, Record};
@@ -72,6 +73,10 @@ const PAUSE_AFTER: Duration = Duration::from_secs(1);
 const TELL_AGE: Duration = Duration::from_millis(500);
 /// How long work that was broken off may take to let go before its partition moves. It only has to yield.
 const LET_GO: Duration = Duration::from_secs(1);
+
+/// How long one question about where a group begins may take, and how long it is until the next.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
+const BEGIN_EVERY: Duration = Duration::from_secs(1);
 
 /// One record to work on.
 pub struct Consumed {
@@ -122,6 +127,12 @@ pub enum Worked {
 
 /// Work on records.
 pub trait Work: Send + Sync + 'static {
+    /// How long from now a record's work is not to begin. Records of a partition are due in their order: while the first
+    /// is not, the partition is paused, and nothing else of it is held.
+    fn not_before(&self, _record: &Record, _origin: &Origin) -> Duration {
+        Duration::ZERO
+    }
+
     /// Works on one record. Called concurrently, up to `in_flight` records, also for records of one partition; those of
     /// one key in one partition come one after the other, in order. The future may be dropped at any of its awaits, once
     /// the lease has been withdrawn for as long as `drain`, or at once when the partition was lost.
@@ -189,6 +200,60 @@ pub async fn run<W: Work>(
     }
 }
 
+/// Has a group that has no offset on any of these topics begin at their ends. Once for all of its processes: what is
+/// committed here stands from then on. Waits for Kafka, until `shutdown`.
+///
+/// # Errors
+/// When librdkafka refuses a setting.
+pub async fn begin_at_the_end(
+    kafka: &config::Kafka,
+    consumer: &config::Consumer,
+    topics: Vec<Arc<str>>,
+    shutdown: &CancellationToken,
+) -> Result<(), ConsumerError> {
+    let refused = |error: KafkaError| ConsumerError::Settings(KafkaSettingError::new("consumer", &error));
+    let client: BaseConsumer<WatchContext> =
+        watch_config(kafka, consumer).create_with_context(WatchContext::default()).map_err(refused)?;
+    let (group, shutdown) = (consumer.group.clone(), shutdown.clone());
+    let begun = tokio::task::spawn_blocking(move || {
+        while !shutdown.is_cancelled() {
+            match commit_ends(&client, &topics) {
+                Ok(false) => return,
+                Ok(true) => {
+                    tracing::info!(group, "the group had no offset and begins with what comes from now on");
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "where the group begins cannot be settled, trying again"),
+            }
+            thread::sleep(BEGIN_EVERY);
+        }
+    });
+    begun.await.unwrap_or_else(|panic| panic::resume_unwind(panic.into_panic()));
+    Ok(())
+}
+
+/// Commits the ends of all partitions, unless the group has an offset of any. Whether it did.
+fn commit_ends(client: &BaseConsumer<WatchContext>, topics: &[Arc<str>]) -> Result<bool, KafkaError> {
+    let mut places = TopicPartitionList::new();
+    for topic in topics {
+        let metadata = client.fetch_metadata(Some(topic), BEGIN_PATIENCE)?;
+        let led = described(&metadata, topic).filter(|topic| !topic.partitions().is_empty());
+        let partitions = led.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?.partitions();
+        partitions.iter().for_each(|partition| drop(places.add_partition(topic, partition.id())));
+    }
+    let committed = client.committed_offsets(places.clone(), BEGIN_PATIENCE)?;
+    if committed.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))) {
+        return Ok(false);
+    }
+    let mut ends = TopicPartitionList::new();
+    for place in places.elements() {
+        let (_, end) = client.fetch_watermarks(place.topic(), place.partition(), BEGIN_PATIENCE)?;
+        ends.add_partition_offset(place.topic(), place.partition(), Offset::Offset(end))?;
+    }
+    client.commit(&ends, CommitMode::Sync)?;
+    Ok(true)
+}
+
 /// Why a member has left its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
@@ -210,7 +275,7 @@ async fn member<W: Work>(
     let properties = kafka.properties.clone();
     let generation = properties.generation();
     let refused = |error: KafkaError| ConsumerError::Settings(KafkaSettingError::new("consumer", &error));
-    let begin = begin_with(Handle::current(), work);
+    let (due, begin) = (work.clone(), begin_with(Handle::current(), work));
     let bounds = Bounds { records: consumer.in_flight, bytes: consumer.bytes_in_flight, pause_after: PAUSE_AFTER };
     // Whoever drops this future wants an end too.
     let stop = shutdown.child_token();
@@ -220,6 +285,7 @@ async fn member<W: Work>(
         topics: topics.clone(),
         drain: consumer.drain,
         assignment: assignment.clone(),
+        not_before: Box::new(move |record, origin| due.not_before(record, origin)),
         membership: membership.clone(),
         metrics: metrics.clone(),
         closing: Mutex::default(),
@@ -325,6 +391,7 @@ fn serve(native: &Native, stop: &CancellationToken, outdated: impl Fn() -> bool)
         if let Some(fault) = assignment.fault() {
             break Err(fault);
         }
+        assignment.begin_due();
         context.apply_flow(native);
         let polled = assignment.wait_room(TURN).then(|| {
             let turn = if assignment.is_full() { SHORT_TURN } else { TURN };
@@ -396,6 +463,7 @@ struct Context {
     topics: Vec<Arc<str>>,
     drain: Duration,
     assignment: Arc<Assignment>,
+    not_before: Box<dyn Fn(&Record, &Origin) -> Duration + Send + Sync>,
     membership: Membership,
     metrics: ConsumerMetrics,
     /// When a shutdown's drain ends.
@@ -405,7 +473,8 @@ struct Context {
 impl Context {
     fn take(&self, message: &BorrowedMessage<'_>) {
         let (record, origin) = copied(message, self.topic(message.topic()));
-        self.assignment.take(record, origin);
+        let delay = (self.not_before)(&record, &origin);
+        self.assignment.take(record, origin, delay);
     }
 
     fn topic(&self, name: &str) -> Arc<str> {
@@ -628,7 +697,8 @@ pub(super) fn group_config(kafka: &config::Kafka, consumer: &config::Consumer, t
     // How soon a new topic, or a new partition, is seen.
     client.set("topic.metadata.refresh.interval.ms", "10000");
     // These bound what is fetched ahead. A larger record still comes, alone.
-    client.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "1000");
+    let ahead = (consumer.bytes_in_flight / 512).clamp(1024, 16_384);
+    client.set("queued.max.messages.kbytes", ahead.to_string()).set("queued.min.messages", "1000");
     client.set("fetch.message.max.bytes", "1048576").set("fetch.max.bytes", "4194304");
     client.set("receive.message.max.bytes", "1000000000");
     // How soon it is fetched again when there is room again.

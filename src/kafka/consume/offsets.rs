@@ -18,9 +18,14 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
+    /// Whether a record stands after those before it.
+    pub(super) fn follows(&self, offset: i64) -> bool {
+        self.end.is_none_or(|end| offset >= end)
+    }
+
     /// A record came. False, and nothing has changed, if it does not stand after those before it.
     pub(super) fn begin(&mut self, offset: i64, now: Instant) -> bool {
-        if self.end.is_some_and(|end| offset < end) {
+        if !self.follows(offset) {
             return false;
         }
         self.end = Some(offset + 1);

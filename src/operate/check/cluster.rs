@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use super::Roles;
 use super::findings::{Area, Findings};
-use crate::config::{Config, largest_record, topics_of, topics_of_types};
+use crate::config::{Config, Consumer, largest_record, topics_of, topics_of_enrich, topics_of_types};
 use crate::error::chain;
 use crate::kafka::administer::doctor::{
     self, Allowed, Broker, BrokerFault, BrokerSettings, Group, Operation, Trouble, TroubleCause,
 };
 use crate::kafka::administer::topics;
 use crate::kafka::consume::reader;
+use crate::order::Class;
 
 /// What a failover takes beyond `broker.session.timeout.ms`: 9 s of it made stalls of 9 to 12 s.
 const FAILOVER: Duration = Duration::from_secs(3);
@@ -146,17 +147,26 @@ fn uses(roles: &Roles, config: &Config) -> (Uses, Groups) {
     if roles.enrich {
         let sources = topics_of_types(config, &config.enrich.event_types);
         sources.iter().for_each(|topic| uses(topic, Operation::Read, "enrich"));
-        [&own.attributes, &own.dead_letter].iter().for_each(|topic| uses(topic, Operation::Write, "enrich"));
+        topics_of_enrich(config).iter().for_each(|topic| uses(topic, Operation::Write, "enrich"));
+        own.retry.iter().chain([&own.later]).for_each(|topic| uses(topic, Operation::Read, "enrich"));
     }
     if roles.link {
         let sources = topics_of_types(config, &config.link.event_types);
         sources.iter().for_each(|topic| uses(topic, Operation::Read, "link"));
         [Operation::Read, Operation::Write].iter().for_each(|operation| uses(&own.login_links, *operation, "link"));
     }
-    for (role, consumer) in roles.consumers(config) {
-        let types = if role == "enrich" { &config.enrich.event_types } else { &config.link.event_types };
-        let topic = topics_of_types(config, types).first().map(|topic| topic.to_string());
-        groups.extend(topic.map(|topic| (consumer.group.clone(), (role, topic))));
+    let mut joins = |role, consumer: &Consumer, topic: Option<&str>| {
+        groups.extend(topic.map(|topic| (consumer.group.clone(), (role, topic.to_owned()))));
+    };
+    let first = |types| topics_of_types(config, types).into_iter().next();
+    if roles.enrich {
+        joins("enrich", &config.enrich.consumer, first(&config.enrich.event_types).as_deref());
+        for (class, topic) in [(Class::Retry, &own.retry[0]), (Class::Later, &own.later)] {
+            joins("enrich", &config.enrich.consumer_of(class), Some(topic));
+        }
+    }
+    if roles.link {
+        joins("link", &config.link.consumer, first(&config.link.event_types).as_deref());
     }
     (topics, groups)
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{self, Config, Needs};
+use crate::config::{Config, Needs};
 pub use findings::{Area, Finding, Findings, Severity};
 pub use machine::Machine;
 
@@ -166,10 +166,5 @@ impl Roles {
             findings.warning(Area::Settings, what, "add it to each [[instance]] whose records are to be enriched");
         }
         roles
-    }
-
-    fn consumers<'c>(&self, config: &'c Config) -> Vec<(&'static str, &'c config::Consumer)> {
-        let enrich = self.enrich.then_some(("enrich", &config.enrich.consumer));
-        enrich.into_iter().chain(self.link.then_some(("link", &config.link.consumer))).collect()
     }
 }

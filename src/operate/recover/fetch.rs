@@ -122,7 +122,7 @@ impl Fetcher {
                     gathering = Gathering::default();
                     "attempts"
                 }
-                Verdict::BackOff => "attempts",
+                Verdict::BackOff | Verdict::BankAway => "attempts",
                 Verdict::Throttled | Verdict::Down => {
                     self.pause(held_up).await.map_err(|Signalled| Ended::BrokenOff)?;
                     held_up = (held_up + 1).min(30);

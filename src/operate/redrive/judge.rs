@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::Source;
 use crate::config::{Config, Instance};
 use crate::dead_letter::{Cause, DeadLetter, count_redriven};
+use crate::order::Order;
 use crate::record::{Record, header, instance_of};
 use crate::signature::ContentHash;
 use crate::webhook::{EventType, QuarantineReason, Reception, Webhook};
@@ -233,16 +234,16 @@ fn made_anew(name: &str) -> bool {
     .contains(&name)
 }
 
+/// A dead letter is an order, and goes where only `enrich` reads. What it waited before does not count any more.
 fn dead_letter(config: &Config, record: &Record, facts: &Facts) -> Result<Record, Why> {
     let dead_letter = DeadLetter::parse(record).map_err(|_| Why::Unreadable)?;
-    let event_type = config.event_types.types.iter().find(|event_type| *event_type.name == *facts.event_type);
-    let event_type = event_type.ok_or(Why::StillUnknown)?;
-    let instance = config.instances.iter().find(|instance| instance.name == facts.instance);
-    let instance = instance.ok_or(Why::NoInstance)?;
-    // Not where it was: its topic may have another name since.
-    let mut back = dead_letter.into_redriven();
-    back.topic = topic_of(instance, event_type);
-    Ok(back)
+    if config.instances.iter().all(|instance| instance.name != facts.instance) {
+        return Err(Why::NoInstance);
+    }
+    let origin = dead_letter.origin.clone();
+    let order = Order::parse(&dead_letter.into_redriven(), origin);
+    let order = Order { waited: Duration::ZERO, cause: None, session: None, ..order };
+    Ok(order.into_record(&config.own_topics.retry[0].as_str().into()))
 }
 
 /// The topic that the settings of now give an event type of an instance.
@@ -378,23 +379,38 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_goes_to_the_topic_that_its_type_has_now() {
-        let config = config("[topics]\nkyc = \"flinks.kyc.renamed\"");
+    fn a_dead_letter_goes_where_only_enrich_reads() {
+        let config = config("[topics]\nattributes-retry = \"own.retry\"");
         let original = set_aside("toolbox", br#"{"ResponseType":"KYC","LoginId":"login"}"#, &config.event_types);
+        let origin = Origin { topic: "flinks.kyc".into(), partition: 1, offset: 7, timestamp_ms: Some(5) };
+        let mut order = Order::of(&original, origin.clone());
+        order.owed = Some(vec!["income".to_owned()]);
+        (order.waited, order.cause) = (Duration::from_secs(86_400), Some("RETRY_LATER".to_owned()));
         let dead_letter = DeadLetter {
-            record: original.clone(),
-            origin: Origin { topic: "flinks.kyc".into(), partition: 1, offset: 7, timestamp_ms: None },
+            record: order.clone().into_record(&"flinks.attributes.retry.3".into()),
+            origin: origin.clone(),
             cause: Cause::GaveUp,
             flinks_code: Some("INVALID_LOGIN".to_owned()),
             attempts: 3,
             first_failure: UNIX_EPOCH,
             last_failure: UNIX_EPOCH,
         };
-        let record = dead_letter.clone().into_record(&"flinks.attributes.dead-letter".into());
+        let record = dead_letter.into_record(&"flinks.attributes.dead-letter".into());
         let (kind, back) = returned(verdict(&config, &record));
         assert_eq!(kind, "gave-up kyc toolbox");
-        assert_eq!((&*back.topic, &back.key, &back.payload), ("flinks.kyc.renamed", &original.key, &original.payload));
-        assert_eq!(back.headers[..original.headers.len()], original.headers);
+        assert_eq!((&*back.topic, &back.key, back.payload.is_empty()), ("own.retry.1", &original.key, true));
+        let read = Order::parse(&back, Origin { offset: 99, ..origin.clone() });
+        assert_eq!((read.attempts(), read.waited, read.cause.clone()), (3, Duration::ZERO, None));
+        assert_eq!((read.origin, read.owed), (origin, order.owed), "what is done is not owed again");
+        assert_eq!(back.header(header::REDRIVEN), Some(&Bytes::from_static(b"1")));
+        // As versions before this one wrote it: the webhook whole, under its own key.
+        let mut before = record.clone();
+        (before.key, before.payload) = (original.key.clone(), original.payload.clone());
+        before.headers.retain(|(name, _)| !name.starts_with("ce_order"));
+        let (_, old) = returned(verdict(&config, &before));
+        let origin_of_old = Origin { topic: old.topic.clone(), partition: 0, offset: 0, timestamp_ms: None };
+        assert_eq!((&old.key, old.payload.is_empty()), (&original.key, true));
+        assert_eq!(Order::parse(&old, origin_of_old).owed, None, "all is owed");
 
         let facts = verdict(&config, &record).facts;
         assert_eq!((&*facts.flinks_code, facts.set_aside), ("INVALID_LOGIN", time(SET_ASIDE_MS)));
@@ -406,20 +422,10 @@ mod tests {
         let of_type = |name: &str| Selection { types: vec![name.to_owned()], ..Selection::default() };
         assert!(wanted(of_type("kyc")) && !wanted(of_type("accounts-detail")));
 
-        // An instance's own topic; and what the settings do not know any more.
-        for (name, value, expected) in [
-            (header::SOURCE, "/flinks/resident", Ok("resident.kyc")),
-            (header::SOURCE, "/flinks/gone", Err(Why::NoInstance)),
-            (header::TYPE, "com.flinks.gone", Err(Why::StillUnknown)),
-        ] {
-            let mut config = config.clone();
-            config.instances[1].topics.insert("kyc".to_owned(), "resident.kyc".to_owned());
-            let mut record = record.clone();
-            let header = record.headers.iter_mut().find(|(header, _)| header == name).expect("it has it");
-            header.1 = value.into();
-            let found = verdict(&config, &record).back.map(|record| record.topic.to_string());
-            assert_eq!(found, expected.map(str::to_owned), "{value}");
-        }
+        let mut gone = record.clone();
+        let source = gone.headers.iter_mut().find(|(header, _)| header == header::SOURCE).expect("it has it");
+        source.1 = "/flinks/gone".into();
+        assert_eq!(verdict(&config, &gone).back, Err(Why::NoInstance));
     }
 
     #[test]

@@ -217,6 +217,10 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
     }
     uses.push((&own_topics.attributes, "attributes".to_owned(), topic_shapes.attributes));
     uses.push((&own_topics.dead_letter, "dead letters of attributes".to_owned(), topic_shapes.dead_letter));
+    for (n, topic) in own_topics.retry.iter().enumerate() {
+        uses.push((topic, format!("orders that wait, delay {}", n + 1), topic_shapes.retry));
+    }
+    uses.push((&own_topics.later, "orders of nightly refreshes".to_owned(), topic_shapes.later));
 
     let mut by_name: BTreeMap<&str, (Vec<String>, TopicShape)> = BTreeMap::new();
     for (name, purpose, shape) in uses {
@@ -746,6 +750,10 @@ mod tests {
             "flinks.accounts-detail",
             "flinks.attributes",
             "flinks.attributes.dead-letter",
+            "flinks.attributes.later",
+            "flinks.attributes.retry.1",
+            "flinks.attributes.retry.2",
+            "flinks.attributes.retry.3",
             "flinks.dropout",
             "flinks.kyc",
             "flinks.login-links",
