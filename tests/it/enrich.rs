@@ -410,7 +410,7 @@ async fn while_flinks_is_away_the_consumer_pauses_and_no_record_is_given_up() {
     let paused = || role.metric("bridge_consumer_paused", &[]) == 1.0;
     let lag = || role.metric("bridge_consumer_lag", &[]);
     eventually("it is known to be away", PATIENCE, away).await;
-    eventually("the lag shows", PATIENCE, || lag() >= 150.0).await;
+    eventually("the lag shows", PATIENCE, || role.has("bridge_consumer_lag") && lag() >= 150.0).await;
     eventually("it pauses", PATIENCE, paused).await;
     let (done, begun) = (role.ended("enriched"), std::time::Instant::now());
     let looks = || role.metric("bridge_flinks_looks_total", &[]);
@@ -452,7 +452,8 @@ async fn while_one_endpoint_is_away_the_other_s_results_come_and_none_is_owed_in
     assert!(away() && role.metric("bridge_flinks_away", &[]) == 1.0, "it alone");
     assert_eq!((role.ended("dead-letter"), role.ended("enriched"), results("credit-risk")), (0.0, 0.0, 0.0));
     let sessions = |counts: Counts| counts.of(FlinksCall::Authorize);
-    assert_eq!(sessions(scene.stub.counts()), sessions(counts), "no session is made for a call that is shut");
+    let (made, looked) = (sessions(scene.stub.counts()) - sessions(counts), looks() - before);
+    assert!(made as f64 <= looked / 5.0 + 2.0, "{made} sessions for {looked} looks: one only where a record looks");
     scene.stub.set_fault(fault("unavailable@GetCreditRiskAttributes=0"));
     eventually("all are enriched", PATIENCE, || role.ended("enriched") == 60.0).await;
     assert_eq!((role.ended("dead-letter"), results("chosen"), results("credit-risk")), (0.0, 60.0, 60.0));
@@ -627,6 +628,175 @@ async fn a_card_without_transactions_is_asked_for_again_a_few_times() {
         }
         role.stop().await;
     }
+}
+
+/// Orders that were put on topics, by why.
+fn ordered(role: &Role, cause: &str, topic: &str) -> f64 {
+    let text = TextEncoder::new().encode_to_string(&role.registry.gather()).expect("the families can be written");
+    let of = format!("bridge_enrich_orders_total{{cause=\"{cause}\",topic=\"{topic}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&of)).map_or(0.0, |count| count.parse().expect("a number"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bank_in_maintenance_holds_up_nobody_else() {
+    // Fewer places than sick records: what waited in them would keep all others out.
+    let scene = Scene::new(StubOptions::default(), "[enrich.consumer]\nin_flight = 10\n").await;
+    scene.store(90).await;
+    (0..90).step_by(3).for_each(|n| scene.stub.set_login_fault(&format!("login-{n}"), Some(Fault::RetryLater)));
+    let role = Role::start(&scene.config);
+    eventually("the healthy ones are done", PATIENCE, || role.ended("enriched") == 60.0).await;
+    let climbed = || ordered(&role, "RETRY_LATER", RETRY[2]);
+    eventually("the sick ones climb", PATIENCE, || climbed() >= 60.0).await;
+    assert_eq!((ordered(&role, "RETRY_LATER", RETRY[0]), ordered(&role, "RETRY_LATER", RETRY[1])), (30.0, 30.0));
+    (0..90).for_each(|n| scene.stub.set_login_fault(&format!("login-{n}"), None));
+    eventually("and are done in the end", PATIENCE, || role.ended("enriched") == 90.0).await;
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    let age = |class| role.metric("bridge_enrich_age_seconds_count", &[("class", class)]);
+    assert_eq!([age("live"), age("retry"), age("later")], [60.0, 30.0, 0.0]);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_waits_behind_live_records_and_not_before_them() {
+    let more = "[enrich]\nscheduled_refreshes = \"later\"\nrefresh_hours = \"00:00-24:00\"\n[[instance]]\nname = \"toolbox\"\n\
+                [instance.api]\nbase_url = \"BASE\"\nauthorize_key = \"stub-authorize-key\"\napi_key = \"stub-api-key\"\nrate = 100\n";
+    let mut scene = Scene::new(StubOptions::default(), "").await;
+    scene.config = config(&scene.servers, &scene.stub, &more.replace("BASE", &scene.stub.base_url()));
+    // Odd ones say that they are of a refresh.
+    let of = |odd: usize| {
+        let config = &scene.config;
+        (0..60).map(move |n| record(config, "toolbox", &accounts(&format!("login-{odd}-{n}"), 2 * n + odd)))
+    };
+    store(&scene.config, of(1)).await;
+    let role = Role::start(&scene.config);
+    eventually("they wait on a topic of their own", PATIENCE, || ordered(&role, "refresh", LATER) == 60.0).await;
+    let before = role.ended("enriched");
+    store(&scene.config, of(0)).await;
+    let age = |class| role.metric("bridge_enrich_age_seconds_count", &[("class", class)]);
+    eventually("live ones are done", PATIENCE, || age("live") == 60.0).await;
+    let meanwhile = age("later") - before;
+    assert!(meanwhile < 40.0, "{meanwhile} refreshes went before the last of 60 live records");
+    eventually("all are done", PATIENCE, || age("later") == 60.0).await;
+    assert_eq!((role.ended("enriched"), age("retry")), (120.0, 0.0));
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pending_operation_is_waited_for_elsewhere_with_its_session() {
+    let scene = Scene::new(StubOptions { pending: 12, ..StubOptions::default() }, "").await;
+    scene.store(3).await;
+    let role = Role::start(&scene.config);
+    eventually("all are done", PATIENCE, || role.ended("enriched") == 3.0).await;
+    assert_eq!((ordered(&role, "OPERATION_PENDING", RETRY[0]), role.ended("dead-letter")), (3.0, 0.0));
+    assert_eq!(scene.stub.counts().of(FlinksCall::Authorize), 3, "the session goes on");
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_answer_holds_its_partition_for_so_long_and_no_longer() {
+    let options = StubOptions { slow: Duration::from_secs(3), ..StubOptions::default() };
+    let scene = Scene::new(options, "[enrich]\nhold = \"500ms\"\n").await;
+    scene.stub.set_login_fault("login-0", Some(Fault::Slow));
+    scene.store(1).await;
+    let role = Role::start(&scene.config);
+    eventually("it leaves", PATIENCE, || ordered(&role, "slow", RETRY[0]) == 1.0).await;
+    assert_eq!(scene.stub.counts().total(), 1);
+    scene.stub.set_login_fault("login-0", None);
+    eventually("it is done", PATIENCE, || role.ended("enriched") == 1.0).await;
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_slow_leaves_the_others_their_places() {
+    let more = r#"
+        [enrich.consumer]
+        in_flight = 20
+        [[instance]]
+        name = "toolbox"
+        [instance.api]
+        base_url = "BASE"
+        authorize_key = "stub-authorize-key"
+        api_key = "stub-api-key"
+        rate = 5000
+        [[instance]]
+        name = "us"
+        [instance.api]
+        base_url = "BASE-us"
+        authorize_key = "stub-authorize-key"
+        api_key = "stub-api-key"
+        rate = 2
+    "#;
+    let mut scene = Scene::new(StubOptions::default(), "").await;
+    scene.config = config(&scene.servers, &scene.stub, &more.replace("BASE", &scene.stub.base_url()));
+    let of = |instance: &'static str, count: usize| {
+        let config = &scene.config;
+        (0..count).map(move |n| record(config, instance, &accounts(&format!("{instance}-{n}"), n)))
+    };
+    store(&scene.config, of("us", 60).chain(of("toolbox", 60))).await;
+    let role = Role::start(&scene.config);
+    eventually("the other's are done", PATIENCE, || role.ended("enriched") >= 60.0).await;
+    assert!(ordered(&role, "busy", RETRY[0]) >= 40.0, "what is too many waits elsewhere");
+    assert_eq!(role.ended("dead-letter"), 0.0);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_to_the_retry_topics_can_do_no_harm() {
+    let scene = Scene::new(StubOptions::default(), "").await;
+    let order = |headers: &[(&'static str, &str)], key: Option<&'static str>| Record {
+        topic: RETRY[1].into(),
+        key: key.map(|key| Bytes::from_static(key.as_bytes())),
+        headers: headers
+            .iter()
+            .map(|(name, value)| ((*name).into(), Bytes::copy_from_slice(value.as_bytes())))
+            .collect(),
+        payload: Bytes::from_static(b"\xff\x00 none"),
+    };
+    let of = ("ce_source", "/flinks/toolbox");
+    let foreign = [
+        order(&[], None),
+        order(&[of], None),
+        order(&[of, ("ce_orderowed", "gone,,credit-risk")], Some("login-0")),
+        order(&[of, ("ce_orderowed", "gone")], Some("login-1")),
+        order(&[of, ("ce_ordersession", "../../x"), ("ce_ordersessiontime", "2026-11-30T00:00:00Z")], Some("login-2")),
+        order(&[of, ("ce_orderwaited", "99999999999999999999"), ("ce_deadletterattempts", "-1")], Some("login-3")),
+        order(&[of, ("ce_ordersession", "9"), ("ce_ordersessiontime", "9999-12-31T00:00:00Z")], Some("login-4")),
+    ];
+    let metrics = Metrics::new(&Registry::new(), &Names::default()).expect("the registry is new");
+    let producers = Producers::new(&scene.config, topics_of_enrich(&scene.config), &metrics).expect("good settings");
+    for record in foreign {
+        kafka::publish(&producers, Lane::Small, record).await.expect("Kafka takes it");
+    }
+    tokio::task::spawn_blocking(move || producers.close()).await.expect("no panic");
+    scene.store(1).await;
+    let role = Role::start(&scene.config);
+    eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 8.0).await;
+    assert_eq!((role.ended("enriched"), role.ended("dead-letter")), (6.0, 2.0));
+    let letters = read(&scene.servers, DEAD_LETTERS, 2);
+    let mut causes: Vec<&str> = letters.iter().map(|letter| &*letter.headers["ce_deadlettercause"]).collect();
+    causes.sort_unstable();
+    assert_eq!(causes, ["no-instance", "no-login-id"]);
+    // What is owed, and nothing that is not: one of the first, none of the second, two of the others.
+    assert_eq!(role.metric("bridge_enrich_results_total", &[]), 9.0);
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_group_begins_where_the_settings_say_and_once() {
+    let scene = Scene::new(StubOptions::default(), "[enrich]\nstart = \"latest\"\n").await;
+    scene.store(5).await;
+    let role = Role::start(&scene.config);
+    eventually("it has joined", PATIENCE, || role.metric("bridge_consumer_partitions", &[("role", "enrich")]) > 0.0)
+        .await;
+    store(&scene.config, [record(&scene.config, "toolbox", &accounts("login-9", 8))]).await;
+    eventually("what comes is enriched", PATIENCE, || role.ended("enriched") == 1.0).await;
+    role.stop().await;
+    // While nobody looks some more come: the group has offsets now, and goes on from them.
+    store(&scene.config, [record(&scene.config, "toolbox", &accounts("login-10", 10))]).await;
+    let role = Role::start(&scene.config);
+    eventually("it goes on", PATIENCE, || role.ended("enriched") == 1.0).await;
+    assert_eq!(read(&scene.servers, ATTRIBUTES, 4).len(), 4, "and nothing of before");
+    role.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

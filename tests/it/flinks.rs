@@ -198,7 +198,7 @@ async fn each_fault_of_the_stand_in_is_told_apart() {
     let alone = |error| CallError::Alone(Box::new(error));
     let cases = [
         (Fault::Throttle, flinks(FlinksCode::TooManyRequests, 401), Verdict::Throttled),
-        (Fault::RetryLater, flinks(FlinksCode::RetryLater, 400), Verdict::BackOff),
+        (Fault::RetryLater, flinks(FlinksCode::RetryLater, 400), Verdict::BankAway),
         (Fault::Html, alone(CallError::Html { status: 200 }), Verdict::BackOff),
         (Fault::Slow, alone(CallError::Timeout), Verdict::BackOff),
         (Fault::CutOff, CallError::Truncated { status: 200 }, Verdict::BackOff),

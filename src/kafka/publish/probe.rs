@@ -1,10 +1,12 @@
 //! The readiness probe's questions to the cluster. What follows from the answers is said by `readiness`.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaError;
@@ -65,7 +67,7 @@ impl Probe {
                 }
                 let reached = self.ask(&readiness, &stop);
                 if reached && !insync_known && round >= ask_insync_from {
-                    insync_known = self.learn_min_insync(&readiness);
+                    insync_known = self.learn_min_insync(&readiness, &stop);
                     ask_insync_from = round + MIN_INSYNC_EVERY;
                 }
                 thread::park_timeout(INTERVAL);
@@ -154,16 +156,22 @@ impl Probe {
 
     /// Reads each topic's `min.insync.replicas`, and warns where one lost broker would lose acknowledged records. Both
     /// are courtesies: a cluster that does not tell is served all the same. Whether the cluster told.
-    fn learn_min_insync(&self, readiness: &Readiness) -> bool {
+    fn learn_min_insync(&self, readiness: &Readiness, stop: &CancellationToken) -> bool {
         let described = client_config(&self.kafka, "flinks-bridge-probe")
             .create::<AdminClient<DefaultClientContext>>()
             .and_then(|admin| {
                 let asked: Vec<_> = readiness.topics().iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
                 let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
-                block_on(admin.describe_configs(&asked, &options))
+                let (described, stopped) = (pin!(admin.describe_configs(&asked, &options)), pin!(stop.cancelled()));
+                // Who ends does not wait for a courtesy.
+                match block_on(select(described, stopped)) {
+                    Either::Left((described, _)) => described.map(Some),
+                    Either::Right(_) => Ok(None),
+                }
             });
         let described = match described {
-            Ok(described) => described,
+            Ok(Some(described)) => described,
+            Ok(None) => return false,
             Err(error) => {
                 tracing::info!(error = %error, "min.insync.replicas of the topics cannot be read");
                 return false;
