@@ -16,10 +16,11 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use crate::order::Order;
 use crate::record::{Origin, Record, ce_time, header};
 
 /// The longest name of a cause.
@@ -204,17 +205,15 @@ impl DeadLetter {
         Ok(DeadLetter { record, origin, cause, flinks_code, attempts, first_failure, last_failure })
     }
 
-    /// The record that goes back to where it was: the original, with the attempts made so far, the first failure, and how
-    /// often it was put back.
-    pub fn into_redriven(self) -> Record {
+    /// The order that it was, given once more: what is still owed, with the attempts made so far, the first failure, and how
+    /// often it was put back. What it has waited does not count any more.
+    pub fn into_order(self) -> Order {
         let DeadLetter { mut record, origin, attempts, first_failure, .. } = self;
-        drop_headers(&mut record);
-        let mut write = |name: &'static str, value: String| record.headers.push((Cow::Borrowed(name), value.into()));
-        write(header::DEAD_LETTER_ATTEMPTS, attempts.to_string());
-        write(header::DEAD_LETTER_FIRST_FAILURE, ce_time(first_failure).to_string());
         count_redriven(&mut record);
-        record.topic = origin.topic;
-        record
+        let order = Order::parse(&record, origin.clone());
+        let mut order = Order { origin, waited: Duration::ZERO, cause: None, session: None, ..order };
+        order.failed(attempts, first_failure);
+        order
     }
 }
 
@@ -268,7 +267,7 @@ fn only<'r>(record: &'r Record, name: &'static str) -> Result<Option<&'r Bytes>,
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -340,30 +339,32 @@ mod tests {
 
     #[test]
     fn given_up_again_it_counts_on() {
-        let redriven =
-            DeadLetter::parse(&dead_letter().into_record(&dead_letters())).expect("readable").into_redriven();
-        assert_eq!(&*redriven.topic, "flinks.accounts-detail");
-        assert_eq!(redriven.headers[..3], dead_letter().record.headers);
+        let retry: Arc<str> = "flinks.attributes.retry.1".into();
+        let letter = DeadLetter::parse(&dead_letter().into_record(&dead_letters())).expect("readable");
+        let order = letter.into_order();
+        assert_eq!(order.origin, dead_letter().origin);
+        let redriven = order.into_record(&retry);
+        assert_eq!(redriven.payload, "", "enrichment needs no body");
         assert_eq!((text(&redriven, header::DEAD_LETTER_ATTEMPTS), text(&redriven, header::REDRIVEN)), ("4", "1"));
-        assert_eq!(redriven.headers.len(), 6, "{redriven:?}");
 
+        let order = Order::parse(&redriven, Origin { topic: retry.clone(), offset: 99, ..dead_letter().origin });
+        assert_eq!(order.origin, dead_letter().origin, "where the webhook stood, however often it goes round");
         let again = DeadLetter {
-            record: redriven,
+            origin: order.origin.clone(),
+            record: order.into_record(&retry),
             cause: Cause::Attempts,
             flinks_code: None,
             attempts: 10,
             first_failure: UNIX_EPOCH + LATER,
             last_failure: UNIX_EPOCH + LATER * 2,
-            origin: Origin { offset: 99, ..dead_letter().origin },
         };
         let record = again.into_record(&dead_letters());
         let read = DeadLetter::parse(&record).expect("readable, so no header is doubled");
-        assert_eq!((read.attempts, read.origin.offset), (14, 99));
+        assert_eq!((read.attempts, read.origin.offset), (14, 17));
         assert_eq!((read.first_failure, read.last_failure), (UNIX_EPOCH + AT, UNIX_EPOCH + LATER * 2));
         assert_eq!((&read.cause, &read.flinks_code), (&Cause::Attempts, &None));
-        assert_eq!(read.record.headers[..3], dead_letter().record.headers);
         assert_eq!(text(&read.record, header::REDRIVEN), "1");
-        assert_eq!(text(&read.into_redriven(), header::REDRIVEN), "2");
+        assert_eq!(text(&read.into_order().into_record(&retry), header::REDRIVEN), "2");
 
         // What an earlier life left unreadable counts as none, and is gone.
         let mut spoiled = dead_letter();

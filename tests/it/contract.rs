@@ -312,8 +312,8 @@ fn others(facts: &mut Facts, config: &Config) {
         headers: headers.collect(),
         payload: letter.payload.clone().into(),
     };
-    let redriven = DeadLetter::parse(&record).expect("a dead letter").into_redriven();
-    facts.good("redriven", &stored(&redriven));
+    let order = DeadLetter::parse(&record).expect("a dead letter").into_order();
+    facts.good("redriven", &stored(&order.into_record(&config.own_topics.retry[0].as_str().into())));
 
     for topic in [config.own_topics.dead_letter.clone(), types.unknown().topic.to_string()] {
         let set_aside = facts.of(&topic);

@@ -23,6 +23,9 @@ const DETAIL: &str = "flinks.accounts-detail";
 const ALERTS: &str = "flinks.upload-fraud-alerts";
 const PAY: &str = "flinks.pay-events";
 const QUARANTINE: &str = "flinks.quarantine";
+/// The topics of orders.
+const ORDERS: [&str; 4] =
+    ["flinks.attributes.retry.1", "flinks.attributes.retry.2", "flinks.attributes.retry.3", "flinks.attributes.later"];
 const ATTRIBUTES: &str = "flinks.attributes";
 const DEAD_LETTERS: &str = "flinks.attributes.dead-letter";
 const LINKS: &str = "flinks.login-links";
@@ -157,7 +160,7 @@ fn told(output: &Output) -> (Option<i32>, Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_record_ends_a_role() {
     let cluster = mock_cluster(1);
-    for topic in [ATTRIBUTES, DEAD_LETTERS, LINKS, STATEMENTS] {
+    for topic in [&[ATTRIBUTES, DEAD_LETTERS, LINKS, STATEMENTS], &ORDERS[..]].concat() {
         cluster.create_topic(topic, 3, 1).expect("the topic is new");
     }
     let servers = cluster.bootstrap_servers();
@@ -169,6 +172,9 @@ async fn no_record_ends_a_role() {
         [flinks]
         backoff_min = "20ms"
         backoff_max = "200ms"
+        [enrich]
+        scheduled_refreshes = "enrich"
+        retry_delays = ["100ms", "200ms", "300ms"]
         [[enrich.endpoint]]
         name = "credit-risk"
         get = "GetCreditRiskAttributes"
@@ -213,9 +219,11 @@ async fn no_record_ends_a_role() {
     put(DETAIL, &[&detail[0], &detail[1]]);
     put(QUARANTINE, &[&unknown]);
     put(DEAD_LETTERS, &[&letter]);
-    for topic in [ALERTS, PAY, ATTRIBUTES, LINKS] {
+    for topic in [&[ALERTS, PAY, ATTRIBUTES, LINKS], &ORDERS[1..]].concat() {
         put(topic, &[]);
     }
+    // Orders are records of accounts detail, as far as they need to be.
+    put(ORDERS[0], &[&webhook("GetAccountsDetail", "login-6")]);
 
     let mut roles = [Role::start(directory.path(), "enrich"), Role::start(directory.path(), "link")];
     // By key, over what is there already.
@@ -235,7 +243,7 @@ async fn no_record_ends_a_role() {
         both(&mut roles);
         made(topic, of);
     };
-    step(ATTRIBUTES, &["login-2", "login-3"]);
+    step(ATTRIBUTES, &["login-2", "login-3", "login-6"]);
     step(LINKS, &["login-1", "login-2", "login-3"]);
     for role in roles {
         role.stop();
@@ -256,7 +264,7 @@ async fn no_record_ends_a_role() {
     }
 
     // What was set aside.
-    for (from, topic, login_id) in [("quarantine", STATEMENTS, "login-4"), ("dead-letter", DETAIL, "login-5")] {
+    for (from, topic, login_id) in [("quarantine", STATEMENTS, "login-4"), ("dead-letter", ORDERS[0], "login-5")] {
         let arguments = ["--config", "bridge.toml", "--from", from, "--json"];
         let (code, report) =
             told(&command(directory.path(), "redrive").args(arguments).output().expect("the binary runs"));

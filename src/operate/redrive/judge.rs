@@ -11,7 +11,6 @@ use bytes::Bytes;
 use super::Source;
 use crate::config::{Config, Instance};
 use crate::dead_letter::{Cause, DeadLetter, count_redriven};
-use crate::order::Order;
 use crate::record::{Record, header, instance_of};
 use crate::signature::ContentHash;
 use crate::webhook::{EventType, QuarantineReason, Reception, Webhook};
@@ -234,16 +233,13 @@ fn made_anew(name: &str) -> bool {
     .contains(&name)
 }
 
-/// A dead letter is an order, and goes where only `enrich` reads. What it waited before does not count any more.
+/// A dead letter is an order, and goes where only `enrich` reads.
 fn dead_letter(config: &Config, record: &Record, facts: &Facts) -> Result<Record, Why> {
     let dead_letter = DeadLetter::parse(record).map_err(|_| Why::Unreadable)?;
     if config.instances.iter().all(|instance| instance.name != facts.instance) {
         return Err(Why::NoInstance);
     }
-    let origin = dead_letter.origin.clone();
-    let order = Order::parse(&dead_letter.into_redriven(), origin);
-    let order = Order { waited: Duration::ZERO, cause: None, session: None, ..order };
-    Ok(order.into_record(&config.own_topics.retry[0].as_str().into()))
+    Ok(dead_letter.into_order().into_record(&config.own_topics.retry[0].as_str().into()))
 }
 
 /// The topic that the settings of now give an event type of an instance.
@@ -261,6 +257,7 @@ mod tests {
 
     use super::*;
     use crate::config::Needs;
+    use crate::order::Order;
     use crate::record::Origin;
     use crate::webhook::EventTypes;
 
