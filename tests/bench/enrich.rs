@@ -1,9 +1,11 @@
 //! What role `enrich` costs and how far it goes, against a stand-in Flinks API that takes 50 ms for each answer, five
 //! calls a record, on a real Kafka of one node.
 //!
-//!     cargo bench --bench enrich                  # all but the two that take minutes
+//!     cargo bench --bench enrich                  # all but the four that take minutes
 //!     cargo bench --bench enrich -- away          # Flinks away for a minute under load
 //!     cargo bench --bench enrich -- backlog       # 100,000 records
+//!     cargo bench --bench enrich -- sick          # one bank in maintenance, time ten times as fast
+//!     cargo bench --bench enrich -- refreshes     # live records before 20,000 of a nightly refresh
 //!
 //! Everything shares the machine: Kafka, the stand-in, what is measured. CPU is the kernel's count of the process.
 //! Nothing is asserted about speed; what must hold (each record enriched, the rate limit kept) is.
@@ -11,6 +13,7 @@
 #[path = "../kafka/mod.rs"]
 mod kafka;
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +26,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
 const SOURCE: &str = "flinks.accounts-detail";
+const RESULTS: &str = "flinks.attributes";
 const CALLS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Clock ticks a second, as /proc counts CPU time on Linux.
@@ -33,10 +37,19 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     println!("| what | records | calls/s | CPU of enrich, cores | ms of CPU a call | peak RSS, MiB |");
     println!("|---|---|---|---|---|---|");
-    let all: [(&str, fn()); 6] =
-        [("free", free), ("limited", limited), ("memory", memory), ("two", two), ("away", away), ("backlog", backlog)];
+    let all: [(&str, fn()); 8] = [
+        ("free", free),
+        ("limited", limited),
+        ("memory", memory),
+        ("two", two),
+        ("away", away),
+        ("backlog", backlog),
+        ("sick", sick),
+        ("refreshes", refreshes),
+    ];
+    let long = ["away", "backlog", "sick", "refreshes"];
     for (name, run) in all {
-        if wanted.iter().any(|wanted| wanted == name) || wanted.is_empty() && !["away", "backlog"].contains(&name) {
+        if wanted.iter().any(|wanted| wanted == name) || wanted.is_empty() && !long.contains(&name) {
             run();
         }
     }
@@ -46,7 +59,7 @@ fn main() {
 fn free() {
     let scene = Scene::new();
     scene.store(10_000, 600);
-    let process = Enrich::start(&scene, 100_000, 1_000);
+    let process = Enrich::with(&scene, 100_000, 1_000, "[enrich.consumer]\nin_flight = 200\n");
     let run = scene.run(&[&process], 10_000, |_| {});
     run.row("as fast as it goes, 200 in flight");
 }
@@ -67,7 +80,7 @@ fn limited() {
 fn memory() {
     let scene = Scene::new();
     scene.store(2_000, 450_000);
-    let process = Enrich::start(&scene, 100_000, 1_000);
+    let process = Enrich::with(&scene, 100_000, 1_000, "[enrich.consumer]\nin_flight = 200\n");
     let run = scene.run(&[&process], 2_000, |_| {});
     run.row("records of 450 kB, 200 in flight");
 }
@@ -106,7 +119,7 @@ fn away() {
                 (gone, _) = (true, scene.stop_flinks());
             }
             if seconds >= 80 && !back {
-                (back, _) = (true, scene.start_flinks());
+                (back, _) = (true, scene.start_flinks(&[]));
             }
             if seconds / 10 >= told.len() {
                 told.push((sum(metrics, "bridge_consumer_lag"), sum(metrics, "bridge_flinks_away")));
@@ -153,6 +166,100 @@ fn backlog() {
     println!("\nlag every 5 s: {told:.0?}\n");
 }
 
+/// Of 2,000 LoginIds 600 are of a bank in maintenance for a minute, which stands for ten: rate, delays and hold are a
+/// tenth of the defaults. How long the healthy ones take, against as many alone; when the sick ones are done.
+fn sick() {
+    const RATE: usize = 500;
+    const TENTH: &str = "[enrich]\nretry_delays = [\"6s\", \"30s\", \"2m\"]\nhold = \"12s\"\n";
+    let alone = {
+        let scene = Scene::new();
+        let process = Enrich::with(&scene, RATE, 32, TENTH);
+        joined(&process);
+        let began = Instant::now();
+        scene.store(1_400, 600);
+        wait("all are enriched", || enriched(&process.metrics()) >= 1_400.0);
+        began.elapsed()
+    };
+    let scene = Scene::new();
+    scene.stop_flinks();
+    scene.start_flinks(&["--login-fault", "retry-later=0.3"]);
+    let process = Enrich::with(&scene, RATE, 32, TENTH);
+    joined(&process);
+    let began = Instant::now();
+    scene.store(2_000, 600);
+    let ordered = |metrics: &str| sum(metrics, "bridge_enrich_orders_total");
+    wait("who is sick waits", || enriched(&process.metrics()) + ordered(&process.metrics()) >= 2_000.0);
+    let (mut healthy, mut before) = (Duration::ZERO, 0.0);
+    wait("the maintenance is over", || {
+        let done = enriched(&process.metrics());
+        if done > before {
+            (healthy, before) = (began.elapsed(), done);
+        }
+        began.elapsed() >= Duration::from_secs(60)
+    });
+    scene.stop_flinks();
+    scene.start_flinks(&[]);
+    wait("the sick ones are enriched", || enriched(&process.metrics()) >= 2_000.0);
+    let metrics = process.metrics();
+    println!(
+        "\n{before:.0} healthy ones beside {:.0} sick ones: {healthy:.1?}, 1,400 alone: {alone:.1?} ({:.2}x); the sick ones \
+         {:.1?} after the bank's return; orders {:.0}, dead letters {:.0}\n",
+        2_000.0 - before,
+        healthy.as_secs_f64() / alone.as_secs_f64(),
+        began.elapsed().saturating_sub(Duration::from_secs(60)),
+        ordered(&metrics),
+        sum(&metrics, "bridge_enrich_dead_letters_total")
+    );
+}
+
+/// A live record a second for a minute, in an empty system and before 20,000 refreshes that wait: from its record to its
+/// last result.
+fn refreshes() {
+    let mut rows = Vec::new();
+    for waiting in [0, 20_000] {
+        let scene = Scene::new();
+        let refresh = br#"{"ResponseType":"GetAccountsDetail","Login":{"IsScheduledRefresh":true},"Transactions":["#;
+        scene.store_with("refresh", 0, waiting, 600, refresh.to_vec());
+        let process = Enrich::start(&scene, 50, 32);
+        joined(&process);
+        let ordered = || sum(&process.metrics(), "bridge_enrich_orders_total");
+        wait("refreshes wait elsewhere", || ordered() >= waiting as f64);
+        let of = |class: &str| {
+            let name = format!("bridge_enrich_age_seconds_count{{class=\"{class}\"}} ");
+            let metrics = process.metrics();
+            let line = metrics.lines().find_map(|line| line.strip_prefix(&name).map(str::to_owned));
+            line.map_or(0.0, |count| count.parse::<f64>().expect("a number"))
+        };
+        let (began, before) = (Instant::now(), of("later"));
+        let mut sent = Vec::new();
+        for second in 0..60 {
+            scene.store_from(second, 1, 600);
+            sent.push(Instant::now());
+            wait("the next second", || began.elapsed() >= Duration::from_secs(second as u64 + 1));
+        }
+        wait("live ones are done", || of("live") >= 60.0);
+        let refreshed = (of("later") - before) / began.elapsed().as_secs_f64();
+        let mut took = scene.took();
+        took.sort_unstable();
+        let quantile = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+        rows.push(quantile(0.99));
+        println!(
+            "\n{waiting} refreshes wait: a live record takes {} ms (median), {} ms (p99), {} ms at most; {refreshed:.1} \
+             refreshes/s of {:.1} that the rate allows\n",
+            quantile(0.5),
+            quantile(0.99),
+            took.last().expect("sixty"),
+            50.0 / CALLS as f64
+        );
+    }
+    println!("p99 {:.2}x of an empty system's\n", rows[1] as f64 / rows[0] as f64);
+}
+
+/// Waits until all groups have settled.
+fn joined(process: &Enrich) {
+    wait("it has its partitions", || sum(&process.metrics(), "bridge_consumer_partitions") >= 60.0);
+}
+
 /// Kafka and the stand-in.
 struct Scene {
     cluster: Cluster,
@@ -163,11 +270,12 @@ struct Scene {
 impl Scene {
     fn new() -> Scene {
         let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() });
-        for topic in [SOURCE, "flinks.attributes", "flinks.attributes.dead-letter"] {
+        let own = ["dead-letter", "retry.1", "retry.2", "retry.3", "later"].map(|own| format!("{RESULTS}.{own}"));
+        for topic in [SOURCE, RESULTS].into_iter().chain(own.iter().map(String::as_str)) {
             cluster.create_topic(topic, 12, 1, &[("min.insync.replicas", "1")]);
         }
         let [port] = free_ports(1)[..] else { unreachable!("one was asked for") };
-        let stub = Mutex::new(stub(port));
+        let stub = Mutex::new(stub(port, &[]));
         Scene { cluster, stub, port }
     }
 
@@ -180,8 +288,8 @@ impl Scene {
         stub.kill().and_then(|()| stub.wait()).expect("it ran");
     }
 
-    fn start_flinks(&self) {
-        *self.stub.lock().expect("unharmed") = stub(self.port);
+    fn start_flinks(&self, with: &[&str]) {
+        *self.stub.lock().expect("unharmed") = stub(self.port, with);
     }
 
     /// Stores small records at this many a second.
@@ -200,6 +308,11 @@ impl Scene {
     }
 
     fn store_from(&self, first: usize, records: usize, bytes: usize) {
+        let body = br#"{"ResponseType":"GetAccountsDetail","Transactions":["#.to_vec();
+        self.store_with("login", first, records, bytes, body);
+    }
+
+    fn store_with(&self, login: &str, first: usize, records: usize, bytes: usize, mut body: Vec<u8>) {
         let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
             .set("bootstrap.servers", self.cluster.bootstrap_servers())
             .set("linger.ms", "20")
@@ -207,7 +320,6 @@ impl Scene {
             .set("queue.buffering.max.kbytes", "262144")
             .create()
             .expect("a producer");
-        let mut body = br#"{"ResponseType":"GetAccountsDetail","Transactions":["#.to_vec();
         let mut dice = fastrand::Rng::with_seed(1);
         while body.len() < bytes {
             let (day, debit, balance) = (dice.u8(1..29), dice.u32(1..500_000), dice.u32(1..9_000_000));
@@ -222,10 +334,12 @@ impl Scene {
         body.pop();
         body.extend_from_slice(b"]}");
         for n in first..first + records {
-            let (key, id) = (format!("login-{n}"), format!("toolbox:{n:064x}"));
+            let (key, id) = (format!("{login}-{n}"), format!("toolbox:{login}-{n:064x}"));
             let header = |key, value| Header { key, value: Some(value) };
-            let headers =
-                OwnedHeaders::new().insert(header("ce_source", "/flinks/toolbox")).insert(header("ce_id", &*id));
+            let headers = OwnedHeaders::new()
+                .insert(header("ce_source", "/flinks/toolbox"))
+                .insert(header("ce_time", "2026-11-30T04:00:00.000Z"))
+                .insert(header("ce_id", &*id));
             let mut record = BaseRecord::to(SOURCE).key(&key).payload(&body).headers(headers);
             while let Err((error, back)) = producer.send(record) {
                 assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull));
@@ -234,6 +348,22 @@ impl Scene {
             }
         }
         producer.flush(Duration::from_secs(120)).expect("all are stored");
+    }
+
+    /// From each live record to its last result, in milliseconds, as their timestamps have it.
+    fn took(&self) -> Vec<i64> {
+        let stored = |topic: &str| {
+            let mut newest: HashMap<Vec<u8>, i64> = HashMap::new();
+            self.cluster.read_topic_with(topic, |record| {
+                let key = record.key.clone().unwrap_or_default();
+                let at = record.timestamp_ms.unwrap_or_default();
+                newest.entry(key).and_modify(|newest| *newest = at.max(*newest)).or_insert(at);
+            });
+            newest
+        };
+        let (records, results) = (stored(SOURCE), stored(RESULTS));
+        let live = records.iter().filter(|(key, _)| key.starts_with(b"login-"));
+        live.map(|(key, at)| results.get(key).expect("it is enriched") - at).collect()
     }
 
     /// Waits until every record is enriched, from the first call on.
@@ -269,9 +399,10 @@ impl Drop for Scene {
 }
 
 /// The stand-in, once it tells that it is there.
-fn stub(port: u16) -> Child {
+fn stub(port: u16, with: &[&str]) -> Child {
     let mut stub = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"))
         .args(["stub", "--listen", &format!("127.0.0.1:{port}"), "--latency", "50ms", "--pending", "0"])
+        .args(with)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -306,6 +437,11 @@ struct Enrich {
 
 impl Enrich {
     fn start(scene: &Scene, rate: usize, concurrency: usize) -> Enrich {
+        Enrich::with(scene, rate, concurrency, "")
+    }
+
+    /// `more` are settings too.
+    fn with(scene: &Scene, rate: usize, concurrency: usize, more: &str) -> Enrich {
         let directory = tempfile::tempdir().expect("a directory");
         let [port] = free_ports(1)[..] else { unreachable!("one was asked for") };
         let admin = SocketAddr::from(([127, 0, 0, 1], port));
@@ -330,6 +466,7 @@ impl Enrich {
             [[enrich.endpoint]]
             name = "income"
             get = "GetIncomeAttributes"
+            {more}
             "#,
             scene.cluster.bootstrap_servers(),
             scene.base_url()

@@ -226,6 +226,8 @@ pub struct OwnedRecord {
     pub headers: Vec<(String, Vec<u8>)>,
     /// Its value; `None` is a tombstone.
     pub payload: Option<Vec<u8>>,
+    /// Its timestamp, in milliseconds since 1970.
+    pub timestamp_ms: Option<i64>,
 }
 
 impl OwnedRecord {
@@ -1160,6 +1162,7 @@ fn owned(message: &BorrowedMessage<'_>) -> OwnedRecord {
         key: message.key().map(<[u8]>::to_vec),
         headers: message.headers().map(owned_headers).unwrap_or_default(),
         payload: message.payload().map(<[u8]>::to_vec),
+        timestamp_ms: message.timestamp().to_millis(),
     }
 }
 
