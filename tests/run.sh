@@ -34,6 +34,7 @@ real=(
   redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled
   security::roles_with_the_least_permissions_and_credentials_that_change
   topics::topics_are_made_mended_and_left_alone
+  topics::what_was_set_aside_is_compacted_if_every_key_is_a_ce_id
 )
 
 # A line per missing thing: what it is needed for, and the Debian packages that bring it after the tab.
