@@ -19,6 +19,7 @@ real=(
   audit::a_leader_that_falls_meanwhile_changes_nothing
   audit::real_partitions_with_gaps
   audit::real_topics_are_read_from_the_time_of_the_ledger
+  audit::what_compaction_took_cannot_be_told
   check::what_is_wrong_in_a_real_cluster_is_named
   consumer::on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work
   durability::large_webhooks_do_not_hurt_small_ones

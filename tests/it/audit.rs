@@ -562,11 +562,13 @@ fn what_was_put_back_or_discarded_is_explained() {
     let cluster = mock_cluster(1);
     let servers = cluster.bootstrap_servers();
     let statements = |n: u64| format!(r#"{{"ResponseType":"Statements","LoginId":"a","n":{n}}}"#).into_bytes();
-    let [put_back, compacted, retried, gone] = [0, 1, 2, 3].map(statements);
+    let [put_back, compacted, retried, gone, unanswered, refused] = [0, 1, 2, 3, 4, 5].map(statements);
     let mut scene = Scene::new();
     for body in [&put_back, &compacted, &retried, &retried, &gone] {
         scene.sent(body);
     }
+    scene.attempt(&unanswered, Expect::Stored, End::TimedOut);
+    scene.attempt(&refused, Expect::Refused, UNAUTHORIZED);
     scene.store(&put_back);
     scene.store(&retried);
     // As it was put back, and as a topic keeps it that has been compacted: one record a `ce_id`, or its tombstone.
@@ -575,7 +577,7 @@ fn what_was_put_back_or_discarded_is_explained() {
     set(copy, header::REDRIVEN, Some("1"));
     publish(&servers, &scene.records);
     let producer = producer(&servers);
-    for body in [&put_back, &compacted] {
+    for body in [&put_back, &compacted, &unanswered, &refused] {
         let record = record_of(INSTANCE, body);
         let key = record.key.expect("its ce_id");
         let base: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&record.topic).partition(0).key(key.as_ref());
@@ -585,7 +587,7 @@ fn what_was_put_back_or_discarded_is_explained() {
 
     let (_directory, ledger) = written(&scene.text());
     let (code, report) = audit(&ledger, &servers, &["--exclusive"]);
-    assert_eq!((code, &*counts(&report)), (1, "kept=3 missing=1"), "{report:#}");
+    assert_eq!((code, &*counts(&report)), (1, "kept=3 missing=1 refused-but-stored=1 unanswered=1"), "{report:#}");
 }
 
 #[test]
@@ -849,6 +851,57 @@ fn real_partitions_with_gaps() {
     let (code, report) = audit(&ledger, &servers, &[]);
     assert_eq!((code, &*counts(&report)), (69, "foreign=1 kept=2"), "{report:#}");
     assert!(report["could_not_tell"].to_string().contains("flinks.kyc: trimmed"), "{report:#}");
+}
+
+/// Once Kafka has compacted a quarantine and dropped its tombstones, missing offsets are all that is left of what was put
+/// back or discarded. A redrive's marker is none of them, and a topic that is not compacted loses nothing.
+#[test]
+fn what_compaction_took_cannot_be_told() {
+    const QUARANTINE: &str = "flinks.quarantine";
+    let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() });
+    for topic in TOPICS {
+        let policy = if topic == QUARANTINE { "compact,delete" } else { "delete" };
+        cluster.create_topic(topic, 1, 1, &[("cleanup.policy", policy)]);
+    }
+    let servers = cluster.bootstrap_servers();
+    let statements = |n: u64| format!(r#"{{"ResponseType":"Statements","LoginId":"a","n":{n}}}"#).into_bytes();
+    let [there, ended, gone] = [0, 1, 2].map(statements);
+    let mut scene = Scene::new();
+    for body in [&there, &ended, &gone] {
+        scene.sent(body);
+    }
+    scene.store(&there);
+    publish(&servers, &scene.records);
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &servers).set("transactional.id", "stranger");
+    let stranger: ThreadedProducer<DefaultProducerContext> = config.create().expect("a producer");
+    let limit = Duration::from_secs(30);
+    stranger.init_transactions(limit).expect("transactions");
+    let transaction = |record: BaseRecord<'_, str, str>| {
+        stranger.begin_transaction().expect("a transaction");
+        stranger.send(record).map_err(|(error, _)| error).expect("room in the queue");
+        stranger.commit_transaction(limit).expect("committed");
+    };
+    let (_directory, ledger) = written(&scene.text());
+    let audited = || {
+        let (code, report) = audit(&ledger, &servers, &[]);
+        (code, counts(&report), report["could_not_tell"].to_string())
+    };
+    let found = |code: i32, counts: &str| (code, counts.to_owned(), "[]".to_owned());
+
+    let id = format!("{INSTANCE}:{}", hex(&ContentHash::of(&ended)));
+    let how = OwnedHeaders::new().insert(Header { key: header::ENDED, value: Some("put-back") });
+    transaction(BaseRecord::to(QUARANTINE).key(&*id).headers(how));
+    assert_eq!(audited(), found(1, "kept=2 missing=1"));
+
+    transaction(BaseRecord::to(QUARANTINE).key("another").payload("{}"));
+    let (code, counts, why) = audited();
+    assert_eq!((code, &*counts), (69, "foreign=1 kept=2"), "{why}");
+    let told = "topic flinks.quarantine: compacted, and offsets are missing; of 1 bodies answered 200";
+    assert!(why.contains(told), "{why}");
+
+    cluster.alter_topic(QUARANTINE, "cleanup.policy", "delete");
+    assert_eq!(audited(), found(1, "foreign=1 kept=2 missing=1"));
 }
 
 /// The audit is asked for right after a fault: a leader that falls meanwhile costs time, and no finding.

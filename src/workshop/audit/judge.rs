@@ -8,14 +8,15 @@
 //! and there are no more such bodies than the bridge has counted as possibly doubled.
 //!
 //! What was set aside may have been put back or discarded since: its tombstone explains that it is gone, and a copy that
-//! was put back is none of its publishes. Where it is compacted, the newest of its records stands for all.
+//! was put back is none of its publishes. Where it is compacted, the newest of its records stands for all; and once Kafka
+//! has dropped the tombstones too, only missing offsets show that something stood there: then it cannot be told what.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::bodies::{Bodies, Body, NEVER, SEVERAL, hashed, key_hash, parse_hash};
 use super::report::{Class, EXAMPLES, Example, Report};
-use crate::kafka::consume::reader::ReadRecord;
+use crate::kafka::consume::reader::{ReadRecord, Span};
 use crate::record::{SPEC_VERSION_1_0, ce_source, header};
 use crate::signature::ContentHash;
 
@@ -31,14 +32,51 @@ pub struct Place {
     /// When a body that has its only copy here, for its only attempt, was answered 200: the earliest. What was sent
     /// later stands behind it and cannot have been trimmed while that is there.
     survivor: u64,
+    /// The offset after the last record read.
+    next: i64,
+    /// The offset after the last to read.
+    end: i64,
+    /// Whether the last record was published in a transaction, whose marker takes the offset after it.
+    transactional: bool,
+    /// Whether offsets are missing that no marker explains, or may be, in the part that is not read.
+    gaps: bool,
 }
 
 impl Place {
-    /// A partition that begins at `low` and is read from `start` on.
-    pub fn new(topic: &str, partition: i32, low: i64, start: i64) -> Place {
-        let doubtful = low > 0 && start == low;
-        Place { topic: topic.into(), partition, doubtful, reached: false, survivor: NEVER }
+    /// A partition, and what is read of it.
+    pub fn new(span: &Span) -> Place {
+        let Span { topic, partition, start, end, low } = span;
+        Place {
+            topic: topic.as_str().into(),
+            partition: *partition,
+            doubtful: *low > 0 && start == low,
+            reached: false,
+            survivor: NEVER,
+            next: *start,
+            end: *end,
+            transactional: false,
+            gaps: start > low,
+        }
     }
+
+    /// Whether offsets between the last record and this one are missing, and no marker explains it.
+    fn has_gap(&self, offset: i64) -> bool {
+        let missing = offset - self.next;
+        missing > 1 || (missing == 1 && !self.transactional)
+    }
+}
+
+/// What is known besides ledgers and records.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// By how much the bridge's metric of possibly persisted records rose.
+    pub possibly_persisted: Option<u64>,
+    /// By how much that of possibly doubled ones rose.
+    pub possibly_doubled: u64,
+    /// Whether nobody else publishes to the topics.
+    pub exclusive: bool,
+    /// Topics that are compacted, or of which that cannot be told.
+    pub compacted: BTreeSet<Arc<str>>,
 }
 
 /// What has been seen so far.
@@ -64,18 +102,25 @@ impl Judge {
         let key: (Arc<str>, i32) = (record.topic.into(), record.partition);
         let place_index = *self.by_name.get(&key).expect("only the places are read");
         let place = &mut self.places[place_index as usize];
+        let gap = place.has_gap(record.offset);
+        place.next = record.offset + 1;
+        place.transactional = [header::REDRIVEN, header::ENDED].iter().any(|name| record.header(name).is_some());
         if !place.reached {
             if record.timestamp_ms.is_some_and(|made| made < self.since_ms) {
                 place.doubtful = false;
+                // What is missing before it is as old.
+                place.gaps = false;
                 return;
             }
             place.reached = true;
         }
+        place.gaps |= gap;
         self.report.records += 1;
         if record.tombstone {
             let ce_id = record.key.and_then(|key| std::str::from_utf8(key).ok());
             if let Some(row) = ce_id.and_then(|id| self.named(id)) {
-                self.bodies.rows[row as usize].ended = true;
+                let is_there = *self.bodies.route_of(&self.bodies.rows[row as usize]).topic == *record.topic;
+                self.bodies.rows[row as usize].ended |= is_there;
             }
             return;
         }
@@ -184,17 +229,34 @@ impl Judge {
         self.bodies.find(self.bodies.instance(instance)?, &parse_hash(digits)?)
     }
 
-    /// When every record has been taken: the verdict. `possibly_persisted` and `possibly_doubled` are by how much the
-    /// bridge's metrics rose.
-    pub fn finish(mut self, possibly_persisted: Option<u64>, possibly_doubled: u64, exclusive: bool) -> Report {
+    /// When every record has been taken: the topics that miss records and offsets, with whether they are of what was set
+    /// aside. If they are compacted, what is missing there may have been there.
+    pub fn gapped(&self) -> Vec<(Arc<str>, bool)> {
+        let with_gaps = self.places.iter().filter(|place| place.gaps || place.has_gap(place.end));
+        let with_gaps: BTreeSet<&str> = with_gaps.map(|place| &*place.topic).collect();
+        let lacking = self.bodies.rows.iter().filter(|body| body.copies < body.acked && !self.is_explained(body));
+        let routes = lacking.map(|body| self.bodies.route_of(body));
+        let routes: BTreeSet<_> = routes.map(|route| (route.topic.clone(), route.set_aside)).collect();
+        routes.into_iter().filter(|(topic, _)| with_gaps.contains(&**topic)).collect()
+    }
+
+    /// Whether a body of which there are fewer copies than answers was set aside, and one record or its end stands for all.
+    fn is_explained(&self, body: &Body) -> bool {
+        self.bodies.route_of(body).set_aside && (body.copies > 0 || body.ended)
+    }
+
+    /// When every record has been taken: the verdict.
+    pub fn finish(mut self, known: &Known) -> Report {
         self.find_survivors();
-        self.judge_copies(possibly_persisted, possibly_doubled);
+        let mut report = std::mem::take(&mut self.report);
+        self.judge_copies(known, &mut report);
+        self.report = report;
         self.judge_order();
         let Judge { bodies, mut report, .. } = self;
         report.ledgers = bodies.ledgers;
         report.attempts = bodies.attempts;
         report.bodies = bodies.rows.len() as u64;
-        report.decide(exclusive);
+        report.decide(known.exclusive);
         report
     }
 
@@ -208,7 +270,9 @@ impl Judge {
         }
     }
 
-    fn judge_copies(&mut self, possibly_persisted: Option<u64>, possibly_doubled: u64) {
+    fn judge_copies(&self, known: &Known, report: &mut Report) {
+        let possibly_persisted = known.possibly_persisted;
+        let gapped: Vec<(Arc<str>, bool)> = self.gapped();
         // A body of a topic that is sent later than this was certainly not trimmed.
         let mut doubtful_until: HashMap<&str, u64> = HashMap::new();
         for place in self.places.iter().filter(|place| place.doubtful) {
@@ -216,10 +280,10 @@ impl Judge {
             *until = (*until).max(place.survivor);
         }
         let mut trimmed: HashMap<Arc<str>, u64> = HashMap::new();
+        let mut compacted: HashMap<Arc<str>, u64> = HashMap::new();
         // Copies that only a 503 explains, and of those the ones beyond a body's first.
         let (mut by_503, mut copies_by_503, mut by_503_examples) = (0, 0, Vec::new());
-        let mut may_be_doubled = possibly_doubled;
-        let report = &mut self.report;
+        let mut may_be_doubled = known.possibly_doubled;
         for body in &self.bodies.rows {
             let Body { acked, copies, .. } = *body;
             let example = |detail: String| {
@@ -235,12 +299,13 @@ impl Judge {
             if body.accepted {
                 report.note(Class::RefusedButAnswered, || example("had to be refused, was answered 200".to_owned()));
             }
-            let is_explained = self.bodies.route_of(body).set_aside && (copies > 0 || body.ended);
-            if copies < acked && !is_explained {
+            if copies < acked && !self.is_explained(body) {
                 let topic = &self.bodies.route_of(body).topic;
                 let doubtful = doubtful_until.get(&**topic).is_some_and(|until| body.first_sent <= *until);
                 if doubtful {
                     *trimmed.entry(topic.clone()).or_default() += 1;
+                } else if known.compacted.contains(topic) && gapped.iter().any(|(gapped, _)| gapped == topic) {
+                    *compacted.entry(topic.clone()).or_default() += 1;
                 } else if copies == 0 {
                     report.note(Class::Missing, || example(format!("answered 200 {}", times(acked))));
                 } else {
@@ -251,8 +316,11 @@ impl Judge {
                 report.count(Class::Kept, 1);
             }
             if copies == 0 {
-                if acked == 0 {
-                    report.count(Class::NeitherNor, 1);
+                let stood = self.is_explained(body);
+                if stood && !body.wanted {
+                    report.note(Class::RefusedButStored, || example("was there, and has ended".to_owned()));
+                } else if acked == 0 {
+                    report.count(if stood { Class::Unanswered } else { Class::NeitherNor }, 1);
                 }
                 continue;
             }
@@ -312,6 +380,15 @@ impl Judge {
                  persisted"
             )),
             _ => {}
+        }
+        for (topic, count) in compacted {
+            report.unknown(
+                69,
+                format!(
+                    "topic {topic}: compacted, and offsets are missing; of {count} bodies answered 200 it cannot be told \
+                     whether they were there"
+                ),
+            );
         }
         for (topic, count) in trimmed {
             report.unknown(

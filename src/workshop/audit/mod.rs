@@ -11,7 +11,9 @@ mod bodies;
 mod judge;
 mod report;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
@@ -20,9 +22,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::config::topics_of;
 use crate::config::{Config, Faults, Loaded, Needs};
 use crate::error::chain;
-use crate::kafka::consume::reader::{self, ScanError, Span};
+use crate::kafka::administer::topics::{self, Cluster};
+use crate::kafka::consume::reader::{self, ScanError};
 use bodies::{Bodies, LedgerFault};
-use judge::{Judge, Place};
+use judge::{Judge, Known, Place};
 use report::Report;
 
 /// Options of role `audit`.
@@ -121,11 +124,13 @@ fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, Ca
     let since_ms = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let since_ms = i64::try_from(since_ms).unwrap_or(i64::MAX);
 
-    let spans = reader::spans(&config.kafka, &topics_of(&config), since_ms)?;
+    let mut spans = reader::spans(&config.kafka, &topics_of(&config), since_ms)?;
+    // Where records may have been compacted away, the first that is young enough does not say how many there were.
+    let set_aside = bodies.set_aside();
+    spans.iter_mut().filter(|span| set_aside.contains(&*span.topic)).for_each(|span| span.start = span.low);
     let to_read: i64 = spans.iter().map(|span| span.end - span.start).sum();
     let progress = bar(options, "topics", to_read.unsigned_abs());
-    let places = spans.iter().map(|span: &Span| Place::new(&span.topic, span.partition, span.low, span.start));
-    let mut judge = Judge::new(bodies, places.collect(), since_ms);
+    let mut judge = Judge::new(bodies, spans.iter().map(Place::new).collect(), since_ms);
     let mut read: u64 = 0;
     reader::scan(&config.kafka, &spans, |record| {
         read += 1;
@@ -136,9 +141,31 @@ fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, Ca
         judge.record(&record);
     })?;
     progress.finish_and_clear();
-    let mut report = judge.finish(options.possibly_persisted, options.possibly_doubled, options.exclusive);
+    let known = Known {
+        possibly_persisted: options.possibly_persisted,
+        possibly_doubled: options.possibly_doubled,
+        exclusive: options.exclusive,
+        compacted: compacted(&config, &judge.gapped()),
+    };
+    let mut report = judge.finish(&known);
     report.warnings.append(&mut warnings);
     Ok(report)
+}
+
+/// Which of these topics are compacted. Where the cluster does not tell, those of what was set aside are.
+fn compacted(config: &Config, topics: &[(Arc<str>, bool)]) -> BTreeSet<Arc<str>> {
+    if topics.is_empty() {
+        return BTreeSet::new();
+    }
+    let mut wanted = topics::wanted(config);
+    wanted.retain(|wanted| topics.iter().any(|(topic, _)| *topic == wanted.name));
+    let found = Cluster::new(&config.kafka).and_then(|cluster| cluster.describe(&wanted, false)).unwrap_or_default();
+    let told = |topic: &str| {
+        let (_, found) = wanted.iter().zip(&found).find(|(wanted, _)| *wanted.name == *topic)?;
+        found.is_compacted()
+    };
+    let compacted = topics.iter().filter(|(topic, set_aside)| told(topic).unwrap_or(*set_aside));
+    compacted.map(|(topic, _)| topic.clone()).collect()
 }
 
 fn settings(options: &Audit, environment: &[(String, String)]) -> Result<Loaded, Faults> {

@@ -118,6 +118,16 @@ pub enum Found {
     There(Topic),
 }
 
+impl Found {
+    /// Whether Kafka compacts it; `None` if it does not tell.
+    pub fn is_compacted(&self) -> Option<bool> {
+        match self {
+            Found::There(topic) => topic.setting("cleanup.policy").map(|_| topic.is_compacted()),
+            Found::Missing | Found::Forbidden | Found::Failed(_) => None,
+        }
+    }
+}
+
 /// A topic as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
