@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::bodies::{Bodies, Body, NEVER, SEVERAL, hashed, key_hash, parse_hash};
+use super::counters::Risen;
 use super::report::{Class, EXAMPLES, Example, Report};
 use crate::kafka::consume::reader::{ReadRecord, Span};
 use crate::record::{SPEC_VERSION_1_0, ce_source, header};
@@ -67,12 +68,12 @@ impl Place {
 }
 
 /// What is known besides ledgers and records.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Known {
     /// By how much the bridge's metric of possibly persisted records rose.
-    pub possibly_persisted: Option<u64>,
+    pub possibly_persisted: Risen,
     /// By how much that of possibly doubled ones rose.
-    pub possibly_doubled: u64,
+    pub possibly_doubled: Risen,
     /// Whether nobody else publishes to the topics.
     pub exclusive: bool,
     /// Topics that are compacted, or of which that cannot be told.
@@ -271,7 +272,6 @@ impl Judge {
     }
 
     fn judge_copies(&self, known: &Known, report: &mut Report) {
-        let possibly_persisted = known.possibly_persisted;
         let gapped: Vec<(Arc<str>, bool)> = self.gapped();
         // A body of a topic that is sent later than this was certainly not trimmed.
         let mut doubtful_until: HashMap<&str, u64> = HashMap::new();
@@ -283,7 +283,10 @@ impl Judge {
         let mut compacted: HashMap<Arc<str>, u64> = HashMap::new();
         // Copies that only a 503 explains, and of those the ones beyond a body's first.
         let (mut by_503, mut copies_by_503, mut by_503_examples) = (0, 0, Vec::new());
-        let mut may_be_doubled = known.possibly_doubled;
+        let mut may_be_doubled = known.possibly_doubled.count();
+        // Of those that this does not explain: beyond what a 503 may have left, and among what it may.
+        let (mut perhaps_doubled, mut doubled_by_503) = (0, 0);
+        let more_may_be_doubled = known.possibly_doubled.why_more().is_some();
         for body in &self.bodies.rows {
             let Body { acked, copies, .. } = *body;
             let example = |detail: String| {
@@ -351,15 +354,28 @@ impl Judge {
                     by_503_examples.push(example(format!("there {}, more than was possibly persisted", times(copies))));
                 }
             }
-            let unexplained = u64::from(extra - of_503);
+            let mut unexplained = u64::from(extra - of_503);
+            if more_may_be_doubled {
+                let doubled = u64::from(doubled.min(extra));
+                let further = unexplained.min(doubled);
+                unexplained -= further;
+                perhaps_doubled += further;
+                doubled_by_503 += doubled - further;
+            }
             if unexplained > 0 {
                 let what = format!("there {}, {unexplained} more than the answers explain", times(copies));
                 report.count(Class::Unexplained, unexplained);
                 report.show(Class::Unexplained, || example(what));
             }
         }
-        let too_many = possibly_persisted.map_or(0, |risen| by_503.saturating_sub(risen).min(copies_by_503));
-        if too_many > 0 {
+        let risen = known.possibly_persisted.count();
+        let mut too_many = by_503.saturating_sub(risen).min(copies_by_503);
+        if known.possibly_persisted.why_more().is_none() {
+            let further = too_many.min(doubled_by_503);
+            too_many -= further;
+            perhaps_doubled += further;
+        }
+        if too_many > 0 && known.possibly_persisted.why_more().is_none() {
             report.count(Class::Unexplained, too_many);
             // Which of them the metric had counted cannot be known: these are candidates.
             for example in by_503_examples {
@@ -367,19 +383,22 @@ impl Judge {
             }
         }
         report.possibly_persisted = by_503;
-        match possibly_persisted {
-            None if copies_by_503 > 0 => report.unknown(
-                64,
-                format!(
-                    "{copies_by_503} copies could only have been possibly persisted: say by how much \
-                     bridge_kafka_possibly_persisted_total rose, with --possibly-persisted"
-                ),
-            ),
-            Some(risen) if by_503 > risen => report.warnings.push(format!(
+        match known.possibly_persisted.why_more() {
+            Some(why) if too_many > 0 => {
+                report.unknown(64, format!("{too_many} copies could only have been possibly persisted: {why}"));
+            }
+            None if by_503 > risen => report.warnings.push(format!(
                 "{by_503} records are there whose attempts were answered 503, and the bridge counted {risen} as possibly \
                  persisted"
             )),
-            _ => {}
+            Some(_) | None => {}
+        }
+        if let Some(why) = known.possibly_doubled.why_more()
+            && perhaps_doubled > 0
+        {
+            let what =
+                format!("{perhaps_doubled} further records of one publish could only have been possibly doubled");
+            report.unknown(64, format!("{what}: {why}"));
         }
         for (topic, count) in compacted {
             report.unknown(
