@@ -31,6 +31,7 @@ real=(
   kafka_harness::nothing_is_left_behind
   kafka_harness::records_outlive_every_fault_of_one_node
   link::a_compacted_topic_is_read_and_one_made_anew_is_noticed
+  redrive::a_topic_that_is_denied_meanwhile_is_left_and_the_others_go
   redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
   redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled
   security::roles_with_the_least_permissions_and_credentials_that_change
