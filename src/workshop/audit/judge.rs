@@ -60,6 +60,13 @@ impl Place {
         }
     }
 
+    /// Takes note of the next record; `older` than what is looked for, it shows that nothing of that is missing before it.
+    fn pass(&mut self, offset: i64, transactional: bool, older: bool) {
+        self.gaps = !older && (self.gaps || self.has_gap(offset));
+        self.next = offset + 1;
+        self.transactional = transactional;
+    }
+
     /// Whether offsets between the last record and this one are missing, and no marker explains it.
     fn has_gap(&self, offset: i64) -> bool {
         let missing = offset - self.next;
@@ -103,19 +110,14 @@ impl Judge {
         let key: (Arc<str>, i32) = (record.topic.into(), record.partition);
         let place_index = *self.by_name.get(&key).expect("only the places are read");
         let place = &mut self.places[place_index as usize];
-        let gap = place.has_gap(record.offset);
-        place.next = record.offset + 1;
-        place.transactional = [header::REDRIVEN, header::ENDED].iter().any(|name| record.header(name).is_some());
-        if !place.reached {
-            if record.timestamp_ms.is_some_and(|made| made < self.since_ms) {
-                place.doubtful = false;
-                // What is missing before it is as old.
-                place.gaps = false;
-                return;
-            }
-            place.reached = true;
+        let older = !place.reached && record.timestamp_ms.is_some_and(|made| made < self.since_ms);
+        let transactional = [header::REDRIVEN, header::ENDED].iter().any(|name| record.header(name).is_some());
+        place.pass(record.offset, transactional, older);
+        if older {
+            place.doubtful = false;
+            return;
         }
-        place.gaps |= gap;
+        place.reached = true;
         self.report.records += 1;
         if record.tombstone {
             let ce_id = record.key.and_then(|key| std::str::from_utf8(key).ok());
@@ -488,4 +490,41 @@ fn shown(text: &str) -> String {
 
 fn times(count: u16) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An offset, whether its record is a transaction's, and whether it is older than what is looked for.
+    type Read = (i64, (bool, bool));
+    /// What it is; the first offset there is, the first and the end of what is read; what is there; whether some are missing.
+    type Case = (&'static str, (i64, i64, i64), &'static [Read], bool);
+
+    #[test]
+    fn offsets_that_only_compaction_explains() {
+        const NEW: (bool, bool) = (false, false);
+        const MOVED: (bool, bool) = (true, false);
+        const OLD: (bool, bool) = (false, true);
+        let cases: [Case; 11] = [
+            ("all there", (0, 0, 2), &[(0, NEW), (1, NEW)], false),
+            ("nothing yet", (0, 0, 0), &[], false),
+            ("one gone in the middle", (0, 0, 3), &[(0, NEW), (2, NEW)], true),
+            ("the first gone", (0, 0, 2), &[(1, NEW)], true),
+            ("the last gone", (0, 0, 2), &[(0, NEW)], true),
+            ("all gone", (0, 0, 2), &[], true),
+            ("a marker in the middle", (0, 0, 3), &[(0, MOVED), (2, NEW)], false),
+            ("a marker at the end", (0, 0, 2), &[(0, MOVED)], false),
+            ("more than a marker", (0, 0, 4), &[(0, MOVED), (3, NEW)], true),
+            ("gone before what is old", (0, 0, 4), &[(2, OLD), (3, NEW)], false),
+            ("begun in the middle", (0, 5, 6), &[(5, NEW)], true),
+        ];
+        for (name, (low, start, end), records, expected) in cases {
+            let mut place = Place::new(&Span { topic: "q".to_owned(), partition: 0, start, end, low });
+            for (offset, (transactional, older)) in records {
+                place.pass(*offset, *transactional, *older);
+            }
+            assert_eq!(place.gaps || place.has_gap(place.end), expected, "{name}");
+        }
+    }
 }
