@@ -167,8 +167,8 @@ struct Run {
     notes: Vec<String>,
     /// Whether topics are to be compacted.
     compact: bool,
-    /// Topics that cannot be, and why.
-    not_compacted: BTreeMap<Arc<str>, String>,
+    /// Topics that cannot be; why, and what to do.
+    not_compacted: BTreeMap<Arc<str>, (String, &'static str)>,
     /// What there was to do at first.
     plan: Vec<Step>,
     /// Each step that was tried, and why it was not taken.
@@ -258,14 +258,17 @@ impl Run {
         for topic in candidates {
             self.say(&format!("reading the keys of {topic}"));
             let fault = match Keys::of(kafka, &topic) {
-                Ok(keys) => keys.fault(&topic),
-                Err(error) => Some(format!("its keys could not be read: {}", chain(&error))),
+                Ok(keys) => keys.fault(&topic).map(|why| (why, "try again when retention has taken them")),
+                Err(error) => {
+                    let why = format!("its keys could not be read: {}", chain(&error));
+                    Some((why, "allow Read on the topic, or try again"))
+                }
             };
             match fault {
                 None => right.push(topic),
-                Some(why) => {
+                Some((why, to_do)) => {
                     self.say(&format!("not done: compact {topic}: {why}"));
-                    self.not_compacted.insert(topic, why);
+                    self.not_compacted.insert(topic, (why, to_do));
                 }
             }
         }
@@ -304,9 +307,8 @@ impl Run {
     /// That a topic is not compacted counts where it was asked for.
     fn ask_for(&self, difference: &mut Difference) {
         difference.severity = Severity::Warning;
-        if let Some(why) = self.not_compacted.get(&*difference.topic) {
-            difference.why.clone_from(why);
-            difference.to_do = "try again when retention has taken them, or when the topic can be read".to_owned();
+        if let Some((why, to_do)) = self.not_compacted.get(&*difference.topic) {
+            (difference.why, difference.to_do) = (why.clone(), (*to_do).to_owned());
         }
     }
 }
