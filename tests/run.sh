@@ -19,6 +19,7 @@ real=(
   audit::a_leader_that_falls_meanwhile_changes_nothing
   audit::real_partitions_with_gaps
   audit::real_topics_are_read_from_the_time_of_the_ledger
+  audit::what_compaction_took_cannot_be_told
   check::what_is_wrong_in_a_real_cluster_is_named
   consumer::on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work
   durability::large_webhooks_do_not_hurt_small_ones
@@ -30,10 +31,12 @@ real=(
   kafka_harness::nothing_is_left_behind
   kafka_harness::records_outlive_every_fault_of_one_node
   link::a_compacted_topic_is_read_and_one_made_anew_is_noticed
+  redrive::a_topic_that_is_denied_meanwhile_is_left_and_the_others_go
   redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
   redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled
   security::roles_with_the_least_permissions_and_credentials_that_change
   topics::topics_are_made_mended_and_left_alone
+  topics::what_was_set_aside_is_compacted_if_every_key_is_a_ce_id
 )
 
 # A line per missing thing: what it is needed for, and the Debian packages that bring it after the tab.

@@ -5,19 +5,25 @@
 //! is reported beside what was. The end is judged by what the cluster then says, and only when each partition has a
 //! leader, so that an ingress started right after finds its topics. It may be run again at any time, and twice at once.
 
+mod keys;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::config::{Config, Needs};
+use crate::config::{self, Config, Needs};
 use crate::error::chain;
 use crate::kafka::administer::topics::{
-    Allowed, Cluster, ClusterError, Difference, Found, Severity, Step, Topic, Wanted, differences, plan, wanted,
+    Allowed, Cluster, ClusterError, Difference, Found, Mend, Severity, Step, Topic, Wanted, differences,
+    may_be_compacted, plan, wanted,
 };
 use crate::kafka::check_settings;
+use keys::Keys;
 
 /// Options of role `topics`.
 #[derive(Debug, Clone, Args)]
@@ -67,6 +73,11 @@ struct Making {
     /// what is older.
     #[arg(long)]
     shorten_retention: bool,
+    /// Compact quarantines and dead letters that are only deleted by age, as those are that version 0.1 made. Each is read
+    /// to its end first, and left as it is if a record's key is not its ce_id: Kafka would lose that record. End all
+    /// processes of 0.1 before.
+    #[arg(long)]
+    compact: bool,
     /// How long what was done may take to be seen, leaders of partitions included.
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -109,13 +120,15 @@ pub fn run(options: &Topics, environment: &[(String, String)]) -> u8 {
         wanted: wanted(&config),
         found: Vec::new(),
         notes: Vec::new(),
+        compact: create.is_some_and(|create| create.compact),
+        not_compacted: BTreeMap::new(),
         plan: Vec::new(),
         taken: Vec::new(),
         quiet: common.json,
     };
     let ended = Cluster::new(&config.kafka).and_then(|cluster| match create {
         None => run.look(&cluster).and_then(|()| run.note(&cluster)),
-        Some(create) => run.create(&cluster, create),
+        Some(create) => run.create(&cluster, &config.kafka, create),
     });
     let report = match &ended {
         Err(ClusterError::Settings(error)) => return usage(&chain(error)),
@@ -152,6 +165,10 @@ struct Run {
     found: Vec<Found>,
     /// What is to be said of the cluster, and is no topic's fault.
     notes: Vec<String>,
+    /// Whether topics are to be compacted.
+    compact: bool,
+    /// Topics that cannot be; why, and what to do.
+    not_compacted: BTreeMap<Arc<str>, (String, &'static str)>,
     /// What there was to do at first.
     plan: Vec<Step>,
     /// Each step that was tried, and why it was not taken.
@@ -188,10 +205,14 @@ impl Run {
         Ok(())
     }
 
-    fn create(&mut self, cluster: &Cluster, options: &Making) -> Result<(), ClusterError> {
-        let allowed = Allowed { add_partitions: options.add_partitions, shorten_retention: options.shorten_retention };
+    fn create(&mut self, cluster: &Cluster, kafka: &config::Kafka, options: &Making) -> Result<(), ClusterError> {
         self.look(cluster)?;
-        self.plan = plan(&self.wanted, &self.found, allowed);
+        let allowed = Allowed {
+            add_partitions: options.add_partitions,
+            shorten_retention: options.shorten_retention,
+            compact: if self.compact { self.read_keys(kafka) } else { Vec::new() },
+        };
+        self.plan = plan(&self.wanted, &self.found, &allowed);
         for step in &self.plan {
             self.say(&format!("plan: {step}"));
         }
@@ -204,7 +225,7 @@ impl Run {
         }
         let deadline = Instant::now() + options.wait;
         loop {
-            let steps = plan(&self.wanted, &self.found, allowed);
+            let steps = plan(&self.wanted, &self.found, &allowed);
             // What is left of steps that were taken is on its way; what was refused would be refused again.
             let awaited = |step: &&Step| !self.taken.iter().any(|(taken, why)| taken == *step && why.is_some());
             let usable = |found: &Found| !matches!(found, Found::There(topic) if !topic.is_usable());
@@ -228,6 +249,32 @@ impl Run {
         }
     }
 
+    /// Reads the topics that could be compacted, and returns those whose every key is right.
+    fn read_keys(&mut self, kafka: &config::Kafka) -> Vec<Arc<str>> {
+        let pairs = self.wanted.iter().zip(&self.found);
+        let candidates = pairs.filter(|(wanted, found)| may_be_compacted(wanted, found));
+        let candidates: Vec<Arc<str>> = candidates.map(|(wanted, _)| wanted.name.clone()).collect();
+        let mut right = Vec::new();
+        for topic in candidates {
+            self.say(&format!("reading the keys of {topic}"));
+            let fault = match Keys::of(kafka, &topic) {
+                Ok(keys) => keys.fault(&topic).map(|why| (why, "try again when retention has taken them")),
+                Err(error) => {
+                    let why = format!("its keys could not be read: {}", chain(&error));
+                    Some((why, "allow Read on the topic, or try again"))
+                }
+            };
+            match fault {
+                None => right.push(topic),
+                Some((why, to_do)) => {
+                    self.say(&format!("not done: compact {topic}: {why}"));
+                    self.not_compacted.insert(topic, (why, to_do));
+                }
+            }
+        }
+        right
+    }
+
     fn say(&self, line: &str) {
         if !self.quiet {
             println!("{line}");
@@ -237,6 +284,9 @@ impl Run {
     fn report(&self, could_not_tell: Option<String>) -> Report {
         let pairs = self.wanted.iter().zip(&self.found);
         let mut differences: Vec<Difference> = pairs.flat_map(|(wanted, found)| differences(wanted, found)).collect();
+        if self.compact {
+            differences.iter_mut().filter(|found| found.mend == Mend::Compact).for_each(|found| self.ask_for(found));
+        }
         differences.sort_by_key(|difference| std::cmp::Reverse(difference.severity));
         let worst = differences.iter().map(|difference| difference.severity).max();
         let verdict = match (&could_not_tell, worst) {
@@ -252,6 +302,14 @@ impl Run {
         };
         let notes = self.notes.clone();
         Report { verdict, exit_code, could_not_tell, topics: self.wanted.len(), differences, notes }
+    }
+
+    /// That a topic is not compacted counts where it was asked for.
+    fn ask_for(&self, difference: &mut Difference) {
+        difference.severity = Severity::Warning;
+        if let Some((why, to_do)) = self.not_compacted.get(&*difference.topic) {
+            (difference.why, difference.to_do) = (why.clone(), (*to_do).to_owned());
+        }
     }
 }
 

@@ -238,7 +238,7 @@ const CASES: &[Case] = &[
             scene.store(&body);
             scene.store(&body);
         },
-        &[],
+        &["--possibly-doubled", "0"],
         1,
         "kept=3 unexplained=1",
     ),
@@ -253,7 +253,7 @@ const CASES: &[Case] = &[
                 scene.store(&body);
             }
         },
-        &[],
+        &["--possibly-doubled", "0"],
         1,
         "kept=4 unexplained=2",
     ),
@@ -284,9 +284,30 @@ const CASES: &[Case] = &[
     ),
     ("a copy after a 503, the metric not given", two_after_503, &[], 64, "kept=4"),
     ("as many copies after a 503 as possibly persisted", two_after_503, &["--possibly-persisted", "2"], 0, "kept=4"),
+    (
+        "one publish that stands twice, after a 503",
+        |scene| {
+            scene.attempt(&kyc("c", 3), Expect::Stored, UNAVAILABLE);
+            one_publish_twice(scene);
+        },
+        &["--possibly-persisted", "1"],
+        0,
+        "kept=3",
+    ),
+    (
+        "the same, and the other metric not given",
+        |scene| {
+            scene.attempt(&kyc("c", 3), Expect::Stored, UNAVAILABLE);
+            one_publish_twice(scene);
+        },
+        &["--possibly-persisted", "0"],
+        64,
+        "kept=3",
+    ),
     ("one more than that", two_after_503, &["--possibly-persisted", "1"], 1, "kept=4 unexplained=1"),
     ("two more than that", two_after_503, &["--possibly-persisted", "0"], 1, "kept=4 unexplained=2"),
-    ("one publish that stands twice", one_publish_twice, &[], 1, "kept=3 unexplained=1"),
+    ("one publish that stands twice, the metric not given", one_publish_twice, &[], 64, "kept=3"),
+    ("one publish that stands twice", one_publish_twice, &["--possibly-doubled", "0"], 1, "kept=3 unexplained=1"),
     ("as many as possibly doubled", one_publish_twice, &["--possibly-doubled", "1"], 0, "kept=3"),
     (
         "two publishes, each doubled, their copies mixed",
@@ -312,6 +333,18 @@ const CASES: &[Case] = &[
             set(scene.store(&body), header::TIME, Some("2026-01-01T00:00:00.000Z"));
         },
         &["--possibly-doubled", "9"],
+        1,
+        "kept=3 unexplained=1",
+    ),
+    (
+        "two publishes, whatever metric is not given",
+        |scene| {
+            let body = kyc("c", 3);
+            scene.sent(&body);
+            scene.store(&body);
+            set(scene.store(&body), header::TIME, Some("2026-01-01T00:00:00.000Z"));
+        },
+        &[],
         1,
         "kept=3 unexplained=1",
     ),
@@ -518,7 +551,7 @@ fn two_after_503(scene: &mut Scene) {
         scene.attempt(&body, Expect::Stored, UNAVAILABLE);
         scene.sent(&body);
         scene.store(&body);
-        scene.store(&body);
+        set(scene.store(&body), header::TIME, Some("2026-01-01T00:00:00.000Z"));
     }
 }
 
@@ -562,11 +595,13 @@ fn what_was_put_back_or_discarded_is_explained() {
     let cluster = mock_cluster(1);
     let servers = cluster.bootstrap_servers();
     let statements = |n: u64| format!(r#"{{"ResponseType":"Statements","LoginId":"a","n":{n}}}"#).into_bytes();
-    let [put_back, compacted, retried, gone] = [0, 1, 2, 3].map(statements);
+    let [put_back, compacted, retried, gone, unanswered, refused] = [0, 1, 2, 3, 4, 5].map(statements);
     let mut scene = Scene::new();
     for body in [&put_back, &compacted, &retried, &retried, &gone] {
         scene.sent(body);
     }
+    scene.attempt(&unanswered, Expect::Stored, End::TimedOut);
+    scene.attempt(&refused, Expect::Refused, UNAUTHORIZED);
     scene.store(&put_back);
     scene.store(&retried);
     // As it was put back, and as a topic keeps it that has been compacted: one record a `ce_id`, or its tombstone.
@@ -575,7 +610,7 @@ fn what_was_put_back_or_discarded_is_explained() {
     set(copy, header::REDRIVEN, Some("1"));
     publish(&servers, &scene.records);
     let producer = producer(&servers);
-    for body in [&put_back, &compacted] {
+    for body in [&put_back, &compacted, &unanswered, &refused] {
         let record = record_of(INSTANCE, body);
         let key = record.key.expect("its ce_id");
         let base: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&record.topic).partition(0).key(key.as_ref());
@@ -585,7 +620,7 @@ fn what_was_put_back_or_discarded_is_explained() {
 
     let (_directory, ledger) = written(&scene.text());
     let (code, report) = audit(&ledger, &servers, &["--exclusive"]);
-    assert_eq!((code, &*counts(&report)), (1, "kept=3 missing=1"), "{report:#}");
+    assert_eq!((code, &*counts(&report)), (1, "kept=3 missing=1 refused-but-stored=1 unanswered=1"), "{report:#}");
 }
 
 #[test]
@@ -601,7 +636,7 @@ fn a_fault_is_told_with_its_place() {
     let (_directory, ledger) = written(&scene.text());
     let ledger = ledger.to_str().expect("UTF-8");
     let servers = cluster.bootstrap_servers();
-    let output = run(&["--ledger", ledger, "--brokers", &servers]);
+    let output = run(&["--ledger", ledger, "--brokers", &servers, "--possibly-doubled", "0"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{text}");
     let id = |body: &[u8]| format!("{INSTANCE}:{}", hex(&ContentHash::of(body)));
@@ -664,8 +699,97 @@ fn several_ledgers_explain_together() {
     let servers = cluster.bootstrap_servers();
     let (code, report) = audit(&one, &servers, &["--ledger", other.to_str().expect("UTF-8")]);
     assert_eq!((code, &*counts(&report)), (0, "kept=1"), "{report:#}");
-    let (code, report) = audit(&one, &servers, &[]);
+    let (code, report) = audit(&one, &servers, &["--possibly-doubled", "0"]);
     assert_eq!((code, &*counts(&report)), (1, "kept=1 unexplained=1"), "{report:#}");
+}
+
+/// Answers each request with this text, for as long as the test lives; the URL.
+fn told(status: &'static str, text: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}/metrics", listener.local_addr().expect("it is bound"));
+    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            // What is asked is one request, without a body.
+            let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+            let _ = std::io::Write::write_all(&mut stream, answer.as_bytes());
+        }
+    });
+    url
+}
+
+/// What an ingress has counted, and how long before the test it began.
+fn counted(persisted: u64, doubled: u64, began: i64) -> String {
+    let started = now_ms() as i64 / 1000 - began;
+    told(
+        "200 OK",
+        &format!(
+            "# TYPE bridge_kafka_possibly_persisted_total counter\n\
+             bridge_kafka_possibly_persisted_total{{lane=\"small\"}} {persisted}\n\
+             bridge_kafka_possibly_persisted_total{{lane=\"large\"}} 0\n\
+             bridge_kafka_possibly_doubled_total{{lane=\"small\"}} {doubled}\n\
+             process_start_time_seconds {started}\n"
+        ),
+    )
+}
+
+/// The counters of several ingresses explain what those given by hand would; what they do not know is not held against
+/// anybody.
+#[test]
+fn counters_are_asked_of_the_ingresses() {
+    let cluster = mock_cluster(1);
+    let servers = cluster.bootstrap_servers();
+    let mut scene = Scene::new();
+    two_after_503(&mut scene);
+    let body = kyc("d", 9);
+    scene.sent(&body);
+    let doubled = scene.store(&body).clone();
+    scene.records.push(doubled);
+    publish(&servers, &scene.records);
+    let (_directory, ledger) = written(&scene.text());
+    let audited = |more: &[&str]| {
+        let (code, report) = audit(&ledger, &servers, more);
+        (code, counts(&report), report["could_not_tell"].to_string())
+    };
+
+    // Nobody has said anything: nothing is called broken, and the options are named.
+    let (code, found, why) = audited(&[]);
+    assert_eq!((code, &*found), (64, "kept=3"), "{why}");
+    let named =
+        ["2 copies", "--possibly-persisted, or name every ingress with --metrics", "1 further", "--possibly-doubled"];
+    assert!(named.iter().all(|named| why.contains(named)), "{why}");
+
+    let old = 3600;
+    let both = [counted(1, 0, old), counted(1, 1, old)];
+    let of = |urls: &[String]| urls.iter().flat_map(|url| ["--metrics".to_owned(), url.clone()]).collect::<Vec<_>>();
+    let asked = |urls: &[String], more: &[&str]| {
+        let urls = of(urls);
+        audited(&[&urls.iter().map(String::as_str).collect::<Vec<_>>()[..], more].concat())
+    };
+    assert_eq!(asked(&both, &[]), (0, "kept=3".to_owned(), "[]".to_owned()));
+    assert_eq!(asked(&both[..1], &[]), (1, "kept=3 unexplained=2".to_owned(), "[]".to_owned()));
+    // By hand goes before.
+    assert_eq!(asked(&both, &["--possibly-persisted", "1"]), (1, "kept=3 unexplained=1".to_owned(), "[]".to_owned()));
+    // One that began since has forgotten what it counted.
+    let restarted = counted(0, 0, -3600);
+    let (code, found, why) = asked(std::slice::from_ref(&restarted), &[]);
+    assert_eq!((code, &*found), (64, "kept=3"), "{why}");
+    assert!(why.contains(&format!("{restarted} began after the ledger")), "{why}");
+    let by_hand = ["--possibly-persisted", "2", "--possibly-doubled", "1"];
+    assert_eq!(asked(std::slice::from_ref(&restarted), &by_hand), (0, "kept=3".to_owned(), "[]".to_owned()));
+
+    let (code, _, why) = asked(&["http://127.0.0.1:1/metrics".to_owned()], &[]);
+    assert_eq!(code, 69, "{why}");
+    assert!(why.contains("--metrics http://127.0.0.1:1/metrics cannot be reached"), "{why}");
+    for (url, said) in [
+        (told("200 OK", "up 1\n"), "does not tell bridge_kafka_possibly_persisted_total"),
+        (told("404 Not Found", ""), "answers 404"),
+    ] {
+        let (code, _, why) = asked(std::slice::from_ref(&url), &[]);
+        assert_eq!(code, 64, "{why}");
+        assert!(why.contains(&format!("--metrics {url} {said}")), "{why}");
+    }
 }
 
 /// A ledger: what is done to its lines, how the audit ends, and what it says.
@@ -719,8 +843,10 @@ fn ledgers_at_fault() {
 fn the_command_line_at_fault() {
     let (_directory, ledger) = written(&Scene::new().text());
     let ledger = ledger.to_str().expect("UTF-8");
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 8] = [
         &[],
+        &["--ledger", ledger, "--brokers", "127.0.0.1:1", "--metrics", "127.0.0.1:9464"],
+        &["--ledger", ledger, "--brokers", "127.0.0.1:1", "--metrics", "http://user:word@127.0.0.1:9464/metrics"],
         &["--brokers", "127.0.0.1:1"],
         &["--ledger", ledger, "--brokers", "127.0.0.1:1", "--possibly-persisted", "some"],
         &["--ledger", ledger, "--brokers", "127.0.0.1:1", "--config", "x.toml"],
@@ -807,7 +933,7 @@ fn real_topics_are_read_from_the_time_of_the_ledger() {
     let (code, report) = audit(&ledger.1, &servers, &["--slack", "0s"]);
     assert_eq!((code, &*counts(&report)), (0, "kept=1"), "{report:#}");
     // With slack the older ones are seen too.
-    let (code, report) = audit(&ledger.1, &servers, &["--slack", "1h"]);
+    let (code, report) = audit(&ledger.1, &servers, &["--slack", "1h", "--possibly-doubled", "0"]);
     assert_eq!((code, &*counts(&report)), (1, "foreign=1 kept=1 unexplained=1"), "{report:#}");
 }
 
@@ -849,6 +975,57 @@ fn real_partitions_with_gaps() {
     let (code, report) = audit(&ledger, &servers, &[]);
     assert_eq!((code, &*counts(&report)), (69, "foreign=1 kept=2"), "{report:#}");
     assert!(report["could_not_tell"].to_string().contains("flinks.kyc: trimmed"), "{report:#}");
+}
+
+/// Once Kafka has compacted a quarantine and dropped its tombstones, missing offsets are all that is left of what was put
+/// back or discarded. A redrive's marker is none of them, and a topic that is not compacted loses nothing.
+#[test]
+fn what_compaction_took_cannot_be_told() {
+    const QUARANTINE: &str = "flinks.quarantine";
+    let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() });
+    for topic in TOPICS {
+        let policy = if topic == QUARANTINE { "compact,delete" } else { "delete" };
+        cluster.create_topic(topic, 1, 1, &[("cleanup.policy", policy)]);
+    }
+    let servers = cluster.bootstrap_servers();
+    let statements = |n: u64| format!(r#"{{"ResponseType":"Statements","LoginId":"a","n":{n}}}"#).into_bytes();
+    let [there, ended, gone] = [0, 1, 2].map(statements);
+    let mut scene = Scene::new();
+    for body in [&there, &ended, &gone] {
+        scene.sent(body);
+    }
+    scene.store(&there);
+    publish(&servers, &scene.records);
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &servers).set("transactional.id", "stranger");
+    let stranger: ThreadedProducer<DefaultProducerContext> = config.create().expect("a producer");
+    let limit = Duration::from_secs(30);
+    stranger.init_transactions(limit).expect("transactions");
+    let transaction = |record: BaseRecord<'_, str, str>| {
+        stranger.begin_transaction().expect("a transaction");
+        stranger.send(record).map_err(|(error, _)| error).expect("room in the queue");
+        stranger.commit_transaction(limit).expect("committed");
+    };
+    let (_directory, ledger) = written(&scene.text());
+    let audited = || {
+        let (code, report) = audit(&ledger, &servers, &[]);
+        (code, counts(&report), report["could_not_tell"].to_string())
+    };
+    let found = |code: i32, counts: &str| (code, counts.to_owned(), "[]".to_owned());
+
+    let id = format!("{INSTANCE}:{}", hex(&ContentHash::of(&ended)));
+    let how = OwnedHeaders::new().insert(Header { key: header::ENDED, value: Some("put-back") });
+    transaction(BaseRecord::to(QUARANTINE).key(&*id).headers(how));
+    assert_eq!(audited(), found(1, "kept=2 missing=1"));
+
+    transaction(BaseRecord::to(QUARANTINE).key("another").payload("{}"));
+    let (code, counts, why) = audited();
+    assert_eq!((code, &*counts), (69, "foreign=1 kept=2"), "{why}");
+    let told = "topic flinks.quarantine: compacted, and offsets are missing; of 1 bodies answered 200";
+    assert!(why.contains(told), "{why}");
+
+    cluster.alter_topic(QUARANTINE, "cleanup.policy", "delete");
+    assert_eq!(audited(), found(1, "foreign=1 kept=2 missing=1"));
 }
 
 /// The audit is asked for right after a fault: a leader that falls meanwhile costs time, and no finding.
@@ -947,9 +1124,8 @@ async fn rehearse(broken: Broken, more: &str, count: u64, forged: u64) -> (i32, 
     honest.stop().await;
     let (_directory, ledger) = written(&scene.text());
     let servers = cluster.bootstrap_servers();
-    tokio::task::spawn_blocking(move || audit(&ledger, &servers, &["--possibly-persisted", "0", "--exclusive"]))
-        .await
-        .expect("the audit does not panic")
+    let more = ["--possibly-persisted", "0", "--possibly-doubled", "0", "--exclusive"];
+    tokio::task::spawn_blocking(move || audit(&ledger, &servers, &more)).await.expect("the audit does not panic")
 }
 
 fn settings_without_signature(servers: &str) -> flinks_bridge::config::Config {

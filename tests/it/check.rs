@@ -707,6 +707,11 @@ async fn what_is_wrong_in_a_real_cluster_is_named() {
         (Error, Area::Topics, "flinks.kyc: missing"),
         (Error, Area::Topics, "flinks.quarantine: replication is 1"),
         (Error, Area::Topics, "min.insync.replicas is 1 and should be 2"),
+        (
+            Severity::Note,
+            Area::Topics,
+            "flinks.quarantine: cleanup.policy is delete, from the broker and should be compact,delete; it works",
+        ),
         (Error, Area::Topics, "flinks.pay-events: max.message.bytes is 1048588"),
         (Warning, Area::Brokers, "the cluster has 2 broker(s)"),
     ] {
@@ -753,7 +758,7 @@ fn create_topics(setup: &Setup, servers: &str) {
     let cluster = topics::Cluster::new(&loaded.config.kafka).expect("good properties");
     let wanted = topics::wanted(&loaded.config);
     let found = cluster.describe(&wanted, false).expect("it answers");
-    for step in topics::plan(&wanted, &found, topics::Allowed::default()) {
+    for step in topics::plan(&wanted, &found, &topics::Allowed::default()) {
         cluster.carry_out(&step).expect("it is allowed");
     }
 }

@@ -511,7 +511,8 @@ fn check_rendered(file: &str, rendered: &str) {
 fn kafka_topics_are_those_that_role_topics_makes() {
     let config = workloads()[0].load().config;
     let mut rendered = "# Rendered by tests/it/kubernetes.rs: the topics as `flinks-bridge topics create` makes them. The partitions of\n\
-                        # flinks.login-links must never change, and those of the others say which key stands where.\n"
+                        # flinks.login-links must never change, and those of the others say which key stands where. Where topics of\n\
+                        # version 0.1 stand, see deploy/UPGRADE.md before their cleanup.policy is changed.\n"
         .to_owned();
     for (n, topic) in wanted(&config).iter().enumerate() {
         let separator = if n == 0 { "" } else { "---\n" };

@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::kafka::{Cluster, ClusterOptions, OwnedRecord};
+use crate::kafka::{Cluster, ClusterOptions, Operation, OwnedRecord, Permission, Resource, Rule};
 use crate::support::{mock_cluster, settings};
 
 const QUARANTINE: &str = "flinks.quarantine";
@@ -751,6 +751,73 @@ fn killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost() {
     assert_eq!(ids(&all), unique);
     assert_eq!(scene.done(TAUGHT, &arguments), "");
     assert_eq!(committed_ids(&cluster.read_topic(STATEMENTS)).len(), RECORDS);
+}
+
+/// A permission that goes while records are moved: what needs it is named and left, and the others go.
+#[test]
+fn a_topic_that_is_denied_meanwhile_is_left_and_the_others_go() {
+    const LOGIN: (&str, &str) = ("redrive", "an-invented-password");
+    const NOTICES: &str = "flinks.notices";
+    let options = ClusterOptions {
+        nodes: 1,
+        link_rate: Some(1_000_000_000),
+        link_login: Some(LOGIN),
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options);
+    for topic in [QUARANTINE, STATEMENTS, NOTICES] {
+        cluster.create_topic(topic, 3, 1, &[]);
+    }
+    let rule = |permission, operation, resource, name| {
+        cluster.rule(&Rule { permission, operation, resource, name });
+    };
+    rule(Permission::Allow, Operation::All, Resource::Topic, "*");
+    rule(Permission::Allow, Operation::All, Resource::TransactionalId, "*");
+    let servers = cluster.bootstrap_servers();
+    let of =
+        |kind: &str, numbers: std::ops::Range<usize>| numbers.map(|n| received(&body(kind, n, ""))).collect::<Vec<_>>();
+    let (statements, notices) = (of("Statements", 0..40), of("Notice", 40..80));
+    // In turns, so that each batch has some of both.
+    let mixed: Vec<Record> =
+        statements.iter().zip(&notices).flat_map(|(one, other)| [one.clone(), other.clone()]).collect();
+    publish(&servers, &mixed);
+
+    let scene = Scene::new(&cluster.link_servers());
+    let (user, password) = LOGIN;
+    let login = format!(
+        "[kafka.properties]\n\"security.protocol\" = \"SASL_PLAINTEXT\"\n\"sasl.mechanism\" = \"PLAIN\"\n\
+         \"sasl.username\" = \"{user}\"\n\"sasl.password\" = \"{password}\"\n{TAUGHT_MORE}"
+    );
+    let began = Instant::now();
+    let running = Running::start(scene.command(&login, &["--from", "quarantine", "--json", "--quiet", "--rate", "10"]));
+    until("a batch", || cluster.count(NOTICES) > 0);
+    rule(Permission::Deny, Operation::Write, Resource::Topic, NOTICES);
+    let (code, told) = report(&running.end());
+    println!("{:?}: {told:#}", began.elapsed());
+    let back = committed_ids(&cluster.read_topic(NOTICES)).len();
+    assert_eq!((code, &*fates(&told)), (1, &*format!("left={} put back={}", 40 - back, 40 + back)), "{told:#}");
+    assert!((1..40).contains(&back), "{back}");
+    let left = told["records"].as_array().expect("rows").iter().filter(|row| row["fate"] == "left");
+    assert!(left.clone().count() > 0 && left.clone().all(|row| row["topic"] == NOTICES), "{told:#}");
+    assert_eq!(committed_ids(&cluster.read_topic(STATEMENTS)).into_iter().collect::<BTreeSet<_>>(), ids(&statements));
+    cluster.no_rules();
+    assert_eq!(Scene::new(&servers).done(TAUGHT_MORE, &["--from", "quarantine"]), format!("put back={}", 40 - back));
+
+    // Where what was set aside can end no more, nothing goes.
+    rule(Permission::Allow, Operation::All, Resource::Topic, "*");
+    rule(Permission::Allow, Operation::All, Resource::TransactionalId, "*");
+    let more = of("Statements", 80..120);
+    publish(&servers, &more);
+    let running = Running::start(scene.command(&login, &["--from", "quarantine", "--json", "--quiet", "--rate", "10"]));
+    until("a batch", || cluster.read_topic(STATEMENTS).len() > 40);
+    rule(Permission::Deny, Operation::Write, Resource::Topic, QUARANTINE);
+    let (code, told) = report(&running.end());
+    let failure = told["failure"].as_str().unwrap_or_default();
+    assert!(code == 1 && failure.starts_with("topic flinks.quarantine may not be written"), "{told:#}");
+    let back = committed_ids(&cluster.read_topic(STATEMENTS)).len() - 40;
+    assert_eq!(fates(&told), format!("put back={back}"), "{told:#}");
+    cluster.no_rules();
+    assert_eq!(Scene::new(&servers).done(TAUGHT_MORE, &["--from", "quarantine"]), format!("put back={}", 40 - back));
 }
 
 #[test]

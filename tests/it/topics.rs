@@ -2,13 +2,22 @@
 //! one, and all that it does on a real Kafka of three nodes.
 
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use flinks_bridge::record::header;
+use flinks_bridge::signature::ContentHash;
+use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::kafka::{Cluster, ClusterOptions, Operation, Permission, Resource, Rule};
+use crate::support::raw::{self, Raw};
 
 /// The topics of the built-in settings.
 const ALL: [&str; 8] = [
@@ -58,12 +67,16 @@ impl Ended {
 
 /// `topics COMMAND` with these settings, started.
 fn start(directory: &TempDir, servers: &str, settings: &str, command: &[&str]) -> Child {
+    start_role("topics", directory, servers, settings, command)
+}
+
+fn start_role(role: &str, directory: &TempDir, servers: &str, settings: &str, command: &[&str]) -> Child {
     let file = tempfile::Builder::new().suffix(".toml").tempfile_in(directory).expect("a file");
     let (_, file) = file.keep().expect("it stays");
     let text = format!("kafka.bootstrap_servers = \"{servers}\"\n{settings}\n{INSTANCE}");
     std::fs::write(&file, text).expect("written");
     let mut process = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
-    process.arg("topics").args(command).arg("--config").arg(file);
+    process.arg(role).args(command).arg("--config").arg(file);
     process.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
 }
 
@@ -154,9 +167,11 @@ fn topics_are_made_mended_and_left_alone() {
             let links = ["cleanup.policy", "min.compaction.lag.ms", "max.compaction.lag.ms"];
             assert_eq!(links.map(|name| setting(topic, name)), ["compact", "3600000", "604800000"]);
         } else {
-            let kept = ["cleanup.policy", "retention.ms", "retention.bytes", "segment.ms"];
+            let kept = ["cleanup.policy", "max.compaction.lag.ms", "retention.ms", "retention.bytes", "segment.ms"];
             let retention = (if aside { 30 } else { 14 } * day).to_string();
-            assert_eq!(kept.map(|name| setting(topic, name)), ["delete", &retention, "-1", "86400000"], "{topic}");
+            let never = i64::MAX.to_string();
+            let (policy, lag) = if aside { ("compact,delete", "86400000") } else { ("delete", &*never) };
+            assert_eq!(kept.map(|name| setting(topic, name)), [policy, lag, &retention, "-1", "86400000"], "{topic}");
         }
         assert!(cluster.leader_of(topic, if aside { 2 } else { 11 }).is_some(), "{topic}");
         assert!(cluster.leader_of(topic, if aside { 3 } else { 12 }).is_none(), "{topic} has more partitions");
@@ -278,4 +293,127 @@ fn may_not(cluster: &Cluster, directory: &TempDir) {
     run(&settings, &["check"]).is(69, &["could not tell of all 8 topics"]);
     cluster.no_rules();
     run(&settings, &["check"]).is(0, &["all 8 topics are as wanted"]);
+}
+
+/// A webhook of no known type, as the ingress sets it aside.
+fn set_aside(number: usize) -> Raw {
+    let body = format!(r#"{{"ResponseType":"Statements","LoginId":"login-{number}"}}"#).into_bytes();
+    let types = EventTypes::builtin();
+    let reception = Reception {
+        instance: "resident",
+        received_at: SystemTime::now(),
+        content_hash: ContentHash::of(&body),
+        content_type: None,
+        signatures: Vec::new(),
+        traceparent: None,
+    };
+    let webhook = Webhook::parse(&body, &types).unwrap_or_else(|_| panic!("it is JSON"));
+    let record = webhook.into_record(&reception, &types, None, body.clone().into());
+    assert_eq!(record.key.as_ref(), record.header(header::ID), "a compacted topic takes nothing else");
+    Raw::of(&record)
+}
+
+/// Topics that are made are compacted. Those of an earlier version are when that is asked for, if no record is lost by it;
+/// and what is outstanding there is the same before and after.
+#[test]
+fn what_was_set_aside_is_compacted_if_every_key_is_a_ce_id() {
+    const QUARANTINES: &str = "topics.replication = 1\ntopics.min_insync_replicas = 1\n\
+         [[instance]]\nname = \"resident\"\npath = \"/resident\"\nauthentication = \"none\"\n\
+         topics = { quarantine = \"resident.quarantine\" }\n\
+         [[instance]]\nname = \"capital\"\npath = \"/capital\"\nauthentication = \"none\"\n\
+         topics = { quarantine = \"capital.quarantine\" }\n";
+    let properties = vec![("log.cleaner.backoff.ms".to_owned(), "200".to_owned())];
+    let cluster = Cluster::start(ClusterOptions { nodes: 1, properties, ..ClusterOptions::default() });
+    let servers = cluster.bootstrap_servers();
+    let directory = tempfile::tempdir().expect("a directory");
+    let run = |role: &str, command: &[&str]| {
+        Ended::of(start_role(role, &directory, &servers, QUARANTINES, command).wait_with_output().expect("it ends"))
+    };
+    let cleanup = |topic: &str| {
+        ["cleanup.policy", "max.compaction.lag.ms"].map(|name| cluster.topic_setting(topic, name).unwrap_or_default())
+    };
+    let never = i64::MAX.to_string();
+    let (deleted, compacted) = (["delete", &never], ["compact,delete", "86400000"]);
+    let outstanding = || {
+        let json = run("redrive", &["--from", "quarantine", "--list", "--json", "--quiet"]).json();
+        json["outstanding"].as_u64().unwrap_or_else(|| panic!("{json:#}"))
+    };
+
+    // As 0.1 made them. One has records of this version alone.
+    let own = [("cleanup.policy", "delete"), ("file.delete.delay.ms", "30000")];
+    for topic in ["resident.quarantine", "capital.quarantine"] {
+        cluster.create_topic(topic, 3, 1, &own);
+    }
+    let records: Vec<Raw> = (0..4).map(set_aside).collect();
+    raw::write(&servers, "resident.quarantine", &[&records[..], &records[..2]].concat());
+    let keyed_by = |n: usize, key: Option<&str>| Raw { key: key.map(|key| key.into()), ..set_aside(n) };
+    let older = [set_aside(10), set_aside(11), keyed_by(12, Some("login-12")), set_aside(13), keyed_by(14, None)];
+    raw::write(&servers, "capital.quarantine", &older);
+
+    let ended = run("topics", &["create"]);
+    let note = "note     capital.quarantine  cleanup.policy is delete, wanted compact,delete: it works; ";
+    ended.is(0, &[note, "done: create flinks.quarantine", "all 10 topics are as wanted"]);
+    for topic in ["flinks.quarantine", "flinks.attributes.dead-letter"] {
+        assert_eq!(cleanup(topic), compacted, "{topic}");
+    }
+    for topic in ["resident.quarantine", "capital.quarantine"] {
+        assert_eq!(cleanup(topic), deleted, "{topic}");
+    }
+    run("topics", &["check"]).is(0, &[note, "To do: `topics create --compact`"]);
+
+    let plan = "plan: alter resident.quarantine: cleanup.policy delete -> compact,delete, \
+                max.compaction.lag.ms 9223372036854775807 -> 86400000";
+    let place = "of 5 records 2 are not keyed by their ce_id, and compaction would lose them; the first is \
+                 capital.quarantine/0/2";
+    let refused = [
+        plan,
+        &format!("not done: compact capital.quarantine: {place}"),
+        &format!("warning  capital.quarantine  cleanup.policy is delete, wanted compact,delete: {place}"),
+    ];
+    run("topics", &["create", "--compact", "--dry-run"]).is(1, &refused);
+    assert_eq!(cleanup("resident.quarantine"), deleted);
+    let before = outstanding();
+    assert_eq!(before, 9);
+    let ended = run("topics", &["create", "--compact"]);
+    ended.is(1, &refused);
+    ended.is(1, &["To do: try again when retention has taken them"]);
+    assert_eq!(
+        (cleanup("resident.quarantine"), cleanup("capital.quarantine")),
+        (compacted.map(str::to_owned), deleted.map(str::to_owned))
+    );
+    let delay = cluster.topic_setting("resident.quarantine", "file.delete.delay.ms");
+    assert_eq!(delay.as_deref(), Some("30000"), "what it had of its own stays");
+    assert_eq!(outstanding(), before);
+
+    // From now on Kafka itself takes nothing without a key.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &servers);
+    let producer: FutureProducer = client.create().expect("a producer");
+    let keyless: FutureRecord<'_, str, str> = FutureRecord::to("resident.quarantine").payload("{}");
+    let (error, _) = runtime.block_on(producer.send(keyless, Duration::from_secs(30))).expect_err("it has no key");
+    assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::InvalidRecord));
+
+    let ended = run("redrive", &["--from", "quarantine", "--login-id", "login-3", "--discard", "--quiet"]);
+    ended.is(0, &["discarded"]);
+    assert_eq!(outstanding(), before - 1);
+    // Now Kafka compacts at once. What closes a segment is the next record.
+    let admin: AdminClient<DefaultClientContext> = client.create().expect("an admin client");
+    let mut soon = AlterConfig::new(ResourceSpecifier::Topic("resident.quarantine"));
+    for (name, value) in
+        [("cleanup.policy", "compact,delete"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.01")]
+    {
+        soon = soon.set(name, value);
+    }
+    runtime.block_on(admin.alter_configs([&soon], &AdminOptions::new())).expect("altered");
+    let there = cluster.read_topic("resident.quarantine").len();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut more = 0;
+    while cluster.read_topic("resident.quarantine").len() >= there + more {
+        assert!(Instant::now() < deadline, "nothing was compacted");
+        raw::write(&servers, "resident.quarantine", &[set_aside(100 + more)]);
+        more += 1;
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+    assert_eq!(outstanding(), before - 1 + more as u64);
 }

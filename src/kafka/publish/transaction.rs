@@ -154,12 +154,25 @@ impl Returner {
         patiently(|| self.producer.abort_transaction(Timeout::Never))
     }
 
-    /// What has failed, unless the whole producer has: that says more.
+    /// What has failed, unless the whole producer or the transaction has: that says more.
     fn judged(&self, failure: TransactionError) -> TransactionError {
         match self.producer.client().fatal_error() {
             Some((code, reason)) if is_fenced(code) => TransactionError::Fenced(reason),
+            Some((code, reason)) if is_denial(code) => TransactionError::Denied(reason),
             Some((_, reason)) => TransactionError::Fatal(reason),
+            None if matches!(failure, TransactionError::Abort(_)) => self.cause().unwrap_or(failure),
             None => failure,
+        }
+    }
+
+    /// Why the transaction that is open has failed. Once it has, for one topic's sake, librdkafka refuses or drops all that
+    /// is published in it, whatever the topic; its reason it tells whoever would begin another, which cannot begin.
+    fn cause(&self) -> Option<TransactionError> {
+        match self.producer.begin_transaction() {
+            Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
+                Some(told(KafkaError::Transaction(error)))
+            }
+            Ok(()) | Err(_) => None,
         }
     }
 

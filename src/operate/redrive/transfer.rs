@@ -215,18 +215,58 @@ impl<'a> Transfer<'a> {
         }
         self.bytes = 0;
         let mut batch = std::mem::take(&mut self.waiting);
-        match self.transact(&mut batch, report) {
-            Err(Failure::Returning(TransactionError::Refused(why))) => {
-                tracing::warn!(why, "a transaction is refused: its records are tried one by one");
-                self.one_by_one(batch, report)?;
+        while !batch.is_empty() && !self.shutdown.is_cancelled() {
+            match self.transact(&mut batch, report) {
+                Err(Failure::Returning(TransactionError::Refused(why))) => {
+                    if self.leave(&mut batch, &[Closed::Missing, Closed::Denied], report)? {
+                        tracing::warn!(
+                            why,
+                            "a transaction is refused: it is done again without the topics that are closed"
+                        );
+                        continue;
+                    }
+                    tracing::warn!(why, "a transaction is refused: its records are tried one by one");
+                    self.one_by_one(std::mem::take(&mut batch), report)?;
+                }
+                other => other?,
             }
-            other => other?,
         }
         if let Some(rate) = self.rate {
             let due = Duration::from_secs_f64(self.moved as f64 / f64::from(rate.get()));
             self.wait(due.saturating_sub(self.began.elapsed()));
         }
         Ok(())
+    }
+
+    /// Looks again at the topics that are written to, and leaves what goes to one that is closed in one of these ways.
+    /// Whether that is any of the batch. Where Kafka does not tell, it is none.
+    fn leave(&mut self, batch: &mut Vec<Waiting>, ways: &[Closed], report: &mut Report) -> Result<bool, Failure> {
+        let targets = batch.iter().filter_map(|waiting| Some(waiting.record.as_ref()?.topic.clone()));
+        let sources = self.spans.iter().map(|span| span.topic.as_str().into());
+        let topics: BTreeSet<Arc<str>> = targets.chain(sources).collect();
+        let found = match closed(&self.config.kafka, &topics.into_iter().collect::<Vec<_>>()) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "topics could not be looked at");
+                return Ok(false);
+            }
+        };
+        let found = found.into_iter().filter(|(_, closed)| ways.contains(closed));
+        for (topic, closed) in found {
+            // Nothing can end there any more.
+            if self.spans.iter().any(|span| *span.topic == *topic) {
+                return Err(Failure::Source(topic.to_string(), closed));
+            }
+            self.targets.insert(topic, closed);
+        }
+        let before = batch.len();
+        for waiting in std::mem::take(batch) {
+            match waiting.closed(&self.targets) {
+                Some(closed) => self.decide(&waiting, waiting.row(Fate::Left, closed.to_string()), report),
+                None => batch.push(waiting),
+            }
+        }
+        Ok(batch.len() < before)
     }
 
     /// Each in a transaction of its own; one that Kafka does not take is left, and named.
@@ -263,7 +303,7 @@ impl<'a> Transfer<'a> {
             let Some(returner) = &self.returner else {
                 return Ok(());
             };
-            let mut failure = match self.attempt(returner, batch) {
+            let failure = match self.attempt(returner, batch) {
                 Ok(()) => {
                     self.moved += batch.len() as u64;
                     for waiting in batch.drain(..) {
@@ -273,24 +313,11 @@ impl<'a> Transfer<'a> {
                 }
                 Err(failure) => failure,
             };
-            match &failure {
-                TransactionError::Abort(_) | TransactionError::Refused(_) | TransactionError::Denied(_) => {
-                    match returner.abort() {
-                        Ok(()) => {}
-                        Err(fatal @ TransactionError::Fatal(_)) => failure = fatal,
-                        Err(error) => return Err(error.into()),
-                    }
+            let (failure, is_spent) = ended(returner, failure, batch.len())?;
+            if !matches!(failure, TransactionError::Abort(_) | TransactionError::Fatal(_)) {
+                if is_spent && matches!(failure, TransactionError::Refused(_)) {
+                    self.renew(batch, report)?;
                 }
-                // As when its coordinator falls: a new producer is made below.
-                TransactionError::Fatal(_) => {}
-                TransactionError::Unreachable(_) | TransactionError::Fenced(_) => tracing::warn!(
-                    records = batch.len(),
-                    "whether the last transaction counts is not known here: the next run reads it from the topics"
-                ),
-                TransactionError::Settings(_) => {}
-            }
-            let is_fatal = matches!(failure, TransactionError::Fatal(_));
-            if !is_fatal && !matches!(failure, TransactionError::Abort(_)) {
                 return Err(failure.into());
             }
             attempt += 1;
@@ -299,11 +326,13 @@ impl<'a> Transfer<'a> {
             }
             tracing::warn!(error = chain(&failure), attempt, "the transaction is done again");
             self.wait(BACKOFF.delay(attempt - 1, random()));
-            if is_fatal {
+            if is_spent {
                 self.renew(batch, report)?;
-                if batch.is_empty() {
-                    return Ok(());
-                }
+            }
+            // A denial may show itself as records that are not sent in time.
+            self.leave(batch, &[Closed::Denied], report)?;
+            if batch.is_empty() {
+                return Ok(());
             }
         }
     }
@@ -369,6 +398,36 @@ impl<'a> Transfer<'a> {
             }
             std::thread::park_timeout(left.min(Duration::from_millis(50)));
         }
+    }
+}
+
+/// Ends a transaction that has failed. Why it has, and whether its producer is done for.
+fn ended(
+    returner: &Returner,
+    failure: TransactionError,
+    records: usize,
+) -> Result<(TransactionError, bool), TransactionError> {
+    match failure {
+        TransactionError::Abort(_) | TransactionError::Refused(_) | TransactionError::Denied(_) => {
+            match (returner.abort(), failure) {
+                (Ok(()), failure) => Ok((failure, false)),
+                (Err(fatal @ TransactionError::Fatal(_)), TransactionError::Abort(_)) => Ok((fatal, true)),
+                // Where a topic was refused before any record was sent, the broker knows of no transaction, and does not
+                // abort one. The reason stays.
+                (Err(TransactionError::Fatal(_)), failure) => Ok((failure, true)),
+                (Err(error), _) => Err(error),
+            }
+        }
+        // As when its coordinator falls.
+        TransactionError::Fatal(_) => Ok((failure, true)),
+        TransactionError::Unreachable(_) | TransactionError::Fenced(_) => {
+            tracing::warn!(
+                records,
+                "whether the last transaction counts is not known here: the next run reads it from the topics"
+            );
+            Ok((failure, true))
+        }
+        TransactionError::Settings(_) => Ok((failure, true)),
     }
 }
 

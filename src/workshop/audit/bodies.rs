@@ -3,7 +3,7 @@
 //! A million bodies have to fit into a fraction of a gigabyte, so a row holds numbers only: the hash of the body, a
 //! hash of its key, indexes into the few names there are, and counters.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, BufReader};
@@ -326,6 +326,11 @@ impl Bodies {
     /// Where a body belongs.
     pub fn route_of(&self, body: &Body) -> &Route {
         &self.routes[usize::from(body.route)]
+    }
+
+    /// The topics of those that were set aside.
+    pub fn set_aside(&self) -> BTreeSet<Arc<str>> {
+        self.routes.iter().filter(|route| route.set_aside).map(|route| route.topic.clone()).collect()
     }
 
     /// The id that its records should have.

@@ -8,14 +8,16 @@
 //! and there are no more such bodies than the bridge has counted as possibly doubled.
 //!
 //! What was set aside may have been put back or discarded since: its tombstone explains that it is gone, and a copy that
-//! was put back is none of its publishes. Where it is compacted, the newest of its records stands for all.
+//! was put back is none of its publishes. Where it is compacted, the newest of its records stands for all; and once Kafka
+//! has dropped the tombstones too, only missing offsets show that something stood there: then it cannot be told what.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::bodies::{Bodies, Body, NEVER, SEVERAL, hashed, key_hash, parse_hash};
+use super::counters::Risen;
 use super::report::{Class, EXAMPLES, Example, Report};
-use crate::kafka::consume::reader::ReadRecord;
+use crate::kafka::consume::reader::{ReadRecord, Span};
 use crate::record::{SPEC_VERSION_1_0, ce_source, header};
 use crate::signature::ContentHash;
 
@@ -31,14 +33,58 @@ pub struct Place {
     /// When a body that has its only copy here, for its only attempt, was answered 200: the earliest. What was sent
     /// later stands behind it and cannot have been trimmed while that is there.
     survivor: u64,
+    /// The offset after the last record read.
+    next: i64,
+    /// The offset after the last to read.
+    end: i64,
+    /// Whether the last record was published in a transaction, whose marker takes the offset after it.
+    transactional: bool,
+    /// Whether offsets are missing that no marker explains, or may be, in the part that is not read.
+    gaps: bool,
 }
 
 impl Place {
-    /// A partition that begins at `low` and is read from `start` on.
-    pub fn new(topic: &str, partition: i32, low: i64, start: i64) -> Place {
-        let doubtful = low > 0 && start == low;
-        Place { topic: topic.into(), partition, doubtful, reached: false, survivor: NEVER }
+    /// A partition, and what is read of it.
+    pub fn new(span: &Span) -> Place {
+        let Span { topic, partition, start, end, low } = span;
+        Place {
+            topic: topic.as_str().into(),
+            partition: *partition,
+            doubtful: *low > 0 && start == low,
+            reached: false,
+            survivor: NEVER,
+            next: *start,
+            end: *end,
+            transactional: false,
+            gaps: start > low,
+        }
     }
+
+    /// Takes note of the next record; `older` than what is looked for, it shows that nothing of that is missing before it.
+    fn pass(&mut self, offset: i64, transactional: bool, older: bool) {
+        self.gaps = !older && (self.gaps || self.has_gap(offset));
+        self.next = offset + 1;
+        self.transactional = transactional;
+    }
+
+    /// Whether offsets between the last record and this one are missing, and no marker explains it.
+    fn has_gap(&self, offset: i64) -> bool {
+        let missing = offset - self.next;
+        missing > 1 || (missing == 1 && !self.transactional)
+    }
+}
+
+/// What is known besides ledgers and records.
+#[derive(Debug)]
+pub struct Known {
+    /// By how much the bridge's metric of possibly persisted records rose.
+    pub possibly_persisted: Risen,
+    /// By how much that of possibly doubled ones rose.
+    pub possibly_doubled: Risen,
+    /// Whether nobody else publishes to the topics.
+    pub exclusive: bool,
+    /// Topics that are compacted, or of which that cannot be told.
+    pub compacted: BTreeSet<Arc<str>>,
 }
 
 /// What has been seen so far.
@@ -64,18 +110,20 @@ impl Judge {
         let key: (Arc<str>, i32) = (record.topic.into(), record.partition);
         let place_index = *self.by_name.get(&key).expect("only the places are read");
         let place = &mut self.places[place_index as usize];
-        if !place.reached {
-            if record.timestamp_ms.is_some_and(|made| made < self.since_ms) {
-                place.doubtful = false;
-                return;
-            }
-            place.reached = true;
+        let older = !place.reached && record.timestamp_ms.is_some_and(|made| made < self.since_ms);
+        let transactional = [header::REDRIVEN, header::ENDED].iter().any(|name| record.header(name).is_some());
+        place.pass(record.offset, transactional, older);
+        if older {
+            place.doubtful = false;
+            return;
         }
+        place.reached = true;
         self.report.records += 1;
         if record.tombstone {
             let ce_id = record.key.and_then(|key| std::str::from_utf8(key).ok());
             if let Some(row) = ce_id.and_then(|id| self.named(id)) {
-                self.bodies.rows[row as usize].ended = true;
+                let is_there = *self.bodies.route_of(&self.bodies.rows[row as usize]).topic == *record.topic;
+                self.bodies.rows[row as usize].ended |= is_there;
             }
             return;
         }
@@ -184,17 +232,34 @@ impl Judge {
         self.bodies.find(self.bodies.instance(instance)?, &parse_hash(digits)?)
     }
 
-    /// When every record has been taken: the verdict. `possibly_persisted` and `possibly_doubled` are by how much the
-    /// bridge's metrics rose.
-    pub fn finish(mut self, possibly_persisted: Option<u64>, possibly_doubled: u64, exclusive: bool) -> Report {
+    /// When every record has been taken: the topics that miss records and offsets, with whether they are of what was set
+    /// aside. If they are compacted, what is missing there may have been there.
+    pub fn gapped(&self) -> Vec<(Arc<str>, bool)> {
+        let with_gaps = self.places.iter().filter(|place| place.gaps || place.has_gap(place.end));
+        let with_gaps: BTreeSet<&str> = with_gaps.map(|place| &*place.topic).collect();
+        let lacking = self.bodies.rows.iter().filter(|body| body.copies < body.acked && !self.is_explained(body));
+        let routes = lacking.map(|body| self.bodies.route_of(body));
+        let routes: BTreeSet<_> = routes.map(|route| (route.topic.clone(), route.set_aside)).collect();
+        routes.into_iter().filter(|(topic, _)| with_gaps.contains(&**topic)).collect()
+    }
+
+    /// Whether a body of which there are fewer copies than answers was set aside, and one record or its end stands for all.
+    fn is_explained(&self, body: &Body) -> bool {
+        self.bodies.route_of(body).set_aside && (body.copies > 0 || body.ended)
+    }
+
+    /// When every record has been taken: the verdict.
+    pub fn finish(mut self, known: &Known) -> Report {
         self.find_survivors();
-        self.judge_copies(possibly_persisted, possibly_doubled);
+        let mut report = std::mem::take(&mut self.report);
+        self.judge_copies(known, &mut report);
+        self.report = report;
         self.judge_order();
         let Judge { bodies, mut report, .. } = self;
         report.ledgers = bodies.ledgers;
         report.attempts = bodies.attempts;
         report.bodies = bodies.rows.len() as u64;
-        report.decide(exclusive);
+        report.decide(known.exclusive);
         report
     }
 
@@ -208,7 +273,8 @@ impl Judge {
         }
     }
 
-    fn judge_copies(&mut self, possibly_persisted: Option<u64>, possibly_doubled: u64) {
+    fn judge_copies(&self, known: &Known, report: &mut Report) {
+        let gapped: Vec<(Arc<str>, bool)> = self.gapped();
         // A body of a topic that is sent later than this was certainly not trimmed.
         let mut doubtful_until: HashMap<&str, u64> = HashMap::new();
         for place in self.places.iter().filter(|place| place.doubtful) {
@@ -216,10 +282,13 @@ impl Judge {
             *until = (*until).max(place.survivor);
         }
         let mut trimmed: HashMap<Arc<str>, u64> = HashMap::new();
+        let mut compacted: HashMap<Arc<str>, u64> = HashMap::new();
         // Copies that only a 503 explains, and of those the ones beyond a body's first.
         let (mut by_503, mut copies_by_503, mut by_503_examples) = (0, 0, Vec::new());
-        let mut may_be_doubled = possibly_doubled;
-        let report = &mut self.report;
+        let mut may_be_doubled = known.possibly_doubled.count();
+        // Of those that this does not explain: beyond what a 503 may have left, and among what it may.
+        let (mut perhaps_doubled, mut doubled_by_503) = (0, 0);
+        let more_may_be_doubled = known.possibly_doubled.why_more().is_some();
         for body in &self.bodies.rows {
             let Body { acked, copies, .. } = *body;
             let example = |detail: String| {
@@ -235,12 +304,13 @@ impl Judge {
             if body.accepted {
                 report.note(Class::RefusedButAnswered, || example("had to be refused, was answered 200".to_owned()));
             }
-            let is_explained = self.bodies.route_of(body).set_aside && (copies > 0 || body.ended);
-            if copies < acked && !is_explained {
+            if copies < acked && !self.is_explained(body) {
                 let topic = &self.bodies.route_of(body).topic;
                 let doubtful = doubtful_until.get(&**topic).is_some_and(|until| body.first_sent <= *until);
                 if doubtful {
                     *trimmed.entry(topic.clone()).or_default() += 1;
+                } else if known.compacted.contains(topic) && gapped.iter().any(|(gapped, _)| gapped == topic) {
+                    *compacted.entry(topic.clone()).or_default() += 1;
                 } else if copies == 0 {
                     report.note(Class::Missing, || example(format!("answered 200 {}", times(acked))));
                 } else {
@@ -251,8 +321,11 @@ impl Judge {
                 report.count(Class::Kept, 1);
             }
             if copies == 0 {
-                if acked == 0 {
-                    report.count(Class::NeitherNor, 1);
+                let stood = self.is_explained(body);
+                if stood && !body.wanted {
+                    report.note(Class::RefusedButStored, || example("was there, and has ended".to_owned()));
+                } else if acked == 0 {
+                    report.count(if stood { Class::Unanswered } else { Class::NeitherNor }, 1);
                 }
                 continue;
             }
@@ -283,15 +356,28 @@ impl Judge {
                     by_503_examples.push(example(format!("there {}, more than was possibly persisted", times(copies))));
                 }
             }
-            let unexplained = u64::from(extra - of_503);
+            let mut unexplained = u64::from(extra - of_503);
+            if more_may_be_doubled {
+                let doubled = u64::from(doubled.min(extra));
+                let further = unexplained.min(doubled);
+                unexplained -= further;
+                perhaps_doubled += further;
+                doubled_by_503 += doubled - further;
+            }
             if unexplained > 0 {
                 let what = format!("there {}, {unexplained} more than the answers explain", times(copies));
                 report.count(Class::Unexplained, unexplained);
                 report.show(Class::Unexplained, || example(what));
             }
         }
-        let too_many = possibly_persisted.map_or(0, |risen| by_503.saturating_sub(risen).min(copies_by_503));
-        if too_many > 0 {
+        let risen = known.possibly_persisted.count();
+        let mut too_many = by_503.saturating_sub(risen).min(copies_by_503);
+        if known.possibly_persisted.why_more().is_none() {
+            let further = too_many.min(doubled_by_503);
+            too_many -= further;
+            perhaps_doubled += further;
+        }
+        if too_many > 0 && known.possibly_persisted.why_more().is_none() {
             report.count(Class::Unexplained, too_many);
             // Which of them the metric had counted cannot be known: these are candidates.
             for example in by_503_examples {
@@ -299,19 +385,31 @@ impl Judge {
             }
         }
         report.possibly_persisted = by_503;
-        match possibly_persisted {
-            None if copies_by_503 > 0 => report.unknown(
-                64,
-                format!(
-                    "{copies_by_503} copies could only have been possibly persisted: say by how much \
-                     bridge_kafka_possibly_persisted_total rose, with --possibly-persisted"
-                ),
-            ),
-            Some(risen) if by_503 > risen => report.warnings.push(format!(
+        match known.possibly_persisted.why_more() {
+            Some(why) if too_many > 0 => {
+                report.unknown(64, format!("{too_many} copies could only have been possibly persisted: {why}"));
+            }
+            None if by_503 > risen => report.warnings.push(format!(
                 "{by_503} records are there whose attempts were answered 503, and the bridge counted {risen} as possibly \
                  persisted"
             )),
-            _ => {}
+            Some(_) | None => {}
+        }
+        if let Some(why) = known.possibly_doubled.why_more()
+            && perhaps_doubled > 0
+        {
+            let what =
+                format!("{perhaps_doubled} further records of one publish could only have been possibly doubled");
+            report.unknown(64, format!("{what}: {why}"));
+        }
+        for (topic, count) in compacted {
+            report.unknown(
+                69,
+                format!(
+                    "topic {topic}: compacted, and offsets are missing; of {count} bodies answered 200 it cannot be told \
+                     whether they were there"
+                ),
+            );
         }
         for (topic, count) in trimmed {
             report.unknown(
@@ -392,4 +490,41 @@ fn shown(text: &str) -> String {
 
 fn times(count: u16) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An offset, whether its record is a transaction's, and whether it is older than what is looked for.
+    type Read = (i64, (bool, bool));
+    /// What it is; the first offset there is, the first and the end of what is read; what is there; whether some are missing.
+    type Case = (&'static str, (i64, i64, i64), &'static [Read], bool);
+
+    #[test]
+    fn offsets_that_only_compaction_explains() {
+        const NEW: (bool, bool) = (false, false);
+        const MOVED: (bool, bool) = (true, false);
+        const OLD: (bool, bool) = (false, true);
+        let cases: [Case; 11] = [
+            ("all there", (0, 0, 2), &[(0, NEW), (1, NEW)], false),
+            ("nothing yet", (0, 0, 0), &[], false),
+            ("one gone in the middle", (0, 0, 3), &[(0, NEW), (2, NEW)], true),
+            ("the first gone", (0, 0, 2), &[(1, NEW)], true),
+            ("the last gone", (0, 0, 2), &[(0, NEW)], true),
+            ("all gone", (0, 0, 2), &[], true),
+            ("a marker in the middle", (0, 0, 3), &[(0, MOVED), (2, NEW)], false),
+            ("a marker at the end", (0, 0, 2), &[(0, MOVED)], false),
+            ("more than a marker", (0, 0, 4), &[(0, MOVED), (3, NEW)], true),
+            ("gone before what is old", (0, 0, 4), &[(2, OLD), (3, NEW)], false),
+            ("begun in the middle", (0, 5, 6), &[(5, NEW)], true),
+        ];
+        for (name, (low, start, end), records, expected) in cases {
+            let mut place = Place::new(&Span { topic: "q".to_owned(), partition: 0, start, end, low });
+            for (offset, (transactional, older)) in records {
+                place.pass(*offset, *transactional, *older);
+            }
+            assert_eq!(place.gaps || place.has_gap(place.end), expected, "{name}");
+        }
+    }
 }

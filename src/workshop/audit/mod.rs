@@ -8,10 +8,13 @@
 //! ledger that cannot be read all end in *could not tell*, with an exit code of its own.
 
 mod bodies;
+mod counters;
 mod judge;
 mod report;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
@@ -20,9 +23,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::config::topics_of;
 use crate::config::{Config, Faults, Loaded, Needs};
 use crate::error::chain;
-use crate::kafka::consume::reader::{self, ScanError, Span};
+use crate::kafka::administer::topics::{self, Cluster};
+use crate::kafka::consume::reader::{self, ScanError};
 use bodies::{Bodies, LedgerFault};
-use judge::{Judge, Place};
+use counters::{CounterError, Risen};
+use judge::{Judge, Known, Place};
 use report::Report;
 
 /// Options of role `audit`.
@@ -37,15 +42,20 @@ pub struct Audit {
     /// Brokers to ask, `host:port`, in the place of a configuration: with the default topics, and without TLS.
     #[arg(long, value_name = "HOST:PORT")]
     pub brokers: Option<String>,
-    /// By how much bridge_kafka_possibly_persisted_total rose meanwhile, over all ingress processes: as many records
-    /// may be there after a 503. Without it, a copy that only a 503 could explain makes the audit say that it cannot
-    /// tell.
+    /// Where an ingress tells its metrics, such as http://HOST:9464/metrics; once for each process. What they have counted
+    /// as possibly persisted and possibly doubled since their start explains as many copies.
+    #[arg(long, value_name = "URL", value_parser = metrics_url)]
+    pub metrics: Vec<String>,
+    /// By how much bridge_kafka_possibly_persisted_total rose meanwhile, over all ingress processes, whatever --metrics
+    /// says: as many records may be there after a 503. Without either, a copy that only a 503 could explain makes the
+    /// audit say that it cannot tell.
     #[arg(long, value_name = "N")]
     pub possibly_persisted: Option<u64>,
-    /// By how much bridge_kafka_possibly_doubled_total rose meanwhile, over all ingress processes: so many bodies may be
-    /// there more than once by one publish, as their equal ce_time shows.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub possibly_doubled: u64,
+    /// By how much bridge_kafka_possibly_doubled_total rose meanwhile, over all ingress processes, whatever --metrics says:
+    /// so many bodies may be there more than once by one publish, as their equal ce_time shows. Without either, such a
+    /// copy makes the audit say that it cannot tell.
+    #[arg(long, value_name = "N")]
+    pub possibly_doubled: Option<u64>,
     /// Nobody else publishes to these topics: a record that no ledger knows is a fault.
     #[arg(long)]
     pub exclusive: bool,
@@ -72,13 +82,16 @@ enum CannotTell {
     /// The topics cannot be read.
     #[error("{}", chain(.0))]
     Kafka(#[from] ScanError),
+    /// An ingress does not tell what it counted.
+    #[error("{0}")]
+    Counters(#[from] CounterError),
 }
 
 /// Command line or settings are at fault (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
 /// A ledger is at fault (EX_DATAERR).
 const LEDGER: u8 = 65;
-/// Kafka does not have, or does not give, what there is to read (EX_UNAVAILABLE).
+/// Kafka does not have, or does not give, what there is to read, or an ingress does not answer (EX_UNAVAILABLE).
 const UNAVAILABLE: u8 = 69;
 
 impl CannotTell {
@@ -87,6 +100,10 @@ impl CannotTell {
             CannotTell::Settings(_) => USAGE,
             CannotTell::Ledger(_) => LEDGER,
             CannotTell::Kafka(ScanError::Settings(_)) => USAGE,
+            CannotTell::Counters(CounterError::Client(_) | CounterError::Status(..) | CounterError::NoFamily(..)) => {
+                USAGE
+            }
+            CannotTell::Counters(CounterError::Unreachable(..)) => UNAVAILABLE,
             CannotTell::Kafka(
                 ScanError::Unreachable(_)
                 | ScanError::Stalled(_)
@@ -99,7 +116,7 @@ impl CannotTell {
 }
 
 /// Runs the audit, prints what it found, and returns the exit code: 0 the promise holds, 1 it is broken, 64 and above
-/// it could not be told (64 usage, 65 a ledger, 69 Kafka).
+/// it could not be told (64 usage, 65 a ledger, 69 Kafka or an ingress).
 pub fn run(options: &Audit, environment: &[(String, String)]) -> u8 {
     let report = match audit(options, environment) {
         Ok(report) => report,
@@ -121,11 +138,14 @@ fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, Ca
     let since_ms = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let since_ms = i64::try_from(since_ms).unwrap_or(i64::MAX);
 
-    let spans = reader::spans(&config.kafka, &topics_of(&config), since_ms)?;
+    let [possibly_persisted, possibly_doubled] = risen(options, bodies.began_ms)?;
+    let mut spans = reader::spans(&config.kafka, &topics_of(&config), since_ms)?;
+    // Where records may have been compacted away, the first that is young enough does not say how many there were.
+    let set_aside = bodies.set_aside();
+    spans.iter_mut().filter(|span| set_aside.contains(&*span.topic)).for_each(|span| span.start = span.low);
     let to_read: i64 = spans.iter().map(|span| span.end - span.start).sum();
     let progress = bar(options, "topics", to_read.unsigned_abs());
-    let places = spans.iter().map(|span: &Span| Place::new(&span.topic, span.partition, span.low, span.start));
-    let mut judge = Judge::new(bodies, places.collect(), since_ms);
+    let mut judge = Judge::new(bodies, spans.iter().map(Place::new).collect(), since_ms);
     let mut read: u64 = 0;
     reader::scan(&config.kafka, &spans, |record| {
         read += 1;
@@ -136,9 +156,52 @@ fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, Ca
         judge.record(&record);
     })?;
     progress.finish_and_clear();
-    let mut report = judge.finish(options.possibly_persisted, options.possibly_doubled, options.exclusive);
+    let known = Known {
+        possibly_persisted,
+        possibly_doubled,
+        exclusive: options.exclusive,
+        compacted: compacted(&config, &judge.gapped()),
+    };
+    let mut report = judge.finish(&known);
     report.warnings.append(&mut warnings);
     Ok(report)
+}
+
+/// By how much the two counters rose.
+fn risen(options: &Audit, began_ms: u64) -> Result<[Risen; 2], CounterError> {
+    let by_hand = [options.possibly_persisted, options.possibly_doubled];
+    let told = if options.metrics.is_empty() || by_hand.iter().all(Option::is_some) {
+        counters::untold()
+    } else {
+        counters::ask(&options.metrics, began_ms)?
+    };
+    let [persisted, doubled] = told;
+    let pairs = [(by_hand[0], persisted), (by_hand[1], doubled)];
+    Ok(pairs.map(|(by_hand, told)| by_hand.map_or(told, Risen::Exactly)))
+}
+
+fn metrics_url(text: &str) -> Result<String, String> {
+    let address = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match address {
+        Some(address) if !address.is_empty() && !address.contains('@') => Ok(text.to_owned()),
+        Some(_) | None => Err("expected a URL such as http://HOST:9464/metrics".to_owned()),
+    }
+}
+
+/// Which of these topics are compacted. Where the cluster does not tell, those of what was set aside are.
+fn compacted(config: &Config, topics: &[(Arc<str>, bool)]) -> BTreeSet<Arc<str>> {
+    if topics.is_empty() {
+        return BTreeSet::new();
+    }
+    let mut wanted = topics::wanted(config);
+    wanted.retain(|wanted| topics.iter().any(|(topic, _)| *topic == wanted.name));
+    let found = Cluster::new(&config.kafka).and_then(|cluster| cluster.describe(&wanted, false)).unwrap_or_default();
+    let told = |topic: &str| {
+        let (_, found) = wanted.iter().zip(&found).find(|(wanted, _)| *wanted.name == *topic)?;
+        found.is_compacted()
+    };
+    let compacted = topics.iter().filter(|(topic, set_aside)| told(topic).unwrap_or(*set_aside));
+    compacted.map(|(topic, _)| topic.clone()).collect()
 }
 
 fn settings(options: &Audit, environment: &[(String, String)]) -> Result<Loaded, Faults> {
