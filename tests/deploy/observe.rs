@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long nothing is wrong at first.
 const QUIET: Duration = Duration::from_secs(40);
 /// Every topic of the bridge.
-const TOPICS: [&str; 8] = [
+const TOPICS: [&str; 12] = [
     "flinks.kyc",
     "flinks.accounts-detail",
     "flinks.pay-events",
@@ -48,6 +48,10 @@ const TOPICS: [&str; 8] = [
     "flinks.quarantine",
     "flinks.attributes",
     "flinks.attributes.dead-letter",
+    "flinks.attributes.retry.1",
+    "flinks.attributes.retry.2",
+    "flinks.attributes.retry.3",
+    "flinks.attributes.later",
     "flinks.login-links",
 ];
 const PARTITIONS: i32 = 6;
