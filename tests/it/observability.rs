@@ -83,8 +83,8 @@ fn exposed() -> BTreeMap<String, Family> {
     let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
     let enrich = EnrichMetrics::new(&registry, &["credit-risk"], &causes).expect("the registry has none");
     enrich.enriched(Class::Live, Duration::ZERO, None);
-    for topic in own.retry.iter().chain([&own.later]) {
-        enrich.ordered(topic, "RETRY_LATER");
+    for cause in ["RETRY_LATER", "refresh", "shut", "slow", "busy"] {
+        own.retry.iter().chain([&own.later]).for_each(|topic| enrich.ordered(topic, cause));
     }
     LinkMetrics::new(&registry).expect("the registry has none");
 
