@@ -33,6 +33,8 @@ const CORES_MEASURED: f64 = 2.0;
 const HELD: f64 = 14.0;
 /// Key and headers of a record, and Kafka's frame around it, in bytes: a unit test below holds a record against it.
 const BESIDE_BODY: f64 = 800.0;
+/// Key and headers of an order, which has no body, and Kafka's frame around it, in bytes.
+const ORDER: f64 = 900.0;
 /// How many times smaller a body is on disk and on the wire, by `kafka.compression`: below what bodies of `flinks-bridge
 /// simulate --seed 7 --count 400` were packed to one by one (`lz4 -1` 2.4, `gzip -6` 3.9, `zstd -3` 4.0), since those
 /// texts are invented from short lists. Bodies under a kilobyte, which hardly count here, were packed to 1.2 to 1.5.
@@ -517,7 +519,9 @@ fn shapes(planned: &mut Planned, load: &Load, config: &Config, wanted: &mut Conf
         }
     }
     if least < needed {
-        shapes.attributes.partitions = shapes.attributes.partitions.max(partitions);
+        for shape in [&mut shapes.attributes, &mut shapes.retry, &mut shapes.later] {
+            shape.partitions = shape.partitions.max(partitions);
+        }
         shapes.login_links_partitions = shapes.login_links_partitions.max(partitions);
         let what = format!("{least} are too few for {needed} consumers that are needed at once");
         let todo = format!(
@@ -586,12 +590,12 @@ fn settings(used: &Config, wanted: &Config) -> Vec<(String, String, String)> {
     for name in names() {
         set("topics.partitions", name, partitions(from, name), partitions(to, name));
     }
-    set(
-        "topics.partitions",
-        "attributes",
-        from.attributes.partitions.to_string(),
-        to.attributes.partitions.to_string(),
-    );
+    let mut own = |name, from: TopicShape, to: TopicShape| {
+        set("topics.partitions", name, from.partitions.to_string(), to.partitions.to_string());
+    };
+    own("attributes", from.attributes, to.attributes);
+    own("attributes-retry", from.retry, to.retry);
+    own("attributes-later", from.later, to.later);
     let links = |shapes: &config::TopicShapes| shapes.login_links_partitions.to_string();
     set("topics.partitions", "login-links", links(from), links(to));
     let retention = |shapes: &config::TopicShapes, name: &str| {
@@ -623,9 +627,12 @@ fn assumptions(load: &Load, config: &Config, ratio: f64) -> Vec<String> {
              (tests/bench/run.sh cpu); TLS, other machines and idle connections are not in it"
         ),
         format!("a consumer works through {} records and {} a second in each partition", CONSUMER.0, decimal(CONSUMER.1)),
-        "topics of attributes, dead letters, quarantine and login links are not in the disk; nor are enrich and link in CPU \
-         and memory (`flinks-bridge check` has their memory)"
-            .to_owned(),
+        format!(
+            "topics of attributes, orders, dead letters, quarantine and login links are not in the disk (an order that waits is \
+             a record of about {ORDER} B every {}); nor are enrich and link in CPU and memory (`flinks-bridge check` has \
+             their memory)",
+            humantime::format_duration(config.enrich.retry_delays[2])
+        ),
     ]);
     all
 }
@@ -780,6 +787,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::order::Order;
+    use crate::record::{Origin, Record};
     use crate::webhook::{Reception, Webhook};
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -1015,9 +1024,24 @@ mod tests {
         let webhook = Webhook::parse(body.as_bytes(), &types).expect("JSON");
         let record = webhook.into_record(&reception, &types, None, Bytes::from_static(body.as_bytes()));
         // A length before each text, one or two bytes, and a record batch's own 61 with some more for the record.
-        let headers = record.headers.iter().map(|(name, value)| name.len() + value.len() + 3);
-        let beside = headers.sum::<usize>() + record.key.map_or(0, |key| key.len()) + 61 + 15;
-        assert!((500..=BESIDE_BODY as usize).contains(&beside), "{beside}");
+        let beside = |record: &Record| {
+            let headers = record.headers.iter().map(|(name, value)| name.len() + value.len() + 3);
+            headers.sum::<usize>() + record.key.as_ref().map_or(0, |key| key.len()) + 61 + 15
+        };
+        assert!((500..=BESIDE_BODY as usize).contains(&beside(&record)), "{}", beside(&record));
+
+        let origin = Origin {
+            topic: record.topic.clone(),
+            partition: 7,
+            offset: 12_345_678,
+            timestamp_ms: Some(1_795_446_000_001),
+        };
+        let mut order = Order::of(&record, origin);
+        order.failed(20, UNIX_EPOCH);
+        (order.waited, order.cause) = (DAY, Some("BANK MAINTENANCE_RETRY_LATER".to_owned()));
+        order.owed = Some(vec!["credit-risk".to_owned(), "income".to_owned()]);
+        let order = beside(&order.into_record(&record.topic));
+        assert!((500..=ORDER as usize).contains(&order), "{order}");
     }
 
     fn loads() -> impl Strategy<Value = Load> {

@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long nothing is wrong at first.
 const QUIET: Duration = Duration::from_secs(40);
 /// Every topic of the bridge.
-const TOPICS: [&str; 8] = [
+const TOPICS: [&str; 12] = [
     "flinks.kyc",
     "flinks.accounts-detail",
     "flinks.pay-events",
@@ -48,6 +48,10 @@ const TOPICS: [&str; 8] = [
     "flinks.quarantine",
     "flinks.attributes",
     "flinks.attributes.dead-letter",
+    "flinks.attributes.retry.1",
+    "flinks.attributes.retry.2",
+    "flinks.attributes.retry.3",
+    "flinks.attributes.later",
     "flinks.login-links",
 ];
 const PARTITIONS: i32 = 6;
@@ -123,8 +127,8 @@ fn certificate(run: &mut Run, fires: &mut dyn FnMut(&mut Run)) {
 fn flinks(run: &mut Run, fires: &mut dyn FnMut(&mut Run)) {
     run.stub = None;
     fires(run);
-    // It comes back with moods: throttling, and logins it does not know.
-    let moods = ["--fault", "throttle=0.002", "--fault", "invalid-login=0.1"];
+    // It comes back with moods: throttling, logins it does not know, and banks that are away.
+    let moods = ["--fault", "throttle=0.002", "--fault", "invalid-login=0.1", "--fault", "retry-later=0.2"];
     run.stub = Some(start_stub(&run.directory, run.stub_port, &moods));
     wait("Flinks is back", || sum(run.metrics(ENRICH), "bridge_flinks_away{") == 0.0);
 }
@@ -436,6 +440,9 @@ value = "{SECRET}"
 base_url = "http://127.0.0.1:{stub_port}/v3/an-invented-customer"
 authorize_key = "stub-authorize-key"
 api_key = "stub-api-key"
+[enrich]
+refresh_hours = "00:00-24:00"
+retry_delays = ["2s", "4s", "8s"]
 [[enrich.endpoint]]
 name = "credit-risk"
 get = "GetCreditRiskAttributes"

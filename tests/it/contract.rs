@@ -11,17 +11,18 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
-use flinks_bridge::config::Config;
+use flinks_bridge::config::{Config, OwnTopics};
 use flinks_bridge::dead_letter::DeadLetter;
 use flinks_bridge::enrich::ATTRIBUTES_TYPE;
 use flinks_bridge::kafka::administer::topics::{Wanted, wanted};
 use flinks_bridge::link;
+use flinks_bridge::order::Order;
 use flinks_bridge::outstanding::{Outcome, Tombstone};
-use flinks_bridge::record::{Record, header};
+use flinks_bridge::record::{Origin, Record, header};
 use flinks_bridge::signature::{ContentHash, Scheme};
 use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
 use serde_json::{Value, json};
@@ -56,7 +57,7 @@ async fn the_contract_is_what_the_bridge_does() {
         changed(&mut facts, &name, &record);
     }
     others(&mut facts, &config);
-    broken(&mut facts);
+    broken(&mut facts, &config);
 
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("facts.json");
@@ -129,7 +130,12 @@ fn topics(config: &Config) -> BTreeMap<String, Vec<String>> {
         // Whatever its source had.
         (own.dead_letter.clone(), Vec::new()),
     ];
-    webhooks.chain(made).collect()
+    let orders = topics_of_orders(own).map(|topic| (topic.clone(), Vec::new()));
+    webhooks.chain(made).chain(orders).collect()
+}
+
+fn topics_of_orders(own: &OwnTopics) -> impl Iterator<Item = &String> {
+    own.retry.iter().chain([&own.later])
 }
 
 /// What role `topics` makes of each topic by default.
@@ -174,7 +180,9 @@ async fn of_dev(config: &Config) -> Vec<Stored> {
         headers.push(("traceparent".to_owned(), traceparent.to_owned()));
         assert_eq!(client.post(&format!("/{path}"), &headers, body).await.status, 200);
     }
-    let topics = topics(config);
+    let mut topics = topics(config);
+    // Whether there is any depends on the hour.
+    topics_of_orders(&config.own_topics).for_each(|topic| drop(topics.remove(topic)));
     tokio::task::spawn_blocking(move || {
         let names: Vec<&str> = topics.keys().map(String::as_str).collect();
         // Webhooks, results of both accounts, a dead letter, and a link.
@@ -283,7 +291,7 @@ fn everywhere(value: &mut Value, change: Change) {
     change(value);
 }
 
-/// Records that `dev` has no occasion for: recovered ones, a redriven one, tombstones.
+/// Records that `dev` has no occasion for: recovered ones, orders, redriven ones, tombstones.
 fn others(facts: &mut Facts, config: &Config) {
     let types = EventTypes::builtin();
     let recovered = |file: &str, event_type: &str, id: &str| {
@@ -312,8 +320,25 @@ fn others(facts: &mut Facts, config: &Config) {
         headers: headers.collect(),
         payload: letter.payload.clone().into(),
     };
-    let order = DeadLetter::parse(&record).expect("a dead letter").into_order();
-    facts.good("redriven", &stored(&order.into_record(&config.own_topics.retry[0].as_str().into())));
+    let redriven = DeadLetter::parse(&record).expect("a dead letter").into_order();
+    facts.good("redriven order", &stored(&redriven.into_record(&config.own_topics.retry[0].as_str().into())));
+    let mut redriven = facts.of("flinks.kyc");
+    redriven.headers.insert(header::REDRIVEN.to_owned(), "1".to_owned());
+    facts.good("redriven webhook", &redriven);
+
+    let webhook = record_of(&payload("accounts_detail.json"));
+    let origin =
+        Origin { topic: webhook.topic.clone(), partition: 3, offset: 17, timestamp_ms: Some(1_795_446_000_001) };
+    for topic in topics_of_orders(&config.own_topics) {
+        let mut order = Order::of(&webhook, origin.clone());
+        facts.good("a new order", &stored(&order.clone().into_record(&topic.as_str().into())));
+        order.failed(2, SystemTime::now());
+        (order.refresh, order.waited) = (true, Duration::from_secs(360));
+        order.owed = Some(vec!["income".to_owned(), "credit-risk".to_owned()]);
+        order.cause = Some("OPERATION_PENDING".to_owned());
+        order.session = Some(("request".to_owned(), SystemTime::now()));
+        facts.good("an order", &stored(&order.into_record(&topic.as_str().into())));
+    }
 
     for topic in [config.own_topics.dead_letter.clone(), types.unknown().topic.to_string()] {
         let set_aside = facts.of(&topic);
@@ -337,11 +362,14 @@ fn others(facts: &mut Facts, config: &Config) {
 }
 
 /// What the bridge would never publish.
-fn broken(facts: &mut Facts) {
+fn broken(facts: &mut Facts, config: &Config) {
     let topics: Vec<String> = facts.topics.keys().cloned().collect();
     for topic in &topics {
         let good = facts.of(topic);
-        let required = if topic.ends_with("dead-letter") {
+        let of_orders = topics_of_orders(&config.own_topics).any(|known| known == topic);
+        let required = if of_orders {
+            vec![header::ORDER_CLASS, header::ORIGIN_TOPIC, header::ORIGIN_PARTITION, header::ORIGIN_OFFSET]
+        } else if topic.ends_with("dead-letter") {
             vec![header::DEAD_LETTER_CAUSE, header::DEAD_LETTER_ATTEMPTS, header::ORIGIN_TOPIC, header::ORIGIN_OFFSET]
         } else {
             vec![header::SPEC_VERSION, header::ID, header::SOURCE, header::TYPE, header::TIME]
@@ -357,11 +385,12 @@ fn broken(facts: &mut Facts) {
             facts.bad(&format!("{name} = {value}"), &spoiled);
         };
         match topic.as_str() {
+            _ if of_orders => spoil(header::ORDER_CLASS, "retry"),
             "flinks.attributes.dead-letter" => spoil(header::DEAD_LETTER_CAUSE, "Gave up"),
             "flinks.quarantine" => spoil(header::QUARANTINE_REASON, "other"),
             _ => spoil(header::TYPE, "com.flinks.other"),
         }
-        if !topic.ends_with("dead-letter") {
+        if !topic.ends_with("dead-letter") && !of_orders {
             spoil(header::ID, "other");
             spoil(header::TIME, "2026-11-23 15:00");
         }
@@ -369,7 +398,9 @@ fn broken(facts: &mut Facts) {
         if ["flinks.attributes", "flinks.login-links"].contains(&topic.as_str()) {
             facts.bad("no key", &Stored { key: None, ..good.clone() });
         }
-        if !["flinks.quarantine", "flinks.attributes.dead-letter"].contains(&topic.as_str()) {
+        if of_orders {
+            facts.bad("an order with a value", &Stored { payload: b"{}".to_vec(), ..good.clone() });
+        } else if !["flinks.quarantine", "flinks.attributes.dead-letter"].contains(&topic.as_str()) {
             for value in ["", "[]", "null", "{", "7"] {
                 facts.bad(&format!("value {value}"), &Stored { payload: value.into(), ..good.clone() });
             }

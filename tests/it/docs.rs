@@ -8,9 +8,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use flinks_bridge::answer;
-use flinks_bridge::config::topics_of;
-use flinks_bridge::config::{self, Config, Needs};
+use flinks_bridge::config::{self, Config, Needs, topics_of, topics_of_enrich};
 use flinks_bridge::metrics;
+use flinks_bridge::order::Class;
 use flinks_bridge::{enrich, link};
 
 /// Lines that README may have: ten minutes from top to bottom.
@@ -122,16 +122,21 @@ fn the_acls_are_for_the_default_names() {
     for (role, operation) in [("ingress", "Write"), ("ingress", "DescribeConfigs"), ("audit", "Read")] {
         assert_eq!(named(role, "topic", operation), webhooks, "{role} {operation}");
     }
-    let mut redriven = [&webhooks[..], std::slice::from_ref(&own.dead_letter)].concat();
+    let mut redriven = [&webhooks[..], &[own.dead_letter.clone(), own.retry[0].clone()]].concat();
     redriven.sort();
     assert_eq!(named("redrive", "topic", "Write"), redriven);
     assert_eq!(
         named("redrive", "topic", "Read"),
         [own.dead_letter.clone(), config.event_types.unknown().topic.to_string()]
     );
-    assert_eq!(named("enrich", "topic", "Read"), sorted(&enrich::topics(&config)));
-    assert_eq!(named("enrich", "topic", "Write"), [own.attributes.clone(), own.dead_letter.clone()]);
-    assert_eq!(named("enrich", "group", "Read"), [config.enrich.consumer.group.as_str()]);
+    let read = Class::ALL.into_iter().flat_map(|class| enrich::topics_of(&config, class));
+    assert_eq!(named("enrich", "topic", "Read"), sorted(&read.collect::<Vec<_>>()));
+    for operation in ["Write", "DescribeConfigs"] {
+        assert_eq!(named("enrich", "topic", operation), sorted(&topics_of_enrich(&config)));
+    }
+    let [group] = &named("enrich", "group", "Read")[..] else { panic!("one prefix") };
+    assert!(acls.iter().any(|acl| acl.role == "enrich" && acl.names == [&**group] && acl.prefixed));
+    assert!(Class::ALL.into_iter().all(|class| config.enrich.consumer_of(class).group.starts_with(group)));
     let mut read = sorted(&link::topics(&config).expect("the defaults fit"));
     read.push(own.login_links.clone());
     read.sort();

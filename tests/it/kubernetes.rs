@@ -34,6 +34,8 @@ const FETCHED_AHEAD: usize = 16 * MIB;
 const FETCHED_AT_ONCE: usize = 4 * MIB;
 /// Bytes of an answer of Flinks, on average of those under way at once.
 const ANSWER: usize = 4 * MIB;
+/// What each of the two consumers of orders holds, beside what it has fetched ahead, twice that (`config::consume`).
+const ORDERS: usize = 2 * MIB;
 /// Links that role link holds, and what they take (`link::table`): each, and while the table grows.
 const LINKS: usize = 1_000_000;
 const LINK: usize = 290;
@@ -285,7 +287,8 @@ fn memory_of(role: &str, config: &Config) -> usize {
         }
         "enrich" => {
             let apis = config.instances.iter().filter_map(|instance| instance.api.as_ref());
-            consumer(config.enrich.consumer.bytes_in_flight) + apis.map(|api| api.concurrency * ANSWER).sum::<usize>()
+            let answers = apis.map(|api| api.concurrency * ANSWER).sum::<usize>();
+            consumer(config.enrich.consumer.bytes_in_flight) + answers + 2 * (3 * ORDERS + BROKERS * FETCHED_AT_ONCE)
         }
         "link" => consumer(config.link.consumer.bytes_in_flight) + LINKS * LINK + LINKS_GROW,
         // It describes and creates, and holds no records.
@@ -551,8 +554,8 @@ fn prometheus_rules_are_those_of_deploy_prometheus() {
     assert_eq!((text(&endpoint["port"]), &endpoint["honorLabels"]), ("admin", &true.into()));
 }
 
-/// By resource type and name: operations.
-type Acls = BTreeMap<(String, String), BTreeSet<String>>;
+/// By resource type, name and pattern type: operations.
+type Acls = BTreeMap<(String, String, &'static str), BTreeSet<String>>;
 
 #[test]
 fn kafka_users_may_do_what_their_role_needs_and_no_more() {
@@ -566,17 +569,19 @@ fn kafka_users_may_do_what_their_role_needs_and_no_more() {
         let mut expected = Acls::new();
         let entries = least["acl"].as_array().expect("[[acl]]").iter();
         for entry in entries.filter(|entry| entry["role"].as_str() == Some(role)) {
+            let pattern = if entry.get("prefixed").is_some() { "prefix" } else { "literal" };
             for name in strings(&entry["names"]) {
                 let resource = entry["resource"].as_str().expect("text").to_owned();
-                expected.entry((resource, name)).or_default().extend(strings(&entry["operations"]));
+                expected.entry((resource, name, pattern)).or_default().extend(strings(&entry["operations"]));
             }
         }
         let user = resource("components/strimzi/users.yaml", "KafkaUser", &format!("flinks-bridge-{role}"));
         let mut granted = Acls::new();
         for acl in array(&user["spec"]["authorization"]["acls"]) {
             let on = &acl["resource"];
-            assert_eq!(on["patternType"], "literal", "{role}");
-            let of = granted.entry((text(&on["type"]).to_owned(), text(&on["name"]).to_owned())).or_default();
+            let pattern = ["literal", "prefix"].into_iter().find(|pattern| on["patternType"] == *pattern);
+            let pattern = pattern.unwrap_or_else(|| panic!("{role}: {on}"));
+            let of = granted.entry((text(&on["type"]).to_owned(), text(&on["name"]).to_owned(), pattern)).or_default();
             of.extend(array(&acl["operations"]).iter().map(|operation| text(operation).to_owned()));
         }
         assert_eq!(granted, expected, "KafkaUser flinks-bridge-{role} and deploy/kafka-acls.toml");

@@ -54,7 +54,8 @@ fn exposed() -> BTreeMap<String, Family> {
     let own = &config.own_topics;
     let topics = topics_of(&config);
     let mut topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
-    topics.extend([&own.attributes, &own.dead_letter, &own.login_links].map(String::as_str));
+    topics.extend([&own.attributes, &own.dead_letter, &own.later, &own.login_links].map(String::as_str));
+    topics.extend(own.retry.iter().map(String::as_str));
     let instances = vec!["toolbox"];
     let schemes = [Scheme::FlinksAuthenticityKey, Scheme::XFlinksSignature, Scheme::XWebhookSignature];
     let names = Names {
@@ -82,7 +83,9 @@ fn exposed() -> BTreeMap<String, Family> {
     let causes: Vec<&str> = Cause::ALL.iter().map(Cause::as_str).collect();
     let enrich = EnrichMetrics::new(&registry, &["credit-risk"], &causes).expect("the registry has none");
     enrich.enriched(Class::Live, Duration::ZERO, None);
-    enrich.ordered("flinks.attributes.retry.1", "RETRY_LATER");
+    for cause in ["RETRY_LATER", "refresh", "shut", "slow", "busy"] {
+        own.retry.iter().chain([&own.later]).for_each(|topic| enrich.ordered(topic, cause));
+    }
     LinkMetrics::new(&registry).expect("the registry has none");
 
     let mut families = BTreeMap::new();

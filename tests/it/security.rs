@@ -516,7 +516,7 @@ fn permissions_taken_away(
     [ingress, enrich, link]: &mut [Process; 3],
     start_link: &dyn Fn() -> Process,
 ) {
-    for turn in 0..3 {
+    for turn in 0..4 {
         let of = |role: &str| acls.iter().filter(|acl| acl.role == role && !acl.optional).nth(turn);
         let missing: Vec<(&Acl, &str)> =
             ["ingress", "enrich", "link"].into_iter().filter_map(|role| Some((of(role)?, role))).collect();
