@@ -313,7 +313,8 @@ impl Enriching {
                     notes.push(format!("the Flinks API of instance {}: {call} {what}", instance.name));
                 }
             }
-            memberships.iter().fold(Ok(notes), |all, membership| both(all, membership.check()))
+            let [live, retry, later] = &memberships;
+            both(both(live.check(), retry.check()), both(later.check(), Ok(notes)))
         }
     }
 

@@ -20,6 +20,7 @@ real=(
   audit::real_partitions_with_gaps
   audit::real_topics_are_read_from_the_time_of_the_ledger
   audit::what_compaction_took_cannot_be_told
+  check::a_cluster_without_groups_is_no_fault_and_links_take_memory
   check::what_is_wrong_in_a_real_cluster_is_named
   consumer::on_a_real_kafka_nothing_is_lost_and_no_key_has_two_at_work
   durability::large_webhooks_do_not_hurt_small_ones
@@ -31,6 +32,7 @@ real=(
   kafka_harness::nothing_is_left_behind
   kafka_harness::records_outlive_every_fault_of_one_node
   link::a_compacted_topic_is_read_and_one_made_anew_is_noticed
+  recover::of_a_real_kafka_no_more_is_read_than_may_hold_a_loss_and_with_the_least_permissions
   redrive::a_topic_that_is_denied_meanwhile_is_left_and_the_others_go
   redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
   redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled

@@ -10,7 +10,7 @@ use crate::webhook::EventTypes;
 settings! {
     /// `[enrich.consumer]`, `[link.consumer]`
     #[derive(Debug, Clone)]
-    pub struct Consumer[group] {
+    pub struct Consumer[group, in_flight] {
         /// Consumer group (`group.id`): processes of one group share the partitions.
         pub group: String = value(group, parse::label),
         /// A name that this process keeps over restarts (`group.instance.id`), no two the same: a restart within
@@ -22,8 +22,8 @@ settings! {
         /// How long work under way may go on when its partition moves away or the process ends. What has not ended by
         /// then is done again by whoever has the partition next.
         pub drain: Duration = value("20s", deadline),
-        /// Records worked on at once; `enrich` takes no more than its calls' rates finish within `enrich.hold`.
-        pub in_flight: usize = value("2000", number(1..=100_000)),
+        /// Records worked on at once. `enrich` takes no more than the rates of its calls finish within `enrich.hold`.
+        pub in_flight: usize = value(in_flight, number(1..=100_000)),
         /// Bytes of records in the process at once; one larger record is worked on alone.
         pub bytes_in_flight: usize = value("128MiB", bytes(1..=2_000_000_000)),
     }
@@ -73,7 +73,7 @@ settings! {
         /// outage nor a wrong key makes dead letters.
         pub give_up_after: Duration = value("24h", duration(Duration::from_secs(1)..=Duration::from_secs(86_400 * 31))),
         /// Its consumer group.
-        pub consumer: Consumer = table(|table| Consumer::read(table, "flinks-bridge-enrich")),
+        pub consumer: Consumer = table(|table| Consumer::read(table, "flinks-bridge-enrich", "2000")),
         /// Which attributes are asked for.
         pub endpoints: Vec<Endpoint> = with(read_endpoints),
     }
@@ -171,7 +171,7 @@ settings! {
         /// Event types whose records tell which LoginId belongs to which Tag.
         pub event_types: Vec<String> = list("kyc, accounts-detail, upload-fraud-alert", parse::event_type),
         /// Its consumer group.
-        pub consumer: Consumer = table(|table| Consumer::read(table, "flinks-bridge-link")),
+        pub consumer: Consumer = table(|table| Consumer::read(table, "flinks-bridge-link", "200")),
     }
 }
 

@@ -597,11 +597,11 @@ listen = "127.0.0.1:9464"
         assert_eq!((enrich.hold, enrich.retry_delays), (seconds(120), [60, 300, 1200].map(seconds).to_vec()));
         assert_eq!((enrich.scheduled_refreshes, enrich.endpoints), (ScheduledRefreshes::Later, vec![]));
         assert_eq!(link.event_types, ["kyc", "accounts-detail", "upload-fraud-alert"]);
-        let groups = [(enrich.consumer, "flinks-bridge-enrich"), (link.consumer, "flinks-bridge-link")];
-        for (consumer, group) in groups {
+        let groups = [(enrich.consumer, "flinks-bridge-enrich", 2000), (link.consumer, "flinks-bridge-link", 200)];
+        for (consumer, group, in_flight) in groups {
             assert_eq!((&*consumer.group, consumer.instance_id), (group, None));
             assert_eq!((consumer.session_timeout, consumer.drain), (seconds(45), seconds(20)));
-            assert_eq!((consumer.in_flight, consumer.bytes_in_flight), (2000, 128 << 20));
+            assert_eq!((consumer.in_flight, consumer.bytes_in_flight), (in_flight, 128 << 20));
         }
         assert_eq!(admin.listen, "127.0.0.1:9464".parse().expect("an address"));
         assert_eq!((shutdown.drain_lag, shutdown.grace_period), (seconds(5), seconds(80)));

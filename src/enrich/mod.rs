@@ -319,7 +319,7 @@ impl Enricher {
         write(header::ID, format!("{cause}:{}", endpoint.name).into());
         write(header::SOURCE, record::ce_source(self.name(target.instance)).to_string().into());
         write(header::TYPE, Bytes::from_static(ATTRIBUTES_TYPE.as_bytes()));
-        write(header::TIME, record::ce_time(SystemTime::now()).to_string().into());
+        write(header::TIME, record::ce_time(answer.asked).to_string().into());
         write(header::SUBJECT, login_id.clone());
         write(header::CONTENT_TYPE, answer.content_type.into());
         if let Some(request_id) = request_id {
@@ -527,7 +527,9 @@ impl Work for Consuming {
         let class = if order.refresh { Class::Later } else { *class };
         let client = target.client.for_record(lease.token(), class, enricher.leaves[target.instance].clone());
         if delay > 0 {
-            enricher.metrics.taken_up(order.first_failure());
+            enricher
+                .metrics
+                .taken_up(order.first_failure().and_then(|first| first.elapsed().ok()).or_else(|| age(&order.origin)));
         }
         let job = Job { target: &target, order: &order, client: &client, lease: &lease };
         match enricher.pursue(&job, &mut pursuit).await {

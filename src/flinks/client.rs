@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -127,6 +127,8 @@ pub struct Attributes {
     pub body: Bytes,
     /// Its content type, as Flinks wrote it.
     pub content_type: String,
+    /// When Flinks was asked.
+    pub asked: SystemTime,
 }
 
 /// Without the body, which is about a person.
@@ -399,6 +401,7 @@ impl Client {
         let turn = self.turn(&asking, self.own.depth()).await?;
         let request = self.inner.attributes(login_id, &session.request_id, endpoint);
         let take = |answer: Answer| answer.attributes_of(login_id, endpoint.must_have);
+        let asked = SystemTime::now();
         let answer = self.in_session(session, turn, asking, FlinksCall::Attributes, request, take).await;
         if matches!(answer, Err(CallError::OtherLogin { .. })) {
             self.inner.metrics.other_login();
@@ -412,7 +415,7 @@ impl Client {
         }
         let Answer { body, content_type, .. } = answer?;
         self.own.went_on();
-        Ok(Attributes { body, content_type })
+        Ok(Attributes { body, content_type, asked })
     }
 
     /// What became of a Pay session, byte for byte. Pay's API lies beside the instance's, under `/api/v2` of the same

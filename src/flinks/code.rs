@@ -304,7 +304,7 @@ impl CallError {
                 }
             }
             // The status speaks where it is one of a failure, as a gateway's is, or a 202 without a body. A success that
-            // cannot be read may be read the next time; after `enrich.attempts` it is a dead letter.
+            // cannot be read may be read the next time; after `enrich.give_up_after` it is a dead letter.
             CallError::WrongContentType { status }
             | CallError::NotJson { status }
             | CallError::Truncated { status }

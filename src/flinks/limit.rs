@@ -112,6 +112,9 @@ const SHARE: u64 = 10;
 #[derive(Default)]
 pub(super) struct Line(Mutex<Callers>);
 
+/// By how far they are, and when they came.
+type Waiting = BTreeMap<(Reverse<u32>, u64), oneshot::Sender<Front>>;
+
 #[derive(Default)]
 struct Callers {
     /// Whether somebody is at the front.
@@ -120,7 +123,7 @@ struct Callers {
     came: u64,
     called: u64,
     /// By class.
-    waiting: [BTreeMap<(Reverse<u32>, u64), oneshot::Sender<Front>>; Class::ALL.len()],
+    waiting: [Waiting; Class::ALL.len()],
 }
 
 impl Callers {

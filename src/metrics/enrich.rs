@@ -1,7 +1,7 @@
 //! The families of role `enrich`.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
@@ -43,7 +43,7 @@ families! {
         "Orders put on a topic to wait, by why: a FlinksCode, `refresh`, `shut` (calls that are away or refused), `slow`, \
          `busy`, or how a call failed. What came within the topic's delay still waits.";
     ORDER_AGE: "histogram" "bridge_enrich_order_age_seconds" []
-        "How old orders are when they are taken up again: since an attempt first failed.";
+        "How old orders are when they are taken up again: since an attempt first failed, else since their webhook was stored.";
     DEAD_LETTERS: "counter" "bridge_enrich_dead_letters_total" ["cause", "flinks_code"]
         "Orders that were given up, by cause, and by FlinksCode where it was one.";
     PUBLISH_RETRIES: "counter" "bridge_enrich_publish_retries_total" []
@@ -122,8 +122,7 @@ impl EnrichMetrics {
     }
 
     /// An order that has waited is taken up again.
-    pub fn taken_up(&self, first_failure: Option<SystemTime>) {
-        let age = first_failure.and_then(|first| first.elapsed().ok());
+    pub fn taken_up(&self, age: Option<Duration>) {
         self.0.order_age.observe(age.unwrap_or_default().as_secs_f64());
     }
 

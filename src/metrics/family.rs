@@ -12,7 +12,7 @@ const BUCKETS: &[f64] =
 
 /// The same for what waits for somebody else's servers, up to hours.
 const SLOW_BUCKETS: &[f64] =
-    &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0, 43200.0];
+    &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0, 21600.0, 43200.0];
 
 /// One family's declaration.
 pub(crate) struct Family {

@@ -445,7 +445,7 @@ async fn a_role_is_checked_for_its_own_needs() {
     assert_eq!(Whom::value_variants().len(), 4);
 }
 
-const ALL_TOPICS: [&str; 8] = [
+const ALL_TOPICS: [&str; 12] = [
     "flinks.kyc",
     "flinks.accounts-detail",
     "flinks.pay-events",
@@ -453,6 +453,10 @@ const ALL_TOPICS: [&str; 8] = [
     "flinks.quarantine",
     "flinks.attributes",
     "flinks.attributes.dead-letter",
+    "flinks.attributes.retry.1",
+    "flinks.attributes.retry.2",
+    "flinks.attributes.retry.3",
+    "flinks.attributes.later",
     "flinks.login-links",
 ];
 

@@ -20,10 +20,14 @@ use crate::kafka::{Cluster, ClusterOptions, Operation, Permission, Resource, Rul
 use crate::support::raw::{self, Raw};
 
 /// The topics of the built-in settings.
-const ALL: [&str; 8] = [
+const ALL: [&str; 12] = [
     "flinks.accounts-detail",
     "flinks.attributes",
     "flinks.attributes.dead-letter",
+    "flinks.attributes.later",
+    "flinks.attributes.retry.1",
+    "flinks.attributes.retry.2",
+    "flinks.attributes.retry.3",
     "flinks.kyc",
     "flinks.login-links",
     "flinks.pay-events",
@@ -134,7 +138,7 @@ fn topics_are_made_mended_and_left_alone() {
 
     // A dry run changes nothing.
     let ended = run("", &["create", "--dry-run"]);
-    ended.is(1, &["plan: create flinks.kyc: partitions=12 replication=3 min.insync.replicas=2", "8 differences"]);
+    ended.is(1, &["plan: create flinks.kyc: partitions=12 replication=3 min.insync.replicas=2", "12 differences"]);
     let json = run("", &["create", "--dry-run", "--json"]).json();
     assert_eq!(json["plan"].as_array().map(Vec::len), Some(8), "{json:#}");
     assert_eq!(cluster.topics(), Vec::<String>::new());
@@ -147,10 +151,10 @@ fn topics_are_made_mended_and_left_alone() {
     let both = [(); 2].map(|()| start(&directory, &servers, resident, &["create"]));
     for process in both {
         let ended = Ended::of(process.wait_with_output().expect("it ends"));
-        ended.is(0, &["plan: create flinks.kyc", "done: create flinks.kyc", "all 9 topics are as wanted"]);
+        ended.is(0, &["plan: create flinks.kyc", "done: create flinks.kyc", "all 13 topics are as wanted"]);
     }
     // At once: whoever comes after finds them, each with leaders.
-    run(resident, &["check"]).is(0, &["all 9 topics are as wanted"]);
+    run(resident, &["check"]).is(0, &["all 13 topics are as wanted"]);
     let day = 86_400_000_u64;
     for topic in ALL.iter().chain(&["resident.quarantine"]) {
         for (name, value) in [
@@ -177,7 +181,7 @@ fn topics_are_made_mended_and_left_alone() {
         assert!(cluster.leader_of(topic, if aside { 3 } else { 12 }).is_none(), "{topic} has more partitions");
     }
     run("", &["show"]).is(0, &["flinks.kyc                     12          3       2 or more  33619968        14days"]);
-    run("", &["create"]).is(0, &["plan: nothing to do", "all 8 topics are as wanted"]);
+    run("", &["create"]).is(0, &["plan: nothing to do", "all 12 topics are as wanted"]);
     passed("made");
 
     // Settings that are wrong are mended, and those that are none of ours stay: the harness takes all others away.
@@ -193,7 +197,7 @@ fn topics_are_made_mended_and_left_alone() {
     let short = found("flinks.kyc", "retention.ms");
     assert_eq!(short["is"], "604800000 (7days), from the broker", "{json:#}");
     assert_eq!((&json["verdict"], &json["exit_code"]), (&"differs".into(), &1.into()));
-    let plan = ["plan: alter flinks.pay-events: max.message.bytes 1048588 -> 33619968", "all 8 topics are as wanted"];
+    let plan = ["plan: alter flinks.pay-events: max.message.bytes 1048588 -> 33619968", "all 12 topics are as wanted"];
     run("", &["create"]).is(0, &plan);
     assert_eq!(setting("flinks.pay-events", "max.message.bytes"), "33619968");
     let kyc = ["retention.ms", "segment.ms", "file.delete.delay.ms"].map(|name| setting("flinks.kyc", name));
@@ -217,7 +221,7 @@ fn topics_are_made_mended_and_left_alone() {
     assert_eq!(setting("flinks.accounts-detail", "retention.ms"), (14 * day).to_string());
     run(shorter, &["create", "--shorten-retention"]).is(0, &["retention.ms 1209600000 -> 604800000"]);
     assert_eq!(setting("flinks.accounts-detail", "retention.ms"), (7 * day).to_string());
-    run("", &["create"]).is(0, &["note     flinks.kyc  partitions is 13, wanted 12", "all 8 topics are as wanted"]);
+    run("", &["create"]).is(0, &["note     flinks.kyc  partitions is 13, wanted 12", "all 12 topics are as wanted"]);
     passed("left alone");
 
     may_not(&cluster, &directory);
@@ -290,9 +294,9 @@ fn may_not(cluster: &Cluster, directory: &TempDir) {
 
     // Nothing is known to be wrong, and not all is known.
     let settings = login(password) + "topics.partitions.kyc = 13\n";
-    run(&settings, &["check"]).is(69, &["could not tell of all 8 topics"]);
+    run(&settings, &["check"]).is(69, &["could not tell of all 12 topics"]);
     cluster.no_rules();
-    run(&settings, &["check"]).is(0, &["all 8 topics are as wanted"]);
+    run(&settings, &["check"]).is(0, &["all 12 topics are as wanted"]);
 }
 
 /// A webhook of no known type, as the ingress sets it aside.
@@ -352,7 +356,7 @@ fn what_was_set_aside_is_compacted_if_every_key_is_a_ce_id() {
 
     let ended = run("topics", &["create"]);
     let note = "note     capital.quarantine  cleanup.policy is delete, wanted compact,delete: it works; ";
-    ended.is(0, &[note, "done: create flinks.quarantine", "all 10 topics are as wanted"]);
+    ended.is(0, &[note, "done: create flinks.quarantine", "all 14 topics are as wanted"]);
     for topic in ["flinks.quarantine", "flinks.attributes.dead-letter"] {
         assert_eq!(cleanup(topic), compacted, "{topic}");
     }

@@ -214,22 +214,23 @@ pub async fn begin_at_the_end(
     let refused = |error: KafkaError| ConsumerError::Settings(KafkaSettingError::new("consumer", &error));
     let client: BaseConsumer<WatchContext> =
         watch_config(kafka, consumer).create_with_context(WatchContext::default()).map_err(refused)?;
-    let (group, shutdown) = (consumer.group.clone(), shutdown.clone());
-    let begun = tokio::task::spawn_blocking(move || {
-        while !shutdown.is_cancelled() {
-            match commit_ends(&client, &topics) {
-                Ok(false) => return,
-                Ok(true) => {
-                    tracing::info!(group, "the group had no offset and begins with what comes from now on");
-                    return;
-                }
-                Err(error) => tracing::warn!(%error, "where the group begins cannot be settled, trying again"),
+    let (client, group) = (Arc::new(client), &consumer.group);
+    loop {
+        let (client, topics) = (client.clone(), topics.clone());
+        let committed = tokio::task::spawn_blocking(move || commit_ends(&client, &topics)).await;
+        match committed.unwrap_or_else(|panic| panic::resume_unwind(panic.into_panic())) {
+            Ok(false) => return Ok(()),
+            Ok(true) => {
+                tracing::info!(group, "the group had no offset and begins with what comes from now on");
+                return Ok(());
             }
-            thread::sleep(BEGIN_EVERY);
+            Err(error) => tracing::warn!(%error, "where the group begins cannot be settled, trying again"),
         }
-    });
-    begun.await.unwrap_or_else(|panic| panic::resume_unwind(panic.into_panic()));
-    Ok(())
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(BEGIN_EVERY) => {}
+        }
+    }
 }
 
 /// Commits the ends of all partitions, unless the group has an offset of any. Whether it did.
@@ -239,7 +240,9 @@ fn commit_ends(client: &BaseConsumer<WatchContext>, topics: &[Arc<str>]) -> Resu
         let metadata = client.fetch_metadata(Some(topic), BEGIN_PATIENCE)?;
         let led = described(&metadata, topic).filter(|topic| !topic.partitions().is_empty());
         let partitions = led.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?.partitions();
-        partitions.iter().for_each(|partition| drop(places.add_partition(topic, partition.id())));
+        for partition in partitions {
+            places.add_partition(topic, partition.id());
+        }
     }
     let committed = client.committed_offsets(places.clone(), BEGIN_PATIENCE)?;
     if committed.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))) {
@@ -458,12 +461,15 @@ fn is_rebalancing(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::RebalanceInProgress)
 }
 
+/// As [`Work::not_before`].
+type NotBefore = Box<dyn Fn(&Record, &Origin) -> Duration + Send + Sync>;
+
 /// What librdkafka tells, on the thread that polls.
 struct Context {
     topics: Vec<Arc<str>>,
     drain: Duration,
     assignment: Arc<Assignment>,
-    not_before: Box<dyn Fn(&Record, &Origin) -> Duration + Send + Sync>,
+    not_before: NotBefore,
     membership: Membership,
     metrics: ConsumerMetrics,
     /// When a shutdown's drain ends.

@@ -4,7 +4,7 @@
 //! It reads the topics of what was set aside from their beginnings to the ends that they have when the redrive begins, so
 //! it never chases its own output, and knows from that what is [outstanding](crate::outstanding). Then it reads that
 //! once more, and moves it (`transfer`). A quarantined webhook is understood anew with the settings of now, and goes to
-//! the topic of its type if it has one; a dead letter goes to the topic that its type has now (`judge`).
+//! the topic of its type if it has one; a dead letter is an order, and goes to the first retry topic (`judge`).
 //!
 //! # What is put back, and never twice
 //!
