@@ -140,7 +140,7 @@ fn topics_are_made_mended_and_left_alone() {
     let ended = run("", &["create", "--dry-run"]);
     ended.is(1, &["plan: create flinks.kyc: partitions=12 replication=3 min.insync.replicas=2", "12 differences"]);
     let json = run("", &["create", "--dry-run", "--json"]).json();
-    assert_eq!(json["plan"].as_array().map(Vec::len), Some(8), "{json:#}");
+    assert_eq!(json["plan"].as_array().map(Vec::len), Some(12), "{json:#}");
     assert_eq!(cluster.topics(), Vec::<String>::new());
     run("", &["check"]).is(1, &["error    flinks.kyc  topic is missing"]);
     passed("dry run");
