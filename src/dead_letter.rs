@@ -43,7 +43,7 @@ const HEADERS: [&str; 10] = [
 /// A record whose work was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The record as it was consumed: topic, key, headers, payload.
+    /// The order's record: key and headers. Of versions before this one it is the webhook's, with its payload.
     pub record: Record,
     /// Where it stood.
     pub origin: Origin,
@@ -64,7 +64,7 @@ pub struct DeadLetter {
 pub enum Cause {
     /// Flinks answered with a `FlinksCode` that no further attempt changes.
     GaveUp,
-    /// As many attempts as the settings allow have failed.
+    /// It was tried for as long as `enrich.give_up_after` says.
     Attempts,
     /// Flinks asks for an answer of the account's owner, whom no consumer can ask.
     Mfa,
@@ -76,6 +76,8 @@ pub enum Cause {
     NeedsPerson,
     /// The answer is larger than the attributes topic takes.
     TooLarge,
+    /// It owes results of endpoints that are not configured any more, and no others.
+    NoEndpoint,
     /// One of a later version: lower-case letters, digits and `-`. It is kept as it is, so that an older `redrive` puts
     /// back what a newer consumer gave up.
     Other(Arc<str>),
@@ -83,7 +85,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause that this version writes.
-    pub const ALL: [Cause; 7] = [
+    pub const ALL: [Cause; 8] = [
         Cause::GaveUp,
         Cause::Attempts,
         Cause::Mfa,
@@ -91,6 +93,7 @@ impl Cause {
         Cause::NoInstance,
         Cause::NeedsPerson,
         Cause::TooLarge,
+        Cause::NoEndpoint,
     ];
 
     /// The value of [`header::DEAD_LETTER_CAUSE`], also for metrics, logs and filters.
@@ -103,6 +106,7 @@ impl Cause {
             Cause::NoInstance => "no-instance",
             Cause::NeedsPerson => "needs-person",
             Cause::TooLarge => "too-large",
+            Cause::NoEndpoint => "no-endpoint",
             Cause::Other(name) => name,
         }
     }

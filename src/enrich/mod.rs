@@ -27,9 +27,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use serde::Deserialize;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::pursuit::{GivenUp, Next, Pursuit, Wait};
+use self::pursuit::{Fate, GivenUp, Next, Pursuit, Wait};
 use self::turns::{Turns, Window};
 use crate::backoff::Backoff;
 use crate::config::{Config, Endpoint, ScheduledRefreshes, Start, topics_of_types};
@@ -46,6 +47,12 @@ pub const ATTRIBUTES_TYPE: &str = "com.flinks.attributes";
 
 /// Calls for each record beside those of endpoints: token, authorize, accounts.
 const LOGIN_CALLS: usize = 3;
+
+/// How long a record waits for a place before it waits elsewhere: so many orders a second and no more come of a backlog.
+const FOR_A_PLACE: Duration = Duration::from_secs(2);
+
+/// Why an order waits on the topic of refreshes.
+const REFRESH: &str = "refresh";
 
 /// An order is due a little before its time, so that a partition is not resumed for each of many that are due together.
 const EARLY: u32 = 60;
@@ -64,10 +71,6 @@ pub async fn run(
 ) -> Result<(), ConsumerError> {
     let Telling { consumers, enrich, memberships } = telling;
     let enricher = Arc::new(Enricher::new(config.clone(), clients, publisher, enrich));
-    if config.enrich.start == Start::Latest {
-        let live = config.enrich.consumer_of(Class::Live);
-        consume::begin_at_the_end(&config.kafka, &live, topics(&config), &shutdown).await?;
-    }
     let stop = shutdown.child_token();
     let consumers = Class::ALL.into_iter().zip(consumers).zip(memberships).map(|((class, metrics), membership)| {
         let work = Arc::new(Consuming { enricher: enricher.clone(), class });
@@ -76,7 +79,13 @@ pub async fn run(
             let mut consumer = config.enrich.consumer_of(class);
             consumer.in_flight = in_flight(&config);
             let topics = topics_of(&config, class);
-            let ended = consume::run(&config.kafka, &consumer, topics, metrics, work, stop.clone(), membership).await;
+            let ended = async {
+                if class == Class::Live && config.enrich.start == Start::Latest {
+                    consume::begin_at_the_end(&config.kafka, &consumer, &topics, &stop).await?;
+                }
+                consume::run(&config.kafka, &consumer, topics, metrics, work, stop.clone(), membership).await
+            };
+            let ended = ended.await;
             // One that cannot go on ends the others too.
             stop.cancel();
             ended
@@ -112,10 +121,15 @@ pub fn topics_of(config: &Config, class: Class) -> Vec<Arc<str>> {
 
 /// How many records a consumer holds at most: no more than the rates finish within `enrich.hold`.
 fn in_flight(config: &Config) -> usize {
-    let apis = config.instances.iter().enumerate().filter_map(|(n, instance)| Some((n, instance.api.as_ref()?)));
-    let calls = apis.map(|(n, api)| f64::from(api.rate) / (LOGIN_CALLS + endpoints(config, n).len()) as f64);
-    let finished = calls.sum::<f64>() * config.enrich.hold.as_secs_f64();
-    config.enrich.consumer.in_flight.min(finished as usize).max(1)
+    let finished = (0..config.instances.len()).map(|instance| finished_in_time(config, instance)).sum::<usize>();
+    config.enrich.consumer.in_flight.min(finished).max(1)
+}
+
+/// How many records of an instance its rate finishes within `enrich.hold`.
+fn finished_in_time(config: &Config, instance: usize) -> usize {
+    let Some(api) = &config.instances[instance].api else { return 0 };
+    let records = f64::from(api.rate) / (LOGIN_CALLS + endpoints(config, instance).len()) as f64;
+    ((records * config.enrich.hold.as_secs_f64()) as usize).max(1)
 }
 
 /// The endpoints that an instance is asked.
@@ -128,8 +142,7 @@ fn endpoints(config: &Config, instance: usize) -> Vec<&Endpoint> {
 /// What became of the work on an order.
 enum Ended {
     Enriched,
-    Waits(Wait),
-    GivenUp(GivenUp),
+    Otherwise(Fate),
     /// The lease was withdrawn.
     Abandoned,
 }
@@ -148,6 +161,8 @@ struct Enricher {
     /// How many records a consumer holds at most, and how many it holds by instance.
     room: usize,
     held: [Vec<AtomicUsize>; 3],
+    /// Told when a place is free again.
+    freed: Notify,
 }
 
 /// The consumer of a class.
@@ -173,7 +188,8 @@ impl Enricher {
         });
         let (leaves, room) = (leaves.collect(), in_flight(&config));
         let held = Class::ALL.map(|_| clients.iter().map(|_| AtomicUsize::new(0)).collect());
-        Enricher { config, clients, leaves, publisher, metrics, backoff, turns: Turns::default(), window, room, held }
+        let (turns, freed) = (Turns::default(), Notify::new());
+        Enricher { config, clients, leaves, publisher, metrics, backoff, turns, window, room, held, freed }
     }
 
     /// What is to be done with a webhook's record, before anybody is asked.
@@ -185,7 +201,14 @@ impl Enricher {
             return Judged::Skip(Enrichment::FlinksCode);
         }
         let judged = self.judge(Order::of(record, origin));
-        let Judged::Enrich(mut order, target) = judged else { return judged };
+        let (mut order, target) = match judged {
+            Judged::Enrich(order, target) => (order, target),
+            // It is meant so; of an order it was not when it was given.
+            Judged::Refuse(order, Cause::NoInstance) if self.is_configured(&order) => {
+                return Judged::Skip(Enrichment::NoApi);
+            }
+            other => return other,
+        };
         if self.config.enrich.scheduled_refreshes == ScheduledRefreshes::Enrich {
             return Judged::Enrich(order, target);
         }
@@ -198,6 +221,11 @@ impl Enricher {
         Judged::Enrich(order, target)
     }
 
+    fn is_configured(&self, order: &Order) -> bool {
+        let name = text(&order.record, header::SOURCE).and_then(record::instance_of);
+        self.config.instances.iter().any(|instance| Some(&*instance.name) == name)
+    }
+
     /// Whom to ask for an order.
     fn judge(&self, order: Order) -> Judged<'_> {
         let name = text(&order.record, header::SOURCE).and_then(record::instance_of);
@@ -206,7 +234,7 @@ impl Enricher {
             return Judged::Refuse(order, Cause::NoInstance);
         };
         let Some(client) = &self.clients[instance] else {
-            return Judged::Skip(Enrichment::NoApi);
+            return Judged::Refuse(order, Cause::NoInstance);
         };
         // A LoginId that is no text could not have come from the ingress.
         let login_id = order.record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
@@ -225,71 +253,101 @@ impl Enricher {
     async fn pursue(&self, job: &Job<'_>, pursuit: &mut Pursuit<'_>) -> Ended {
         let Job { target, order, client, lease } = job;
         let mut held = pin!(client.held(self.config.enrich.hold));
-        while !pursuit.owed.is_empty() {
+        // Time that passed in calls counts.
+        let slow = |pursuit: &mut Pursuit<'_>| {
+            let wait = Wait { counts: client.has_called(), ..pursuit.wait_uncounted(order, "slow") };
+            pursuit.end(Some(Fate::Waits(wait)))
+        };
+        let end = loop {
+            if pursuit.owed.is_empty() {
+                break pursuit.end(None);
+            }
             let Pursuit { owed, gathering, .. } = &mut *pursuit;
+            let about_endpoint = gathering.is_ready();
+            let mut chosen = None;
             // What is shut is asked last: the others' results need not wait for it.
             let asked = async {
                 let next = client.choose(owed).await?;
-                let answer = gathering.attributes(client, &target.login_id, owed[next]).await?;
-                Ok(answer.map(|answer| (next, answer)))
+                chosen = Some(next);
+                gathering.attributes(client, &target.login_id, owed[next]).await
             };
             let Some(asked) = within(held.as_mut(), asked).await else {
-                return Ended::Waits(pursuit.wait_uncounted(order, "slow"));
+                break slow(pursuit);
             };
-            let (next, attributes) = match asked {
-                Ok(asked) => {
+            let error = match (asked, chosen) {
+                (Ok(Some(attributes)), Some(next)) => {
                     pursuit.went_on();
-                    let Some(asked) = asked else { continue };
-                    asked
-                }
-                Err(CallError::Withdrawn) => return Ended::Abandoned,
-                Err(error @ CallError::LoginShut) => {
-                    return Ended::Waits(pursuit.wait_uncounted(order, error.cause()));
-                }
-                // No endpoint that is owed can be asked; else one was shut while its turn was waited for.
-                Err(error @ CallError::Shut) if !client.can_ask(&pursuit.owed) => {
-                    return Ended::Waits(pursuit.wait_uncounted(order, error.cause()));
-                }
-                Err(error) => {
-                    match pursuit.weigh(&self.config, order, &error) {
-                        Next::Waits(wait) => {
-                            self.complain(target, &error);
-                            return Ended::Waits(wait);
-                        }
-                        Next::GivenUp(given_up) => {
-                            self.complain(target, &error);
-                            return Ended::GivenUp(given_up);
-                        }
-                        Next::Again { after, anew } => {
-                            tracing::debug!(
-                                instance = self.name(target.instance), login_id = target.login_id, error = %error,
-                                "enrichment is tried again"
-                            );
-                            if anew {
-                                pursuit.gathering = Gathering::default();
-                            }
-                            match within(held.as_mut(), self.wait(after, lease)).await {
-                                None => return Ended::Waits(pursuit.wait_uncounted(order, "slow")),
-                                Some(Err(Withdrawn)) => return Ended::Abandoned,
-                                Some(Ok(())) => {}
-                            }
-                        }
+                    match self.deliver_result(job, pursuit, next, attributes).await {
+                        Ok(()) => continue,
+                        Err(Withdrawn) => return Ended::Abandoned,
                     }
+                }
+                (Ok(_), _) => {
+                    pursuit.went_on();
                     continue;
                 }
+                (Err(error), _) => error,
             };
-            let endpoint = pursuit.owed[next];
-            let result = self.result(job, endpoint, pursuit.gathering.request_id(), attributes);
-            match self.publish(result, lease).await {
-                Published::Acked => self.metrics.result(&endpoint.name),
-                Published::Abandoned => return Ended::Abandoned,
-                Published::TooLarge => {
-                    return Ended::GivenUp(GivenUp { cause: Cause::TooLarge, flinks_code: None });
+            // Where one was shut while its turn was waited for, another may be open.
+            let shut = match error {
+                CallError::Withdrawn => return Ended::Abandoned,
+                CallError::Shut => !client.can_ask(&pursuit.owed),
+                CallError::LoginShut => true,
+                _ => false,
+            };
+            if shut {
+                let wait = pursuit.wait_uncounted(order, error.cause());
+                break pursuit.end(Some(Fate::Waits(wait)));
+            }
+            match pursuit.weigh(&self.config, order, &error) {
+                Next::Again { after, anew } => {
+                    tracing::debug!(
+                        instance = self.name(target.instance), login_id = target.login_id, error = %error,
+                        "enrichment is tried again"
+                    );
+                    if anew {
+                        pursuit.gathering = Gathering::default();
+                    }
+                    match within(held.as_mut(), self.wait(after, lease)).await {
+                        None => break slow(pursuit),
+                        Some(Err(Withdrawn)) => return Ended::Abandoned,
+                        Some(Ok(())) => {}
+                    }
+                }
+                Next::Ends(fate) => {
+                    self.complain(target, &error);
+                    match chosen.filter(|_| about_endpoint) {
+                        Some(next) => pursuit.set_aside(next, fate),
+                        None => break pursuit.end(Some(fate)),
+                    }
                 }
             }
-            pursuit.owed.remove(next);
+        };
+        end.map_or(Ended::Enriched, Ended::Otherwise)
+    }
+
+    /// Publishes one endpoint's answer, which is not owed any more then.
+    async fn deliver_result(
+        &self,
+        job: &Job<'_>,
+        pursuit: &mut Pursuit<'_>,
+        at: usize,
+        answer: Attributes,
+    ) -> Result<(), Withdrawn> {
+        let endpoint = pursuit.owed[at];
+        let result = self.result(job, endpoint, pursuit.gathering.request_id(), answer);
+        match self.publish(result, job.lease).await {
+            Published::Acked => {
+                self.metrics.result(&endpoint.name);
+                pursuit.owed.remove(at);
+            }
+            Published::Abandoned => return Err(Withdrawn),
+            Published::TooLarge => {
+                let given_up = GivenUp { cause: Cause::TooLarge, flinks_code: None };
+                pursuit.set_aside(at, Fate::GivenUp(given_up));
+            }
         }
-        Ended::Enriched
+        Ok(())
     }
 
     /// What is refused to one record may be refused to all: a person should look.
@@ -380,22 +438,25 @@ impl Enricher {
     }
 
     /// Has an order wait on one of its topics.
-    async fn postpone(&self, order: Order, topic: &str, lease: &Lease) -> Worked {
-        let cause = order.cause.clone().unwrap_or_default();
+    async fn postpone(&self, order: Order, topic: &str, cause: &str, lease: &Lease) -> Worked {
         let record = order.into_record(&topic.into());
         if !self.deliver(record, lease).await {
             return self.abandoned();
         }
-        self.metrics.ordered(topic, known(&cause));
+        self.metrics.ordered(topic, cause);
         self.metrics.ended(Enrichment::Ordered);
         Worked::Done
     }
 
-    async fn bury(&self, order: Order, given_up: GivenUp, pursuit: Option<&Pursuit<'_>>, lease: &Lease) -> Worked {
+    async fn bury(&self, mut order: Order, given_up: GivenUp, pursuit: Option<&Pursuit<'_>>, lease: &Lease) -> Worked {
         let GivenUp { cause, flinks_code } = given_up;
         let last_failure = SystemTime::now();
         let (attempts, first_failure) = pursuit.map_or((0, None), |own| (own.attempts, own.first_failure));
         let first_failure = first_failure.unwrap_or(last_failure);
+        // What is there already is not asked for again when it is put back.
+        if let Some(pursuit) = pursuit {
+            order.owed = Some(pursuit.all_owed().map(|endpoint| endpoint.name.clone()).collect());
+        }
         let (origin, login_topic) = (order.origin.clone(), order.record.topic.clone());
         tracing::warn!(
             topic = &*origin.topic,
@@ -412,7 +473,8 @@ impl Enricher {
         if !self.deliver(letter.into_record(&self.config.own_topics.dead_letter.as_str().into()), lease).await {
             return self.abandoned();
         }
-        self.metrics.dead_letter(cause.as_str(), known(&code));
+        let unknown = !code.is_empty() && matches!(FlinksCode::parse(&code), FlinksCode::Unknown(_));
+        self.metrics.dead_letter(cause.as_str(), if unknown { "other" } else { &code });
         self.metrics.ended(Enrichment::DeadLetter);
         Worked::Done
     }
@@ -437,27 +499,56 @@ impl Enricher {
         }
     }
 
-    /// Takes a place for a record of an instance; `None` where places are short and the instance has more than its share.
-    fn place(&self, class: Class, instance: usize) -> Option<Place<'_>> {
+    /// Takes a place for a record of an instance: waits a moment for one where places are short and the instance has more
+    /// than its share, or more than it finishes in time. `None` where it is to wait elsewhere: never while no instance can be
+    /// asked, since then nobody else has a use for the place.
+    async fn place(&self, class: Class, instance: usize, lease: &Lease) -> Result<Option<Place<'_>>, Withdrawn> {
+        let mut until = tokio::time::Instant::now() + FOR_A_PLACE;
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
+            if let Some(place) = self.free_place(class, instance) {
+                return Ok(Some(place));
+            }
+            tokio::select! {
+                () = freed => {}
+                () = lease.withdrawn() => return Err(Withdrawn),
+                () = tokio::time::sleep_until(until) => {
+                    if self.clients.iter().flatten().any(Client::available) {
+                        return Ok(None);
+                    }
+                    until += FOR_A_PLACE;
+                }
+            }
+        }
+    }
+
+    fn free_place(&self, class: Class, instance: usize) -> Option<Place<'_>> {
         let held = &self.held[class as usize];
-        let of = |n: usize| held[n].load(Ordering::Relaxed);
         let asked = self.clients.iter().flatten().count();
-        let all: usize = (0..held.len()).map(of).sum();
-        let short = asked > 1 && all * 4 >= self.room * 3;
-        if short && of(instance) * asked >= self.room {
-            return None;
+        if asked > 1 {
+            let of = |n: usize| held[n].load(Ordering::Relaxed);
+            let (all, own): (usize, usize) = ((0..held.len()).map(of).sum(), of(instance));
+            let short = all * 4 >= self.room * 3 && own * asked >= self.room;
+            if short || own >= finished_in_time(&self.config, instance) {
+                return None;
+            }
         }
         held[instance].fetch_add(1, Ordering::Relaxed);
-        Some(Place(&held[instance]))
+        Some(Place { held: &held[instance], freed: &self.freed })
     }
 }
 
 /// A place that a record has.
-struct Place<'e>(&'e AtomicUsize);
+struct Place<'e> {
+    held: &'e AtomicUsize,
+    freed: &'e Notify,
+}
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.held.fetch_sub(1, Ordering::Relaxed);
+        self.freed.notify_waiters();
     }
 }
 
@@ -484,7 +575,7 @@ impl Work for Consuming {
     async fn work(&self, consumed: Consumed) -> Worked {
         let Consuming { enricher, class } = self;
         let Consumed { record, origin, lease } = consumed;
-        let delay = enricher.delay_of(&record.topic).unwrap_or_default();
+        let mut delay = enricher.delay_of(&record.topic).unwrap_or_default();
         let judged = match class {
             Class::Live => enricher.judge_webhook(&record, origin),
             Class::Retry | Class::Later => enricher.judge(Order::parse(&record, origin)),
@@ -501,20 +592,33 @@ impl Work for Consuming {
                 return enricher.bury(order, GivenUp { cause, flinks_code: None }, None, &lease).await;
             }
         };
-        if order.refresh && *class == Class::Live {
-            order.cause = Some("refresh".to_owned());
-            return enricher.postpone(order, &enricher.config.own_topics.later, &lease).await;
+        // Refreshes are asked for by one consumer alone, so that they keep no place from others; also when they have waited.
+        if order.refresh && *class != Class::Later {
+            order.cause.get_or_insert_with(|| REFRESH.to_owned());
+            return enricher.postpone(order, &enricher.config.own_topics.later, REFRESH, &lease).await;
         }
-        let mut pursuit =
-            Pursuit::new(enricher.owed(&order, target.instance), enricher.gathering(&order, &target), delay);
-        let Some(_place) = enricher.place(*class, target.instance) else {
-            let delay = if order.refresh { 3 } else { delay.max(1) };
-            let wait = Wait { delay, ..pursuit.wait_uncounted(&order, "busy") };
-            return enricher.again(order, wait, &pursuit, &lease).await;
+        if order.refresh && order.cause.as_deref() != Some(REFRESH) {
+            delay = 3;
+        }
+        let owed = enricher.owed(&order, target.instance);
+        if owed.is_empty() && order.owed.is_some() {
+            return enricher.bury(order, GivenUp { cause: Cause::NoEndpoint, flinks_code: None }, None, &lease).await;
+        }
+        let mut pursuit = Pursuit::new(owed, enricher.gathering(&order, &target), delay);
+        let _place = match enricher.place(*class, target.instance, &lease).await {
+            Ok(Some(place)) => place,
+            Ok(None) => {
+                let delay = if order.refresh { 3 } else { delay.max(1) };
+                let wait = Wait { delay, ..pursuit.wait_uncounted(&order, "busy") };
+                return enricher.again(order, wait, &pursuit, &lease).await;
+            }
+            Err(Withdrawn) => return enricher.abandoned(),
         };
-        let who = BuildHasherDefault::<DefaultHasher>::new().hash_one((target.instance, &target.login_id));
+        // One at a time of each class: nobody live stands behind an order of the same LoginId.
+        let hash = |of: (usize, &str)| BuildHasherDefault::<DefaultHasher>::new().hash_one(of);
+        let who = hash((target.instance, &target.login_id));
         let _turn = tokio::select! {
-            turn = enricher.turns.take(who) => turn,
+            turn = enricher.turns.take(who.wrapping_add(hash((0, class.as_str())))) => turn,
             () = lease.withdrawn() => return enricher.abandoned(),
         };
         if enricher.window.holds(who) {
@@ -524,7 +628,7 @@ impl Work for Consuming {
         let _working = enricher.metrics.working();
         let began = Instant::now();
         // What is asked is waited for, as Flinks would go on with it anyway; nothing more is asked once the lease has gone.
-        let class = if order.refresh { Class::Later } else { *class };
+        let class = *class;
         let client = target.client.for_record(lease.token(), class, enricher.leaves[target.instance].clone());
         if delay > 0 {
             enricher
@@ -540,8 +644,8 @@ impl Work for Consuming {
                 Worked::Done
             }
             Ended::Abandoned => enricher.abandoned(),
-            Ended::GivenUp(given_up) => enricher.bury(order, given_up, Some(&pursuit), &lease).await,
-            Ended::Waits(wait) => enricher.again(order, wait, &pursuit, &lease).await,
+            Ended::Otherwise(Fate::GivenUp(given_up)) => enricher.bury(order, given_up, Some(&pursuit), &lease).await,
+            Ended::Otherwise(Fate::Waits(wait)) => enricher.again(order, wait, &pursuit, &lease).await,
         }
     }
 }
@@ -568,21 +672,24 @@ impl Enricher {
 
     /// Has an order wait once more, or gives it up where it has waited for long enough.
     async fn again(&self, mut order: Order, wait: Wait, pursuit: &Pursuit<'_>, lease: &Lease) -> Worked {
-        let Wait { delay, cause, at_last, counts, session } = wait;
+        let Wait { delay, cause, label, at_last, counts, session } = wait;
         if counts && pursuit.delay > 0 {
             order.waited += self.config.enrich.retry_delays[pursuit.delay - 1];
         }
-        order.owed = Some(pursuit.owed.iter().map(|endpoint| endpoint.name.clone()).collect());
+        order.owed = Some(pursuit.all_owed().map(|endpoint| endpoint.name.clone()).collect());
         let pending = pursuit.gathering.pending().filter(|_| session);
         order.session = pending.map(|(id, since)| (id.to_owned(), since));
-        order.cause = Some(cause);
+        // What nobody is to blame for hides nothing that Flinks has said.
+        if counts || order.cause.is_none() || order.cause.as_deref() == Some(REFRESH) {
+            order.cause = Some(cause);
+        }
         if counts && order.waited >= self.config.enrich.give_up_after {
             return self.bury(order, at_last, Some(pursuit), lease).await;
         }
         if let Some(first_failure) = pursuit.first_failure {
             order.failed(pursuit.attempts, first_failure);
         }
-        self.postpone(order, &self.config.own_topics.retry[delay - 1], lease).await
+        self.postpone(order, &self.config.own_topics.retry[delay - 1], &label, lease).await
     }
 }
 
@@ -615,13 +722,6 @@ enum Published {
 
 fn text<'r>(record: &'r Record, name: &str) -> Option<&'r str> {
     record.header(name).and_then(|value| std::str::from_utf8(value).ok())
-}
-
-/// What a label may say: a FlinksCode that nobody knows could be any text.
-fn known(cause: &str) -> &str {
-    let word = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
-    let known = cause.bytes().all(word) || !matches!(FlinksCode::parse(cause), FlinksCode::Unknown(_));
-    if known { cause } else { "other" }
 }
 
 /// Whether a body says that Flinks' nightly refresh made it. What cannot be read does not say so.

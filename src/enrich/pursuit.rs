@@ -11,15 +11,19 @@ use crate::order::Order;
 
 /// How often a call that fails for this record alone is made again at once.
 const BLIPS: u32 = 2;
-/// No wait in place is longer: who has to wait for more holds a place that others need.
+/// No wait between two attempts in place is longer: who has to wait for more holds a place that others need.
 const IN_PLACE: Duration = Duration::from_secs(5);
 /// How often a pending operation is asked for in place.
 const POLLS: u32 = 6;
 
 /// The work on an order in this process, since it was taken up.
 pub(super) struct Pursuit<'c> {
-    /// The endpoints whose results are owed.
+    /// The endpoints that are to be asked.
     pub(super) owed: Vec<&'c Endpoint>,
+    /// Those that were asked and have failed, whose results are owed too: one that fails does not keep the others from
+    /// being asked.
+    failed: Vec<&'c Endpoint>,
+    fate: Option<Fate>,
     pub(super) gathering: Gathering,
     pub(super) attempts: u32,
     pub(super) first_failure: Option<SystemTime>,
@@ -38,8 +42,29 @@ pub(super) enum Next {
         after: Duration,
         anew: bool,
     },
+    Ends(Fate),
+}
+
+/// How the work on an order ends that has not brought all that is owed.
+pub(super) enum Fate {
     Waits(Wait),
     GivenUp(GivenUp),
+}
+
+impl Fate {
+    /// That of an order two of whose endpoints have these: it waits as long as one of them may bring something.
+    fn and(self, other: Fate) -> Fate {
+        match (self, other) {
+            (Fate::Waits(one), Fate::Waits(other)) => Fate::Waits(Wait {
+                delay: one.delay.min(other.delay),
+                counts: one.counts || other.counts,
+                session: one.session || other.session,
+                ..one
+            }),
+            (Fate::Waits(wait), Fate::GivenUp(_)) | (Fate::GivenUp(_), Fate::Waits(wait)) => Fate::Waits(wait),
+            (given_up @ Fate::GivenUp(_), Fate::GivenUp(_)) => given_up,
+        }
+    }
 }
 
 /// That an order waits on a retry topic.
@@ -47,6 +72,8 @@ pub(super) struct Wait {
     /// Which delay: 1 to 3.
     pub(super) delay: usize,
     pub(super) cause: String,
+    /// The same for metrics, whose labels are of a bounded set.
+    pub(super) label: String,
     /// What becomes of it instead, where it has waited for long enough.
     pub(super) at_last: GivenUp,
     /// Whether the wait before this one counts.
@@ -64,7 +91,34 @@ pub(super) struct GivenUp {
 impl<'c> Pursuit<'c> {
     pub(super) fn new(owed: Vec<&'c Endpoint>, gathering: Gathering, delay: usize) -> Pursuit<'c> {
         let (attempts, first_failure, blips, polls, throttled) = (0, None, 0, 0, 0);
-        Pursuit { owed, gathering, attempts, first_failure, delay, blips, polls, throttled }
+        let (failed, fate) = (Vec::new(), None);
+        Pursuit { owed, failed, fate, gathering, attempts, first_failure, delay, blips, polls, throttled }
+    }
+
+    /// The endpoints whose results are owed, asked or not.
+    pub(super) fn all_owed(&self) -> impl Iterator<Item = &'c Endpoint> {
+        self.failed.iter().chain(&self.owed).copied()
+    }
+
+    /// Sets aside an endpoint that has failed.
+    pub(super) fn set_aside(&mut self, at: usize, fate: Fate) {
+        let endpoint = self.owed.remove(at);
+        self.failed.push(endpoint);
+        (self.blips, self.polls) = (0, 0);
+        self.ends(fate);
+    }
+
+    /// The end of the work, which is this of what was not asked, or asked in vain; `None` where nothing is owed.
+    pub(super) fn end(&mut self, of_the_others: Option<Fate>) -> Option<Fate> {
+        of_the_others.into_iter().for_each(|fate| self.ends(fate));
+        self.fate.take()
+    }
+
+    fn ends(&mut self, fate: Fate) {
+        self.fate = Some(match self.fate.take() {
+            Some(before) => before.and(fate),
+            None => fate,
+        });
     }
 
     /// A call has brought what it was asked for.
@@ -76,8 +130,9 @@ impl<'c> Pursuit<'c> {
     pub(super) fn weigh(&mut self, config: &Config, order: &Order, error: &CallError) -> Next {
         let given_up = |cause| {
             let flinks_code = error.flinks_code().map(ToString::to_string);
-            Next::GivenUp(GivenUp { cause, flinks_code })
+            Next::Ends(Fate::GivenUp(GivenUp { cause, flinks_code }))
         };
+        let waits = |wait| Next::Ends(Fate::Waits(wait));
         let verdict = error.verdict();
         match verdict {
             Verdict::Wait => {
@@ -86,14 +141,14 @@ impl<'c> Pursuit<'c> {
                     return Next::Again { after: config.flinks.poll_interval, anew: false };
                 }
                 let pending = self.gathering.pending().map(|(_, since)| since.elapsed().unwrap_or_default());
-                let session = pending.is_some_and(|pending| pending < config.flinks.poll_limit);
+                // A session that is not used for longer than the second delay is none any more.
+                let session = !order.refresh && pending.is_some_and(|pending| pending < config.flinks.poll_limit);
                 if !session {
                     self.failed();
                 }
                 let wait = self.wait(order, error);
-                // A session that is not used for longer than the second delay is none any more.
-                let delay = if session && !order.refresh { wait.delay.min(2) } else { wait.delay };
-                Next::Waits(Wait { delay, session, ..wait })
+                let delay = if session { wait.delay.min(2) } else { wait.delay };
+                waits(Wait { delay, session, ..wait })
             }
             // It will not be smaller the next time; `flinks.answer_limit` may be larger.
             Verdict::Page if matches!(error, CallError::TooLarge { .. }) => {
@@ -107,11 +162,11 @@ impl<'c> Pursuit<'c> {
                     self.blips += 1;
                     return Next::Again { after, anew: verdict == Verdict::NewSession };
                 }
-                Next::Waits(self.wait(order, error))
+                waits(self.wait(order, error))
             }
             Verdict::BankAway => {
                 self.failed();
-                Next::Waits(self.wait(order, error))
+                waits(self.wait(order, error))
             }
             // Neither is this record's fault. The client asks less by itself, and makes no call of the kind until it is
             // answered and granted again.
@@ -130,7 +185,7 @@ impl<'c> Pursuit<'c> {
                     (true, 1) => 2,
                     (true, _) => return given_up(Cause::GaveUp),
                 };
-                Next::Waits(Wait { delay, ..wait })
+                waits(Wait { delay, ..wait })
             }
             Verdict::GiveUp | Verdict::Withdrawn => {
                 self.failed();
@@ -143,15 +198,17 @@ impl<'c> Pursuit<'c> {
     fn wait(&self, order: &Order, error: &CallError) -> Wait {
         let code = error.flinks_code();
         let cause = code.map_or(error.cause(), FlinksCode::as_str).to_owned();
+        let label = if matches!(code, Some(FlinksCode::Unknown(_))) { "other".to_owned() } else { cause.clone() };
         let whose = if error.verdict() == Verdict::Page { Cause::NeedsPerson } else { Cause::Attempts };
         let at_last = GivenUp { cause: whose, flinks_code: code.map(ToString::to_string) };
-        Wait { delay: self.next(order), cause, at_last, counts: true, session: false }
+        Wait { delay: self.next(order), cause, label, at_last, counts: true, session: false }
     }
 
     /// A wait that is nobody's fault: it does not bring the order nearer to its end.
     pub(super) fn wait_uncounted(&self, order: &Order, cause: &str) -> Wait {
         let at_last = GivenUp { cause: Cause::Attempts, flinks_code: None };
-        Wait { delay: self.next(order), cause: cause.to_owned(), at_last, counts: false, session: false }
+        let (session, label) = (self.gathering.pending().is_some() && !order.refresh, cause.to_owned());
+        Wait { delay: self.next(order), cause: cause.to_owned(), label, at_last, counts: false, session }
     }
 
     /// Nobody waits for a refresh, which comes again tomorrow.
@@ -202,11 +259,11 @@ mod tests {
         for again in 0..100 {
             match pursuit.weigh(&config, order, error) {
                 Next::Again { after, .. } => assert!(after <= Duration::from_secs(10), "{after:?}"),
-                Next::Waits(wait) => {
+                Next::Ends(Fate::Waits(wait)) => {
                     assert!(wait.counts && !wait.session);
                     return (again, wait.delay);
                 }
-                Next::GivenUp(_) => return (again, 0),
+                Next::Ends(Fate::GivenUp(_)) => return (again, 0),
             }
         }
         panic!("it holds its place for ever");

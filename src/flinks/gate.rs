@@ -184,7 +184,8 @@ impl Gate {
         let state = self.state();
         let records = match state.condition {
             Condition::Open => false,
-            Condition::Away => state.trial || state.failing.len() >= IN_A_ROW,
+            // Where looks about nobody are in vain, too: nobody else would find out.
+            Condition::Away => state.trial || state.failing.len() >= IN_A_ROW || state.looks >= VAIN_LOOKS,
             Condition::Refused => !self.settings_alone,
         };
         records && state.waiting <= usize::from(this)
@@ -510,6 +511,39 @@ mod tests {
         tick().await;
         desk.gate.answered(desk.about(7), false);
         assert_eq!(desk.shown(), [Condition::Away, Condition::Open]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_record_is_kept_at_hand_where_nobody_else_finds_out() {
+        // One connection that was refused shuts it, and whoever is not kept leaves.
+        let desk = Desk::new(false);
+        assert!(!desk.gate.failed(desk.about(1), true).counts);
+        assert!(!desk.gate.wants_one(false), "looks about nobody will tell");
+        for _ in 0..VAIN_LOOKS {
+            sleep_until(desk.gate.next_look().expect("nobody looks")).await;
+            desk.gate.failed(desk.nobody(), false);
+        }
+        assert!(desk.gate.wants_one(false), "they do not");
+        let waits = desk.gate.wait();
+        assert!(desk.gate.wants_one(true) && !desk.gate.wants_one(false), "one is enough");
+        for _ in 0..VAIN_LOOKS {
+            sleep_until(desk.gate.next_look().expect("nobody looks")).await;
+            desk.gate.failed(desk.nobody(), false);
+        }
+        let Way::Shut(Some(due)) = desk.gate.way() else { panic!("the record is to look") };
+        sleep_until(due).await;
+        let look = desk.gate.look().expect("it is due");
+        desk.gate.answered(desk.about(2), false);
+        drop((look, waits));
+        assert_eq!(desk.shown(), [Condition::Away, Condition::Open]);
+
+        // What is refused is looked for by records alone.
+        for who in 0..REFUSED as u64 {
+            tick().await;
+            desk.gate.refused(desk.about(who), &CallError::Status { status: 403 });
+        }
+        assert_eq!(desk.gate.condition(), Condition::Refused);
+        assert!(desk.gate.wants_one(false));
     }
 
     #[tokio::test(start_paused = true)]

@@ -96,6 +96,11 @@ impl Gathering {
         }
     }
 
+    /// Whether the next call is one of attributes.
+    pub fn is_ready(&self) -> bool {
+        self.session.is_some() && self.accounts == Accounts::Ready
+    }
+
     /// Flinks' id of the session, if there is one.
     pub fn request_id(&self) -> Option<&str> {
         self.session.as_ref().map(Session::request_id)

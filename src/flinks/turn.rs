@@ -75,7 +75,7 @@ impl Turns {
     }
 
     /// Says which of these endpoints, of which there is at least one, can be asked: the first that can. Waits for one only
-    /// where nobody else waits to look.
+    /// where nobody else waits to look, or where no session can be had anyway.
     pub(super) async fn choose(
         &self,
         own: &Own,

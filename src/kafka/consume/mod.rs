@@ -208,7 +208,7 @@ pub async fn run<W: Work>(
 pub async fn begin_at_the_end(
     kafka: &config::Kafka,
     consumer: &config::Consumer,
-    topics: Vec<Arc<str>>,
+    topics: &[Arc<str>],
     shutdown: &CancellationToken,
 ) -> Result<(), ConsumerError> {
     let refused = |error: KafkaError| ConsumerError::Settings(KafkaSettingError::new("consumer", &error));
@@ -216,8 +216,11 @@ pub async fn begin_at_the_end(
         watch_config(kafka, consumer).create_with_context(WatchContext::default()).map_err(refused)?;
     let (client, group) = (Arc::new(client), &consumer.group);
     loop {
-        let (client, topics) = (client.clone(), topics.clone());
-        let committed = tokio::task::spawn_blocking(move || commit_ends(&client, &topics)).await;
+        let (client, topics) = (client.clone(), topics.to_vec());
+        let committed = tokio::select! {
+            committed = tokio::task::spawn_blocking(move || commit_ends(&client, &topics)) => committed,
+            () = shutdown.cancelled() => return Ok(()),
+        };
         match committed.unwrap_or_else(|panic| panic::resume_unwind(panic.into_panic())) {
             Ok(false) => return Ok(()),
             Ok(true) => {
@@ -235,11 +238,11 @@ pub async fn begin_at_the_end(
 
 /// Commits the ends of all partitions, unless the group has an offset of any. Whether it did.
 fn commit_ends(client: &BaseConsumer<WatchContext>, topics: &[Arc<str>]) -> Result<bool, KafkaError> {
-    let mut places = TopicPartitionList::new();
+    let (mut places, mut missing) = (TopicPartitionList::new(), false);
     for topic in topics {
         let metadata = client.fetch_metadata(Some(topic), BEGIN_PATIENCE)?;
-        let led = described(&metadata, topic).filter(|topic| !topic.partitions().is_empty());
-        let partitions = led.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?.partitions();
+        let partitions = described(&metadata, topic).map_or(&[][..], |topic| topic.partitions());
+        missing |= partitions.is_empty();
         for partition in partitions {
             places.add_partition(topic, partition.id());
         }
@@ -247,6 +250,9 @@ fn commit_ends(client: &BaseConsumer<WatchContext>, topics: &[Arc<str>]) -> Resu
     let committed = client.committed_offsets(places.clone(), BEGIN_PATIENCE)?;
     if committed.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))) {
         return Ok(false);
+    }
+    if missing {
+        return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition));
     }
     let mut ends = TopicPartitionList::new();
     for place in places.elements() {
