@@ -346,7 +346,9 @@ async fn only_a_result_is_published() {
     assert_eq!(about, HashSet::from(["login-0", "login-1"]));
     for letter in &letters {
         let header = |name: &str| letter.headers.get(name).map(String::as_str);
-        assert_eq!((header("ce_deadlettercause"), header("ce_deadletterattempts")), (Some("attempts"), Some("24")));
+        // Without a session there is nothing to ask two endpoints with.
+        let attempts = if header("ce_subject") == Some("login-0") { "12" } else { "24" };
+        assert_eq!((header("ce_deadlettercause"), header("ce_deadletterattempts")), (Some("attempts"), Some(attempts)));
     }
     eventually("all have ended", PATIENCE, || role.metric("bridge_enrich_records_total", &[]) == 9.0).await;
     assert_eq!(role.metric("bridge_flinks_other_login_total", &[("instance", "toolbox")]), 24.0);
