@@ -212,6 +212,7 @@ impl Turns {
                 pace.turn(&front).await;
                 metrics.rate(pace.rate());
                 if open() {
+                    metrics.turn(own.class);
                     return Ok(Turn { _room: Some(permit) });
                 }
             }

@@ -9,6 +9,7 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 use super::Held;
 use super::family::{Family, families};
 use super::labels::label;
+use crate::order::Class;
 
 label! {
     /// What is asked of Flinks.
@@ -57,6 +58,8 @@ label! {
 families! {
     CALLS: "counter" "bridge_flinks_calls_total" ["instance", "call", "outcome"]
         "Calls by how they ended: ok, or what the answer makes of the record.";
+    TURNS: "counter" "bridge_flinks_turns_total" ["instance", "class"]
+        "Calls that had their turn, by for whom: live records (and all of tools), retries, nightly refreshes.";
     CALL_DURATION: "histogram" "bridge_flinks_call_duration_seconds" ["call"]
         "From sending a call to the end of its answer, however it ended; waiting for its turn is not part of it.";
     CALLS_IN_FLIGHT: "gauge" "bridge_flinks_calls_in_flight" ["instance"]
@@ -93,6 +96,7 @@ impl FlinksMetrics {
     ) -> Result<FlinksMetrics, prometheus::Error> {
         let names: Vec<&str> = FlinksCall::ALL.iter().map(|call| call.as_str()).collect();
         let calls = CALLS.counters(registry)?;
+        let turns = TURNS.counters(registry)?;
         let duration: Arc<[Histogram]> = CALL_DURATION.histograms_of(registry, &names)?.into();
         let in_flight = CALLS_IN_FLIGHT.gauges(registry)?;
         let waiting = CALLS_WAITING.gauges(registry)?;
@@ -108,6 +112,7 @@ impl FlinksMetrics {
             };
             let series = Series {
                 calls: FlinksCall::ALL.iter().map(by_outcome).collect(),
+                turns: Class::ALL.iter().map(|class| turns.with_label_values(&[instance, class.as_str()])).collect(),
                 duration: duration.clone(),
                 in_flight: in_flight.with_label_values(&[instance]),
                 waiting: waiting.with_label_values(&[instance]),
@@ -142,6 +147,7 @@ pub struct InstanceCalls(Arc<Series>);
 struct Series {
     /// By call, then by outcome.
     calls: Vec<Vec<IntCounter>>,
+    turns: Vec<IntCounter>,
     duration: Arc<[Histogram]>,
     in_flight: IntGauge,
     waiting: IntGauge,
@@ -157,6 +163,11 @@ impl InstanceCalls {
     /// A call waits for its turn; keep the value while it does.
     pub fn call_waiting(&self) -> Held {
         Held::new(&self.0.waiting, 1)
+    }
+
+    /// A call has its turn.
+    pub fn turn(&self, class: Class) {
+        self.0.turns[class as usize].inc();
     }
 
     /// A call is sent; keep the value until it is answered.
@@ -225,6 +236,7 @@ mod tests {
         toolbox.call_ended(FlinksCall::Token, FlinksOutcome::Ok, Duration::from_millis(3));
         let (waiting, sent) = (toolbox.call_waiting(), toolbox.call_sent());
         toolbox.rate(12.5);
+        toolbox.turn(Class::Retry);
         toolbox.other_login();
         toolbox.shut("income", true, false);
         toolbox.shut("token", false, true);
@@ -232,6 +244,7 @@ mod tests {
         let check = |line: &str| assert!(text(&registry).lines().any(|shown| shown == line), "no {line}");
         check("bridge_flinks_calls_total{call=\"attributes\",instance=\"toolbox\",outcome=\"throttled\"} 1");
         check("bridge_flinks_calls_total{call=\"token\",instance=\"toolbox\",outcome=\"ok\"} 1");
+        check("bridge_flinks_turns_total{class=\"retry\",instance=\"toolbox\"} 1");
         check("bridge_flinks_calls_total{call=\"token\",instance=\"pay\",outcome=\"ok\"} 0");
         check("bridge_flinks_call_duration_seconds_count{call=\"attributes\"} 1");
         check("bridge_flinks_throttled_total{instance=\"toolbox\"} 1");

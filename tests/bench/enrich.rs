@@ -1,11 +1,12 @@
 //! What role `enrich` costs and how far it goes, against a stand-in Flinks API that takes 50 ms for each answer, five
 //! calls a record, on a real Kafka of one node.
 //!
-//!     cargo bench --bench enrich                  # all but the four that take minutes
+//!     cargo bench --bench enrich                  # all but the five that take minutes
 //!     cargo bench --bench enrich -- away          # Flinks away for a minute under load
 //!     cargo bench --bench enrich -- backlog       # 100,000 records
 //!     cargo bench --bench enrich -- sick          # one bank in maintenance, time ten times as fast
 //!     cargo bench --bench enrich -- refreshes     # live records before 20,000 of a nightly refresh
+//!     cargo bench --bench enrich -- waiting       # memory beside a million orders that wait
 //!
 //! Everything shares the machine: Kafka, the stand-in, what is measured. CPU is the kernel's count of the process.
 //! Nothing is asserted about speed; what must hold (each record enriched, the rate limit kept) is.
@@ -37,7 +38,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     println!("| what | records | calls/s | CPU of enrich, cores | ms of CPU a call | peak RSS, MiB |");
     println!("|---|---|---|---|---|---|");
-    let all: [(&str, fn()); 8] = [
+    let all: [(&str, fn()); 9] = [
         ("free", free),
         ("limited", limited),
         ("memory", memory),
@@ -46,8 +47,9 @@ fn main() {
         ("backlog", backlog),
         ("sick", sick),
         ("refreshes", refreshes),
+        ("waiting", waiting),
     ];
-    let long = ["away", "backlog", "sick", "refreshes"];
+    let long = ["away", "backlog", "sick", "refreshes", "waiting"];
     for (name, run) in all {
         if wanted.iter().any(|wanted| wanted == name) || wanted.is_empty() && !long.contains(&name) {
             run();
@@ -219,7 +221,7 @@ fn refreshes() {
     for waiting in [0, 20_000] {
         let scene = Scene::new();
         let refresh = br#"{"ResponseType":"GetAccountsDetail","Login":{"IsScheduledRefresh":true},"Transactions":["#;
-        scene.store_with("refresh", 0, waiting, 600, refresh.to_vec());
+        scene.store_with(SOURCE, "refresh", 0, waiting, 600, refresh.to_vec());
         let process = Enrich::start(&scene, 50, 32);
         joined(&process);
         let ordered = || sum(&process.metrics(), "bridge_enrich_orders_total");
@@ -253,6 +255,29 @@ fn refreshes() {
         );
     }
     println!("p99 {:.2}x of an empty system's\n", rows[1] as f64 / rows[0] as f64);
+}
+
+/// What a process holds beside a million orders that wait on the third retry topic, against none.
+fn waiting() {
+    let scene = Scene::new();
+    let process = Enrich::start(&scene, 50, 32);
+    joined(&process);
+    let settle = || std::thread::park_timeout(Duration::from_secs(20));
+    settle();
+    let before = process.status("VmRSS:") / 1024;
+    let began = Instant::now();
+    scene.store_with(&format!("{RESULTS}.retry.3"), "order", 0, 1_000_000, 0, Vec::new());
+    let lag = || sum(&process.metrics(), "bridge_consumer_lag");
+    wait("all of them are seen to wait", || lag() >= 1_000_000.0);
+    settle();
+    let after = process.status("VmRSS:") / 1024;
+    scene.store(1, 600);
+    wait("who is live is enriched", || enriched(&process.metrics()) >= 1.0);
+    println!(
+        "\na million orders wait, stored within {:.0?}: {after} MiB, against {before} MiB before; held {:.0} records\n",
+        began.elapsed(),
+        sum(&process.metrics(), "bridge_consumer_in_flight")
+    );
 }
 
 /// Waits until all groups have settled.
@@ -309,10 +334,10 @@ impl Scene {
 
     fn store_from(&self, first: usize, records: usize, bytes: usize) {
         let body = br#"{"ResponseType":"GetAccountsDetail","Transactions":["#.to_vec();
-        self.store_with("login", first, records, bytes, body);
+        self.store_with(SOURCE, "login", first, records, bytes, body);
     }
 
-    fn store_with(&self, login: &str, first: usize, records: usize, bytes: usize, mut body: Vec<u8>) {
+    fn store_with(&self, topic: &str, login: &str, first: usize, records: usize, bytes: usize, mut body: Vec<u8>) {
         let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
             .set("bootstrap.servers", self.cluster.bootstrap_servers())
             .set("linger.ms", "20")
@@ -340,7 +365,7 @@ impl Scene {
                 .insert(header("ce_source", "/flinks/toolbox"))
                 .insert(header("ce_time", "2026-11-30T04:00:00.000Z"))
                 .insert(header("ce_id", &*id));
-            let mut record = BaseRecord::to(SOURCE).key(&key).payload(&body).headers(headers);
+            let mut record = BaseRecord::to(topic).key(&key).payload(&body).headers(headers);
             while let Err((error, back)) = producer.send(record) {
                 assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull));
                 std::thread::park_timeout(Duration::from_millis(20));

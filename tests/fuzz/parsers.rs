@@ -4,6 +4,7 @@
 #[path = "../../src"]
 mod sources {
     pub mod config;
+    pub mod order;
     pub mod pem;
     pub mod record;
     pub mod signature;
@@ -11,4 +12,4 @@ mod sources {
 }
 
 // Where the sources expect each other.
-pub use sources::{config, pem, record, signature, webhook};
+pub use sources::{config, order, pem, record, signature, webhook};

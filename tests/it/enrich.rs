@@ -928,6 +928,36 @@ async fn it_is_ready_while_flinks_is_away_and_says_so() {
     process.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_retry_topic_it_is_not_ready_and_names_it() {
+    let cluster = mock_cluster(1);
+    for topic in own_topics().into_iter().filter(|topic| *topic != RETRY[1]) {
+        cluster.create_topic(topic, 3, 1).expect("the topic is new");
+    }
+    let servers = cluster.bootstrap_servers();
+    let stub = Stub::start(StubOptions::default()).await.expect("it starts");
+    let process = Process::start(&servers, &stub);
+    let config = config(&servers, &stub, "");
+    let until = async |what: &str, holds: fn(&str) -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = process.get("/readyz").await.unwrap_or_default();
+            if holds(&answer) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{what}: {answer}\n{}", process.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    until("it is named", |answer| answer.contains(" 503 ") && answer.contains("topic flinks.attributes.retry.2")).await;
+    // What can be done is done.
+    store(&config, [record(&config, "toolbox", &accounts("login-0", 0))]).await;
+    assert_eq!(read(&servers, ATTRIBUTES, 2).len(), 2);
+    cluster.create_topic(RETRY[1], 3, 1).expect("the topic is new");
+    until("it is ready", |answer| answer.contains(" 200 ")).await;
+    process.end().await;
+}
+
 /// The binary in role `enrich`; killed when dropped.
 struct Process {
     child: Child,

@@ -751,6 +751,19 @@ fn killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost() {
     assert_eq!(ids(&all), unique);
     assert_eq!(scene.done(TAUGHT, &arguments), "");
     assert_eq!(committed_ids(&cluster.read_topic(STATEMENTS)).len(), RECORDS);
+
+    // Partitions that come do not bring back what has gone back, and what is new goes, wherever its key stands now.
+    cluster.add_partitions(QUARANTINE, 7);
+    let more: Vec<Record> = (RECORDS..RECORDS + 100).map(|n| received(&body("Statements", n, ""))).collect();
+    publish(&cluster.bootstrap_servers(), &more);
+    let (code, report) = scene.run(TAUGHT, &["--from", "quarantine", "--list"]);
+    assert_eq!((code, &report["listed"][0]["records"]), (0, &100.into()), "{report:#}");
+    let both = [(); 2].map(|()| scene.command(TAUGHT, &arguments).spawn().expect("the binary starts"));
+    for mut process in both {
+        process.wait().expect("it ends");
+    }
+    assert_eq!(scene.done(TAUGHT, &arguments), "");
+    assert_eq!(committed_ids(&cluster.read_topic(STATEMENTS)).len(), RECORDS + 100, "each once, by two at once");
 }
 
 /// A permission that goes while records are moved: what needs it is named and left, and the others go.

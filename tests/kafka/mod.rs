@@ -29,7 +29,9 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -358,6 +360,19 @@ impl Cluster {
                     topic.partitions().len() == partitions as usize && topic.partitions().iter().all(|p| p.leader() > 0)
                 })
             })
+        });
+    }
+
+    /// Has a topic have so many partitions, and returns when every running node knows a leader for each.
+    pub fn add_partitions(&self, name: &str, partitions: i32) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+        let wanted = NewPartitions::new(name, partitions as usize);
+        for result in block_on(admin.create_partitions([&wanted], &options)).expect("the request to add partitions") {
+            result.unwrap_or_else(|(topic, code)| panic!("partitions of {topic} were not added: {code}"));
+        }
+        self.eventually("leaders for all", Duration::from_secs(30), || {
+            (0..partitions).all(|partition| self.leader_of(name, partition).is_some())
         });
     }
 
