@@ -253,9 +253,10 @@ impl Enricher {
     async fn pursue(&self, job: &Job<'_>, pursuit: &mut Pursuit<'_>) -> Ended {
         let Job { target, order, client, lease } = job;
         let mut held = pin!(client.held(self.config.enrich.hold));
-        // Time that passed in calls counts.
+        // Time that passed in calls counts, but not where there were too many of them.
         let slow = |pursuit: &mut Pursuit<'_>| {
-            let wait = Wait { counts: client.has_called(), ..pursuit.wait_uncounted(order, "slow") };
+            let counts = client.has_called() && !pursuit.is_throttled();
+            let wait = Wait { counts, ..pursuit.wait_uncounted(order, "slow") };
             pursuit.end(Some(Fate::Waits(wait)))
         };
         let end = loop {

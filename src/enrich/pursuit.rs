@@ -126,6 +126,11 @@ impl<'c> Pursuit<'c> {
         (self.polls, self.throttled) = (0, 0);
     }
 
+    /// Whether Flinks has found that there are too many calls, since it last went on.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled > 0
+    }
+
     /// How it goes on after a call without a result.
     pub(super) fn weigh(&mut self, config: &Config, order: &Order, error: &CallError) -> Next {
         let given_up = |cause| {
