@@ -22,9 +22,10 @@
 //!
 //! 1. [`kafka::consume`] hands it to a role that consumes, as a member of a group. *The partition moves away: the work
 //!    has a moment to end; what has not ended is done again by whoever has the partition next.*
-//! 2. [`enrich`] asks [`flinks`] for the attributes of its LoginId. *Pending, throttled, away: waited out. Refused for
-//!    good, or too often: a [`dead_letter`].* [`link`] notes which LoginId belongs to which Tag.
-//! 3. The result, the dead letter or the link is acknowledged; only then is the record's offset stored. *A crash before:
+//! 2. [`enrich`] asks [`flinks`] for the attributes of its LoginId. *Pending, away, a bank in maintenance: an [`order`] waits
+//!    on a retry topic. Refused for good, or for too long: a [`dead_letter`].* [`link`] notes which LoginId belongs to which
+//!    Tag.
+//! 3. The result, the order, the dead letter or the link is acknowledged; only then is the record's offset stored. *A crash before:
 //!    it is done again, with the same `ce_id`.*
 //! 4. [`operate::redrive`] puts back what is [`outstanding`] of what was set aside, up to the end that it noted at its
 //!    start. *A crash: record and tombstone are one transaction.* [`operate::recover`] fetches what was never stored. *A
