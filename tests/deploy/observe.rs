@@ -85,6 +85,7 @@ fn main() -> ExitCode {
         &["ReloadRefused", "CertificateExpiresSoon"],
         certificate,
     );
+    run.fault("a key that Flinks does not take any more", &["FlinksRefusesUs"], key);
     run.fault("the Flinks API away", &["FlinksAway"], flinks);
     run.fault("the topic of Pay events deleted", &["TopicMissing", "PayEventLost"], topic);
     run.fault("every broker hangs", &["IngressNotReady", "WebhooksUnavailable", "RecordsPossiblyTwice"], brokers);
@@ -122,6 +123,16 @@ fn certificate(run: &mut Run, fires: &mut dyn FnMut(&mut Run)) {
     });
     present(&run.directory, SHORT);
     fires(run);
+}
+
+fn key(run: &mut Run, fires: &mut dyn FnMut(&mut Run)) {
+    // The port is free once the old one has ended.
+    run.stub = None;
+    run.stub = Some(start_stub(&run.directory, run.stub_port, &["--authorize-key", "another"]));
+    fires(run);
+    run.stub = None;
+    run.stub = Some(start_stub(&run.directory, run.stub_port, &[]));
+    wait("the key is taken", || sum(run.metrics(ENRICH), "bridge_flinks_refused{") == 0.0);
 }
 
 fn flinks(run: &mut Run, fires: &mut dyn FnMut(&mut Run)) {
