@@ -279,6 +279,24 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_day_may_go_over_midnight() {
+        let at = |minute: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(20_000 * 86_400 + minute * 60);
+        for (text, within, without) in [
+            ("03:00-12:00", [180, 719], [179, 720]),
+            ("22:30-01:15", [1350, 74], [1349, 75]),
+            ("00:00-23:59", [0, 1438], [1439, 1439]),
+        ] {
+            let hours = Hours::parse(text).expect(text);
+            assert!(within.iter().all(|minute| hours.contains(at(*minute))), "{text}");
+            assert!(without.iter().all(|minute| !hours.contains(at(*minute))), "{text}");
+        }
+        assert!((0..1440).all(|minute| Hours::parse("00:00-24:00").expect("the whole day").contains(at(minute))));
+        for text in ["", "03:00", "3-12", "03:00-03:00", "03:60-12:00", "03:00-24:01", "-1:00-12:00"] {
+            assert!(Hours::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn who_enriches_needs_keys_and_no_secrets() {
         let Loaded { config, warnings, .. } = parse(BASE, Needs::API).expect("no faults");
         assert_eq!(warnings, Vec::<String>::new());
@@ -332,6 +350,23 @@ mod tests {
             ("[instance.api]", "[instance.api]\nendpoints = [\"other\"]", "instance.0.api.endpoints"),
             ("[[instance]]", "enrich.event_types = [\"other\"]\n[[instance]]", "other: there is no such event type"),
             ("[[instance]]", "link.event_types = []\n[[instance]]", "link.event_types = [] (bridge.toml:2)"),
+            (
+                "[[instance]]",
+                "enrich.attempts = 3\n[[instance]]",
+                "enrich.attempts (bridge.toml:2): no such setting any more; enrich.give_up_after, a duration, took its place",
+            ),
+            ("[[instance]]", "enrich.retry_delays = [\"1m\", \"5m\"]\n[[instance]]", "expected three durations"),
+            (
+                "[[instance]]",
+                "enrich.retry_delays = [\"5m\", \"1m\", \"9m\"]\n[[instance]]",
+                "none shorter than the one before",
+            ),
+            ("[[instance]]", "enrich.refresh_hours = \"night\"\n[[instance]]", "such as 03:00-12:00"),
+            (
+                "[[instance]]",
+                "topics.attributes-later = \"flinks.attributes\"\n[[instance]]",
+                "topics.attributes-later = \"flinks.attributes\" (bridge.toml:2): holds other records too, and enrich would",
+            ),
             (
                 "[[instance]]",
                 "[enrich.consumer]\ndrain = \"45s\"\n[[instance]]",

@@ -12,7 +12,8 @@
 //! calls, live ones first. Only where no instance can be asked at all does everybody wait in place, and the consumers
 //! pause by themselves.
 //!
-//! It never calls twice at once for one LoginId, never keeps an answer that is not a result, and never logs a body.
+//! Within a class it never calls twice at once for one LoginId. It never keeps an answer that is not a result, and never
+//! logs a body.
 
 mod pursuit;
 mod turns;
@@ -161,6 +162,9 @@ struct Enricher {
     /// How many records a consumer holds at most, and how many it holds by instance.
     room: usize,
     held: [Vec<AtomicUsize>; 3],
+    /// By instance: how many records it finishes in time; and how many instances are asked.
+    quotas: Vec<usize>,
+    asked: usize,
     /// Told when a place is free again.
     freed: Notify,
 }
@@ -188,8 +192,24 @@ impl Enricher {
         });
         let (leaves, room) = (leaves.collect(), in_flight(&config));
         let held = Class::ALL.map(|_| clients.iter().map(|_| AtomicUsize::new(0)).collect());
+        let quotas = (0..clients.len()).map(|instance| finished_in_time(&config, instance)).collect();
+        let asked = clients.iter().flatten().count();
         let (turns, freed) = (Turns::default(), Notify::new());
-        Enricher { config, clients, leaves, publisher, metrics, backoff, turns, window, room, held, freed }
+        Enricher {
+            config,
+            clients,
+            leaves,
+            publisher,
+            metrics,
+            backoff,
+            turns,
+            window,
+            room,
+            held,
+            quotas,
+            asked,
+            freed,
+        }
     }
 
     /// What is to be done with a webhook's record, before anybody is asked.
@@ -204,7 +224,7 @@ impl Enricher {
         let (mut order, target) = match judged {
             Judged::Enrich(order, target) => (order, target),
             // It is meant so; of an order it was not when it was given.
-            Judged::Refuse(order, Cause::NoInstance) if self.is_configured(&order) => {
+            Judged::Refuse(order, Cause::NoInstance) if self.instance_of(&order).is_some() => {
                 return Judged::Skip(Enrichment::NoApi);
             }
             other => return other,
@@ -221,19 +241,15 @@ impl Enricher {
         Judged::Enrich(order, target)
     }
 
-    fn is_configured(&self, order: &Order) -> bool {
+    fn instance_of(&self, order: &Order) -> Option<usize> {
         let name = text(&order.record, header::SOURCE).and_then(record::instance_of);
-        self.config.instances.iter().any(|instance| Some(&*instance.name) == name)
+        self.config.instances.iter().position(|instance| Some(&*instance.name) == name)
     }
 
     /// Whom to ask for an order.
     fn judge(&self, order: Order) -> Judged<'_> {
-        let name = text(&order.record, header::SOURCE).and_then(record::instance_of);
-        let instance = self.config.instances.iter().position(|instance| Some(&*instance.name) == name);
-        let Some(instance) = instance else {
-            return Judged::Refuse(order, Cause::NoInstance);
-        };
-        let Some(client) = &self.clients[instance] else {
+        let asked = self.instance_of(&order).and_then(|instance| Some((instance, self.clients[instance].as_ref()?)));
+        let Some((instance, client)) = asked else {
             return Judged::Refuse(order, Cause::NoInstance);
         };
         // A LoginId that is no text could not have come from the ingress.
@@ -526,12 +542,11 @@ impl Enricher {
 
     fn free_place(&self, class: Class, instance: usize) -> Option<Place<'_>> {
         let held = &self.held[class as usize];
-        let asked = self.clients.iter().flatten().count();
-        if asked > 1 {
+        if self.asked > 1 {
             let of = |n: usize| held[n].load(Ordering::Relaxed);
             let (all, own): (usize, usize) = ((0..held.len()).map(of).sum(), of(instance));
-            let short = all * 4 >= self.room * 3 && own * asked >= self.room;
-            if short || own >= finished_in_time(&self.config, instance) {
+            let short = all * 4 >= self.room * 3 && own * self.asked >= self.room;
+            if short || own >= self.quotas[instance] {
                 return None;
             }
         }

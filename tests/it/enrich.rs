@@ -906,23 +906,12 @@ async fn it_is_ready_while_flinks_is_away_and_says_so() {
     scene.stub.set_share(Fault::HangUp, 1.0);
     let process = Process::start(&scene.servers, &scene.stub);
     scene.store(5).await;
-    let until = async |path: &str, part: &str| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = process.get(path).await.unwrap_or_default();
-            if answer.contains(part) {
-                return answer;
-            }
-            assert!(Instant::now() < deadline, "{path} has no {part}: {answer}\n{}", process.log());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    until("/metrics", "bridge_flinks_away{call=\"token\",instance=\"toolbox\"} 1\n").await;
-    let ready = until("/readyz", "the Flinks API of instance toolbox: token is not answered").await;
+    process.says("/metrics", &["bridge_flinks_away{call=\"token\",instance=\"toolbox\"} 1\n"]).await;
+    let ready = process.says("/readyz", &["the Flinks API of instance toolbox: token is not answered"]).await;
     assert!(ready.contains(" 200 "), "{ready}");
     scene.stub.set_share(Fault::HangUp, 0.0);
     read(&scene.servers, ATTRIBUTES, 10);
-    until("/metrics", "bridge_flinks_away{call=\"token\",instance=\"toolbox\"} 0\n").await;
+    process.says("/metrics", &["bridge_flinks_away{call=\"token\",instance=\"toolbox\"} 0\n"]).await;
     let ready = process.get("/readyz").await.expect("it answers");
     assert!(ready.contains(" 200 ") && !ready.contains("not answered"), "{ready}");
     process.end().await;
@@ -938,23 +927,12 @@ async fn without_a_retry_topic_it_is_not_ready_and_names_it() {
     let stub = Stub::start(StubOptions::default()).await.expect("it starts");
     let process = Process::start(&servers, &stub);
     let config = config(&servers, &stub, "");
-    let until = async |what: &str, holds: fn(&str) -> bool| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = process.get("/readyz").await.unwrap_or_default();
-            if holds(&answer) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{what}: {answer}\n{}", process.log());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    until("it is named", |answer| answer.contains(" 503 ") && answer.contains("topic flinks.attributes.retry.2")).await;
+    process.says("/readyz", &[" 503 ", "topic flinks.attributes.retry.2"]).await;
     // What can be done is done.
     store(&config, [record(&config, "toolbox", &accounts("login-0", 0))]).await;
     assert_eq!(read(&servers, ATTRIBUTES, 2).len(), 2);
     cluster.create_topic(RETRY[1], 3, 1).expect("the topic is new");
-    until("it is ready", |answer| answer.contains(" 200 ")).await;
+    process.says("/readyz", &[" 200 "]).await;
     process.end().await;
 }
 
@@ -1041,6 +1019,19 @@ impl Process {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         answer.split_once("\r\n\r\n").map(|(head, body)| format!("{}\n{body}", head.lines().next().unwrap_or_default()))
+    }
+
+    /// What it answers once all of this stands in it.
+    async fn says(&self, path: &str, parts: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get(path).await.unwrap_or_default();
+            if parts.iter().all(|part| answer.contains(part)) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{path} does not say {parts:?}: {answer}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn end(mut self) {
