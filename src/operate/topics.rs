@@ -3,7 +3,7 @@
 //! What each must look like and what mends it is `kafka::administer::topics`; here are the command line, the order of
 //! things, and what is printed. The plan comes first. Then one step after another is taken, and what could not be done
 //! is reported beside what was. The end is judged by what the cluster then says, and only when each partition has a
-//! leader, so that an ingress started right after finds its topics. It may be run again at any time, and twice at once.
+//! leader and every broker knows it, so that an ingress started right after finds its topics. It may be run again at any time, and twice at once.
 
 mod keys;
 
@@ -36,7 +36,7 @@ pub struct Topics {
 enum Command {
     /// Prints what there is. Exit code: 0, or 64 and above if it could not be told.
     Show(Common),
-    /// Prints what is to be done and does it, then waits until every partition has a leader. Never deletes, never takes
+    /// Prints what is to be done and does it, then waits until every partition has a leader and every broker knows it. Never deletes, never takes
     /// partitions or copies away; run it as often as you like, also twice at once. Exit code: 0 all is as wanted now, 1
     /// something is not (with --dry-run: is not yet), 64 and above it could not be told.
     Create {
@@ -225,15 +225,13 @@ impl Run {
         }
         let deadline = Instant::now() + options.wait;
         loop {
-            let steps = plan(&self.wanted, &self.found, &allowed);
-            // What is left of steps that were taken is on its way; what was refused would be refused again.
-            let awaited = |step: &&Step| !self.taken.iter().any(|(taken, why)| taken == *step && why.is_some());
-            let usable = |found: &Found| !matches!(found, Found::There(topic) if !topic.is_usable());
-            let done = !steps.iter().any(|step| awaited(&step)) && self.found.iter().all(usable);
-            if done || Instant::now() >= deadline {
+            if self.is_done(&self.found, &allowed) {
+                return self.wait_for_brokers(cluster, kafka, &allowed, deadline);
+            }
+            if Instant::now() >= deadline {
                 return Ok(());
             }
-            for step in steps {
+            for step in plan(&self.wanted, &self.found, &allowed) {
                 if self.taken.iter().any(|(taken, _)| *taken == step) {
                     continue;
                 }
@@ -247,6 +245,40 @@ impl Run {
             std::thread::park_timeout(TURN);
             self.look(cluster)?;
         }
+    }
+
+    /// Whether nothing is left to do or to wait for, by what was `found`.
+    fn is_done(&self, found: &[Found], allowed: &Allowed) -> bool {
+        // What is left of steps that were taken is on its way; what was refused would be refused again.
+        let awaited = |step: Step| !self.taken.iter().any(|(taken, why)| *taken == step && why.is_some());
+        let usable = |found: &Found| !matches!(found, Found::There(topic) if !topic.is_usable());
+        !plan(&self.wanted, found, allowed).into_iter().any(awaited) && found.iter().all(usable)
+    }
+
+    /// Waits until every broker that is up shows what was done, since whoever comes next may ask any of them.
+    fn wait_for_brokers(
+        &mut self,
+        cluster: &Cluster,
+        kafka: &config::Kafka,
+        allowed: &Allowed,
+        deadline: Instant,
+    ) -> Result<(), ClusterError> {
+        for node in cluster.nodes()? {
+            let broker = Cluster::seen_by(kafka, &node)?;
+            loop {
+                let seen = broker.describe(&self.wanted, false);
+                if seen.as_ref().is_ok_and(|found| self.is_done(found, allowed)) {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    let why = seen.err().map_or("it does not show all topics yet".to_owned(), |error| chain(&error));
+                    self.notes.push(format!("broker {} at {}: {why}", node.id, node.address));
+                    break;
+                }
+                std::thread::park_timeout(TURN);
+            }
+        }
+        Ok(())
     }
 
     /// Reads the topics that could be compacted, and returns those whose every key is right.

@@ -30,7 +30,8 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, ConfigResource, NewPartitions, NewTopic, OwnedResourceSpecifier,
+    ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -399,7 +400,7 @@ impl Cluster {
             result.unwrap_or_else(|(topic, code)| panic!("{topic:?} was not altered: {code}"));
         }
         self.eventually(&format!("{setting}={value} of topic {topic}"), Duration::from_secs(30), || {
-            self.topic_setting(topic, setting).as_deref() == Some(value)
+            self.running().all(|node| self.topic_setting_at(topic, setting, Some(node.id)).as_deref() == Some(value))
         });
     }
 
@@ -505,12 +506,22 @@ impl Cluster {
 
     /// The value of a setting that holds for a topic, wherever it was set.
     pub fn topic_setting(&self, topic: &str, setting: &str) -> Option<String> {
+        self.topic_setting_at(topic, setting, None)
+    }
+
+    /// The same, as one node knows it: nodes learn of a change one after the other.
+    fn topic_setting_at(&self, topic: &str, setting: &str, node: Option<i32>) -> Option<String> {
         let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
         let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
-        let described = block_on(admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options));
-        let described = described.expect("the request to describe a topic").pop().expect("one answer to one question");
-        let described = described.unwrap_or_else(|code| panic!("topic {topic} was not described: {code}"));
-        described.get(setting)?.value.clone()
+        // A question that names a node goes to it as a whole.
+        let resources = [ResourceSpecifier::Topic(topic)].into_iter().chain(node.map(ResourceSpecifier::Broker));
+        let described = block_on(admin.describe_configs(&resources.collect::<Vec<_>>(), &options));
+        let described = described.expect("the request to describe a topic").into_iter().find_map(|one| match one {
+            Ok(ConfigResource { specifier: OwnedResourceSpecifier::Broker(_), .. }) => None,
+            Ok(described) => Some(described),
+            Err(code) => panic!("topic {topic} was not described: {code}"),
+        });
+        described?.get(setting)?.value.clone()
     }
 
     /// The node that leads a partition, as a running node knows it; `None` while there is no leader.

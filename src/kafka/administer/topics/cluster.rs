@@ -95,6 +95,8 @@ pub struct Cluster {
     /// Asks for metadata: a producer gives its events away, and with them why nothing answers; an admin client keeps them.
     asker: BaseProducer<Context>,
     servers: String,
+    /// The only broker that is asked.
+    broker: Option<i32>,
 }
 
 impl Cluster {
@@ -110,7 +112,17 @@ impl Cluster {
         let fault = |error| ClusterError::Settings(KafkaSettingError::new("topics", &error));
         let admin = client.create().map_err(fault)?;
         let asker = client.create_with_context(Context::default()).map_err(fault)?;
-        Ok(Cluster { admin, asker, servers: kafka.bootstrap_servers.clone() })
+        Ok(Cluster { admin, asker, servers: kafka.bootstrap_servers.clone(), broker: None })
+    }
+
+    /// The cluster as one of its brokers sees it: each learns of a change when it has read that far.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property.
+    pub fn seen_by(kafka: &config::Kafka, broker: &Node) -> Result<Cluster, ClusterError> {
+        // A client that knows no other address asks for metadata there.
+        let kafka = config::Kafka { bootstrap_servers: broker.address.clone(), ..kafka.clone() };
+        Ok(Cluster { broker: Some(broker.id), ..Cluster::new(&kafka)? })
     }
 
     /// The brokers that are up.
@@ -188,7 +200,9 @@ impl Cluster {
     /// Settings by topic. Those of one that may not be read are empty, since rdkafka drops the reason.
     fn topic_settings(&self, resources: &[ResourceSpecifier<'_>]) -> Result<HashMap<String, Settings>, KafkaError> {
         let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-        let told = block_on(self.admin.describe_configs(resources, &options))?;
+        // A question that names a broker goes to that broker as a whole.
+        let broker = self.broker.map(ResourceSpecifier::Broker);
+        let told = block_on(self.admin.describe_configs(resources.iter().chain(&broker), &options))?;
         let named = |resource: ConfigResource| match &resource.specifier {
             OwnedResourceSpecifier::Topic(name) => Some((name.clone(), settings_of(resource))),
             OwnedResourceSpecifier::Group(_) | OwnedResourceSpecifier::Broker(_) => None,
