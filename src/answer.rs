@@ -68,6 +68,8 @@ refusals! {
     KafkaRefused = "kafka-refused", Some(503),
         "Kafka refused: topic missing, no permission, too large, fatal error, a clock over an hour ahead of the broker's",
         "maybe: `bridge_kafka_possibly_persisted_total`";
+    Rescued = "rescued", Some(503), "the same, and the record is kept on disk until Kafka takes it (`ingress.rescue`)",
+        "later, with `ce_rescued`";
     RequestDeadline = "request-deadline", Some(503), "the whole request took too long", "maybe";
     Internal = "internal", Some(500), "a bug; the process goes on", "maybe";
 }

@@ -14,7 +14,7 @@
 //!    reason. Never an answer that loses the body.*
 //! 5. [`kafka`] hands the record to librdkafka, once, and waits for its delivery report. *Deadline, missing topic, no
 //!    permission, a fatal producer error: 503 with `Retry-After`, and whether the record may be there all the same is
-//!    counted.*
+//!    counted. What is sent only once stands on disk within a second, and [`rescue`] publishes it once Kafka takes it.*
 //! 6. The report says that all in-sync replicas have it: 200, empty. *The sender has hung up: it is counted, and its
 //!    retry will carry the same `ce_id`.*
 //!
@@ -35,7 +35,7 @@
 //!
 //! [`answer`], [`signature`], [`record`], [`order`], [`dead_letter`], [`outstanding`], [`webhook`], [`backoff`], [`pem`] and [`error`]
 //! are values: no I/O, no async. [`config`], [`metrics`], [`tls`] and [`http`] are what all roles share. [`kafka`], [`flinks`] and
-//! [`admin`] are the edges. [`ingress`], [`enrich`] and [`link`] are the production roles, [`operate`] has those of a
+//! [`admin`] are the edges; [`rescue`] keeps on disk what Kafka does not take. [`ingress`], [`enrich`] and [`link`] are the production roles, [`operate`] has those of a
 //! person at a command line; roles never import each other. [`serve`] puts a role together with what it needs.
 //! [`workshop`] is where all of it is tried, sized and tested; nothing imports it but the binary. `tests/it/layers.rs`
 //! keeps it so.
@@ -59,6 +59,7 @@ pub mod tls;
 pub mod admin;
 pub mod flinks;
 pub mod kafka;
+pub mod rescue;
 
 pub mod enrich;
 pub mod ingress;

@@ -13,6 +13,7 @@ use flinks_bridge::link;
 use flinks_bridge::operate::check::{self, Check, Machine};
 use flinks_bridge::operate::recover::{self, Recover};
 use flinks_bridge::operate::redrive::{self, Redrive};
+use flinks_bridge::operate::rescue;
 use flinks_bridge::operate::topics::{self, Topics};
 #[cfg(feature = "workshop")]
 use flinks_bridge::serve::raise_file_limit;
@@ -95,6 +96,10 @@ enum Role {
     /// Fetches from Flinks what it gave up delivering, and publishes it as the webhooks would have been.
     #[command(after_help = recover::EXAMPLES)]
     Recover(Box<Recover>),
+    /// Publishes what a directory still holds that an ingress kept there because Kafka did not take it, and that will not
+    /// be started again.
+    #[command(after_help = rescue::EXIT_CODES)]
+    Rescue(rescue::Options),
     /// Looks at a set-up as the roles would find it, and says what is wrong and what to do: settings, secrets,
     /// certificate, limits, Kafka, topics, permissions, Flinks API, clock. One finding a line; nothing is written.
     #[command(after_help = check::EXAMPLES)]
@@ -177,6 +182,7 @@ fn main() -> ExitCode {
         }
         Role::Redrive(options) => redriven(*options),
         Role::Recover(options) => recovered(*options),
+        Role::Rescue(options) => rescued(options),
         Role::Check(options) => checked(&options),
         #[cfg(feature = "workshop")]
         Role::Plan(options) => ExitCode::from(plan::run(&options, &config::variables())),
@@ -304,6 +310,22 @@ fn recovered(options: Recover) -> ExitCode {
             match serve::recover(options, config::variables(), config::variable, shutdown).await {
                 recover::Ending::Code(code) => Some(code),
                 recover::Ending::Stopped => None,
+            }
+        })
+    })
+}
+
+/// Runs role `rescue`. The first signal lets what is under way be left where it is, the second ends it.
+fn rescued(options: rescue::Options) -> ExitCode {
+    log_to_stderr();
+    to_its_end(Builder::new_multi_thread(), "the producers' end", |shutdown| {
+        tokio::spawn(async move {
+            match serve::rescue(options, config::variables(), shutdown).await {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("{error}");
+                    Some(if matches!(error, serve::ServeError::Settings(_)) { rescue::USAGE } else { FAILED })
+                }
             }
         })
     })

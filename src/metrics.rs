@@ -22,8 +22,9 @@ pub use self::consumer::{ConsumerMetrics, Rebalance};
 pub use self::enrich::{EnrichMetrics, Enrichment};
 use self::family::{Family, families};
 pub use self::flinks::{FlinksCall, FlinksMetrics, FlinksOutcome, InstanceCalls};
-pub use self::labels::{ConnectionError, Lane, PublishCause, Reload, TurnedAway};
+pub use self::labels::{ConnectionError, Lane, PublishCause, Reload, SenderGone, TurnedAway};
 pub use self::link::{LinkMetrics, LinkOutcome};
+pub use self::rescue::{NotKept, RescueMetrics, SetAside};
 use crate::answer::{Outcome, Refusal};
 use crate::signature::Scheme;
 
@@ -33,6 +34,7 @@ mod family;
 mod flinks;
 mod labels;
 mod link;
+mod rescue;
 
 /// All families of one process. Cloning is cheap, and the clones count into the same series.
 ///
@@ -232,8 +234,8 @@ impl Metrics {
     }
 
     /// The sender hung up, or closed its side, before its answer; its publish went on and has ended.
-    pub fn sender_gone(&self, acked: bool) {
-        self.0.sender_gone[usize::from(!acked)].inc();
+    pub fn sender_gone(&self, outcome: SenderGone) {
+        self.0.sender_gone[outcome as usize].inc();
     }
 
     /// Kafka acknowledged a record, `took` after it was handed over.
@@ -314,7 +316,7 @@ impl Metrics {
 
 /// Every family of every role.
 fn families() -> impl Iterator<Item = &'static Family> {
-    let roles = [consumer::FAMILIES, enrich::FAMILIES, flinks::FAMILIES, link::FAMILIES];
+    let roles = [consumer::FAMILIES, enrich::FAMILIES, flinks::FAMILIES, link::FAMILIES, rescue::FAMILIES];
     FAMILIES.iter().chain(roles.into_iter().flatten())
 }
 
@@ -470,6 +472,7 @@ impl Families {
         let reloads = &Reload::ALL.iter().map(|outcome| outcome.as_str()).collect::<Vec<_>>();
         let connection_errors: Vec<_> = ConnectionError::ALL.iter().map(|cause| cause.as_str()).collect();
 
+        let senders_gone: Vec<_> = SenderGone::ALL.iter().map(|outcome| outcome.as_str()).collect();
         let turned_away: Vec<_> = TurnedAway::ALL.iter().map(|why| why.as_str()).collect();
 
         let signatures_verified = SIGNATURES_VERIFIED.counters(ingress)?;
@@ -503,7 +506,7 @@ impl Families {
             proven_addresses: PROVEN_ADDRESSES.gauge(ingress)?,
             no_budget: NO_BUDGET.counters_of(ingress, &["false", "true"])?,
             signatures_verified,
-            sender_gone: SENDER_GONE.counters_of(ingress, &["acked", "failed"])?,
+            sender_gone: SENDER_GONE.counters_of(ingress, &senders_gone)?,
             secret_reloads: SECRET_RELOADS.counters_of(ingress, reloads)?,
             tls_reloads: TLS_RELOADS.counters_of(ingress, reloads)?,
             certificate_expiry: CERTIFICATE_EXPIRY.gauges(ingress)?,
@@ -607,6 +610,8 @@ const fn expected(outcome: Outcome, instance: bool, event_type: bool) -> bool {
         | Refusal::NoBudget => instance && !event_type,
         Refusal::RequestDeadline => instance,
         Refusal::Internal => true,
+        // Only where a directory is set, and of few event types.
+        Refusal::Rescued => false,
     }
 }
 

@@ -176,6 +176,9 @@ pub mod header {
     /// `true` where the payload is no webhook but an answer of the Flinks API, fetched in the place of a webhook that was
     /// not stored. It has no `ResponseType`, and Flinks has not signed it.
     pub const RECOVERED: &str = "ce_recovered";
+    /// `true` where Kafka did not take the record at once, and it was published from the disk of an ingress: it may come
+    /// after newer ones, and may be there twice.
+    pub const RESCUED: &str = "ce_rescued";
 }
 
 /// The value of [`header::SPEC_VERSION`].

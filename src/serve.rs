@@ -14,18 +14,20 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Verdict};
-use crate::config::{ApiKeys, Config, Loaded, OWN_FILES, TlsFiles, all_topics, topics_of, topics_of_enrich};
+use crate::config::{ApiKeys, Config, Loaded, Needs, OWN_FILES, TlsFiles, all_topics, topics_of, topics_of_enrich};
 use crate::dead_letter::Cause;
 use crate::enrich;
 use crate::error::chain;
 use crate::flinks::{Client, Condition};
 use crate::ingress::{self, IngressError, Listeners};
-use crate::kafka::Producers;
 use crate::kafka::consume::Membership;
+use crate::kafka::{Producers, Publish};
 use crate::link;
-use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names};
+use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names, RescueMetrics};
 use crate::operate::recover::{self, Recovery};
+use crate::operate::rescue;
 use crate::order::Class;
+use crate::rescue::Rescue;
 use crate::tls::Identity;
 
 /// How long the producers' threads may take to end.
@@ -99,6 +101,7 @@ pub async fn ingress_in(
         None
     };
     let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
+    let rescue = rescue_of(&config, &producers, &registry)?;
     let identity = match (&in_process, &config.ingress.tls) {
         (Some(in_process), _) => Some(in_process.identity.clone()),
         (None, Some(TlsFiles { certificate, private_key })) => {
@@ -125,15 +128,28 @@ pub async fn ingress_in(
         }
     });
 
+    let publisher: Arc<dyn Publish> = match &rescue {
+        Some(rescue) => Arc::new(rescue.clone()),
+        None => producers.clone(),
+    };
+    let rescued = CancellationToken::new();
+    let rescuing = rescue.clone().map(|rescue| tokio::spawn(rescue.run(rescued.clone())));
     let drained = tokio::select! {
-        drained = ingress::run(config.clone(), listeners, producers.clone(), metrics, shutdown.clone()) => drained,
+        drained = ingress::run(config.clone(), listeners, publisher, metrics, shutdown.clone()) => drained,
         () = producers.broken() => return Err(no_report()),
     };
     // The ingress may have ended by itself.
     shutdown.cancel();
     let beside = beside.await.unwrap_or_else(|_| Err(ServeError::Failed("a bug ended what runs beside".to_owned())));
-    // Everything that was answered has its report; what is left belongs to senders that hung up.
+    rescued.cancel();
+    // Everything that was answered has its report; what is left belongs to senders that hung up, or comes from disk.
     let flushed = flush(&config, &producers).await;
+    if let (Some(rescue), Some(rescuing)) = (rescue, rescuing) {
+        let ended = async { tokio::join!(rescue.end(), rescuing) };
+        if tokio::time::timeout(CLOSING, ended).await.is_err() {
+            tracing::warn!("files of ingress.rescue.directory are still being written at the end");
+        }
+    }
     admin.end().await;
     drained.map_err(|error| match error {
         IngressError::Secrets(_) => settings(error),
@@ -142,6 +158,13 @@ pub async fn ingress_in(
     beside?;
     close(producers).await;
     flushed
+}
+
+/// What keeps on disk what is sent once, where a directory is set.
+fn rescue_of(config: &Config, producers: &Arc<Producers>, registry: &Registry) -> Result<Option<Rescue>, ServeError> {
+    let Some(directory) = &config.ingress.rescue.directory else { return Ok(None) };
+    let metrics = RescueMetrics::new(registry).map_err(failed)?;
+    Ok(Some(Rescue::new(directory.clone(), config, producers.clone(), metrics)))
 }
 
 /// Tells of a role's failure when it comes, since others go on.
@@ -219,6 +242,35 @@ pub async fn recover(
     }
     close(producers).await;
     recovery.end(outcome)
+}
+
+/// Runs role `rescue`, which ends by itself, with its exit code; without one after `shutdown`.
+///
+/// # Errors
+/// Why it could not begin.
+pub async fn rescue(
+    options: rescue::Options,
+    variables: Vec<(String, String)>,
+    shutdown: CancellationToken,
+) -> Result<Option<u8>, ServeError> {
+    let loaded = Config::load(options.config.as_deref(), &variables, Needs::NEITHER);
+    let config = loaded.map_err(|faults| ServeError::Settings(faults.to_string()))?.config;
+    // To open one makes it.
+    if !options.directory.is_dir() {
+        return Err(ServeError::Settings(format!("{}: there is no such directory", options.directory.display())));
+    }
+    let registry = Registry::new();
+    let topics = topics_of(&config);
+    let metrics = Metrics::new(&registry, &names(&config, &topics)).map_err(failed)?;
+    let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
+    let metrics = RescueMetrics::new(&registry).map_err(failed)?;
+    let rescue = Rescue::new(options.directory.clone(), &config, producers.clone(), metrics);
+    let opening = rescue.clone();
+    let opened = tokio::task::spawn_blocking(move || opening.open()).await;
+    opened.map_err(failed)?.map_err(settings)?;
+    let ended = rescue::run(&rescue, &options, &shutdown).await;
+    close(producers).await;
+    Ok(ended)
 }
 
 /// What calls Flinks, and producers for these topics.

@@ -255,6 +255,11 @@ impl Config {
         let all: Vec<_> = bodies("ingress.body_limit", ingress.body_limit).chain(reserve).collect();
         reader.nest(&all, Bound::AtMost("ingress.bytes_in_flight", ingress.bytes_in_flight), parse::show_bytes);
 
+        for name in &ingress.rescue.event_types {
+            if self.event_types.types.iter().all(|known| *known.name != **name) {
+                reader.fault("ingress.rescue.event_types", format_args!("{name}: there is no such event type"));
+            }
+        }
         for (n, instance) in self.instances.iter().enumerate() {
             let endpoints = instance.api.iter().flat_map(|api| &api.endpoints);
             for name in endpoints.filter(|name| self.enrich.endpoints.iter().all(|known| known.name != **name)) {
@@ -405,7 +410,30 @@ settings! {
         pub retry_after: Duration = value("30s", parse::seconds),
         /// How often certificate and secret files are looked at for changes.
         pub reload_interval: Duration = value("10s", deadline),
+        /// What is sent once.
+        pub rescue: Rescue = table(Rescue::read),
     }
+}
+
+settings! {
+    /// `[ingress.rescue]`
+    #[derive(Debug, Clone)]
+    pub struct Rescue {
+        /// Directory on a disk that outlives the process, for webhooks of `event_types` that Kafka does not take: each is
+        /// kept there until it does. It is made if only itself is missing; one process may use it. Without it, what is
+        /// sent once and Kafka does not take is lost.
+        pub directory: Option<PathBuf> = with(rescue_directory),
+        /// How many bytes may be there.
+        pub max_bytes: usize = value("1GiB", bytes(1..=1 << 50)),
+        /// Event types that are sent only once. Signatures must have been verified: of an instance without authentication
+        /// nothing is kept.
+        pub event_types: Vec<String> = list("pay-event", parse::event_type),
+    }
+}
+
+fn rescue_directory(table: &mut Table<'_, '_>, at: At<'_>) -> Option<PathBuf> {
+    let name = table.optional(at, parse::text)?;
+    Some(table.resolve(&name))
 }
 
 settings! {

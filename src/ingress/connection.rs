@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::door::Place;
 use crate::config;
+use crate::metrics::SenderGone;
 
 /// How long a sender that is still sending is listened to after an early answer, so that the answer is not overtaken by
 /// the reset that closing an unread connection sends. Many senders write all of a body before they read, so twice as
@@ -71,10 +72,10 @@ pub struct Progress {
     peer_closed: AtomicBool,
     unread_body: AtomicBool,
     closing: AtomicBool,
-    /// Whether the record of the answer to be written next was acknowledged; `None` where no record was handed over.
-    published: Mutex<Option<bool>>,
+    /// What became of the record of the answer to be written next; `None` where no record was handed over.
+    published: Mutex<Option<SenderGone>>,
     /// The same of an answer that found its sender gone.
-    sender_gone: Mutex<Option<bool>>,
+    sender_gone: Mutex<Option<SenderGone>>,
 }
 
 impl Progress {
@@ -106,8 +107,8 @@ impl Progress {
     }
 
     /// The handler has answered it, `unread` without having read all of its body; `published` says of a record that
-    /// was handed over whether it was acknowledged.
-    pub fn request_answered(&self, unread: bool, published: Option<bool>) {
+    /// was handed over what became of it.
+    pub fn request_answered(&self, unread: bool, published: Option<SenderGone>) {
         self.unread_body.fetch_or(unread, Ordering::Relaxed);
         *self.published.lock().expect("no panic while held") = published;
         *self.lock() = (Phase::Idle, Instant::now());
@@ -124,9 +125,9 @@ impl Progress {
         self.peer_closed.load(Ordering::Relaxed)
     }
 
-    /// Whether the record of a sender that had closed the connection, or its sending half, before its answer was
-    /// acknowledged; `None` where none did. At most one: nothing comes after it.
-    pub fn sender_gone(&self) -> Option<bool> {
+    /// What became of the record of a sender that had closed the connection, or its sending half, before its answer;
+    /// `None` where none did. At most one: nothing comes after it.
+    pub fn sender_gone(&self) -> Option<SenderGone> {
         *self.sender_gone.lock().expect("no panic while held")
     }
 

@@ -33,7 +33,7 @@ use super::instance::{self, Instance, client_address};
 use crate::answer::Refusal;
 use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
-use crate::metrics::{Lane, Metrics, PublishCause};
+use crate::metrics::{Lane, Metrics, PublishCause, SenderGone};
 use crate::record::is_traceparent;
 use crate::signature::{ContentHash, Secret, Verifier};
 use crate::webhook::{EventTypes, Reception, Webhook};
@@ -136,7 +136,11 @@ impl Handler {
             Ok(Err(_panic)) => Err(Refusal::Internal.into()),
             Err(_elapsed) => Err(Refusal::RequestDeadline.into()),
         };
-        let published = account.handed_over.then_some(end.is_ok());
+        let published = account.handed_over.then_some(match &end {
+            Ok(_) => SenderGone::Acked,
+            Err(Refused { refusal: Refusal::Rescued, .. }) => SenderGone::Rescued,
+            Err(_) => SenderGone::Failed,
+        });
         // hyper tells the end of a sized body alone; that of a chunked one is known to whoever has read to it.
         let unread = !account.body_read && !body.is_end_stream();
         let answer = match end {
@@ -227,7 +231,7 @@ impl Handler {
         // From here on nothing but the delivery report decides; its own deadline is the lane's.
         match outcome.await {
             Ok(Ok(receipt)) => Ok(receipt),
-            Ok(Err(error)) => Err(Refused { refusal: refusal_of(error.cause), detail: error.to_string() }),
+            Ok(Err(error)) => Err(Refused { refusal: refusal_of(&error), detail: error.to_string() }),
             Err(_) => {
                 Err(Refused { refusal: Refusal::Internal, detail: "the publish ended without an outcome".to_owned() })
             }
@@ -314,7 +318,11 @@ impl Handler {
             if let Err(outcome) = reply.send(outcome) {
                 let answered = known.answered.load(Ordering::Relaxed);
                 if !answered {
-                    metrics.sender_gone(outcome.is_ok());
+                    metrics.sender_gone(match &outcome {
+                        Ok(_) => SenderGone::Acked,
+                        Err(error) if error.rescued => SenderGone::Rescued,
+                        Err(_) => SenderGone::Failed,
+                    });
                 }
                 known.unheard(&outcome, answered);
             }
@@ -403,8 +411,11 @@ fn encodes(value: &HeaderValue) -> bool {
     names.any(|name| CODINGS.iter().any(|coding| name.eq_ignore_ascii_case(coding)))
 }
 
-fn refusal_of(cause: PublishCause) -> Refusal {
-    match cause {
+fn refusal_of(error: &PublishError) -> Refusal {
+    if error.rescued {
+        return Refusal::Rescued;
+    }
+    match error.cause {
         PublishCause::QueueFull => Refusal::QueueFull,
         PublishCause::Deadline => Refusal::PublishDeadline,
         PublishCause::TooLarge

@@ -351,8 +351,8 @@ impl Server {
                 }
             }
         };
-        if let Some(acked) = progress.sender_gone() {
-            self.metrics.sender_gone(acked);
+        if let Some(outcome) = progress.sender_gone() {
+            self.metrics.sender_gone(outcome);
         }
         let malformed = ended.as_ref().is_err_and(|error| error.is_parse());
         match (ended, progress.expired()) {

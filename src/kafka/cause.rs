@@ -65,7 +65,7 @@ pub(super) fn sort(code: Option<RDKafkaErrorCode>, possibly_persisted: bool) -> 
     // persisted, as of all errors that it does not know better (`rd_kafka_err_action`), though it may have been sent.
     let possibly_persisted = possibly_persisted || code == Some(RDKafkaErrorCode::Authentication);
     let detail = code.map_or_else(|| "no error code".to_owned(), |code| format!("{code:?}"));
-    PublishError { cause, possibly_persisted, detail }
+    PublishError::new(cause, possibly_persisted, detail)
 }
 
 /// `None` for a code that this version of librdkafka does not have. A test goes through all that it has, since the type

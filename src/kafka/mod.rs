@@ -34,14 +34,31 @@ pub struct PublishError {
     pub cause: PublishCause,
     /// Whether the record may be in the topic all the same, as librdkafka's message status says.
     pub possibly_persisted: bool,
+    /// Whether the record is on disk, and published from there as soon as Kafka takes it: see [`rescue`](crate::rescue).
+    pub rescued: bool,
     /// librdkafka's own name of the error, for logs.
     pub detail: String,
+}
+
+impl PublishError {
+    /// An error of a record that is not on disk.
+    pub fn new(cause: PublishCause, possibly_persisted: bool, detail: impl Into<String>) -> PublishError {
+        PublishError { cause, possibly_persisted, rescued: false, detail: detail.into() }
+    }
+
+    /// That of a record whose report went missing, as when the thread that would bring it has ended.
+    pub fn without_report() -> PublishError {
+        PublishError::new(PublishCause::Other, true, "no delivery report can come any more")
+    }
 }
 
 impl fmt::Display for PublishError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.cause.as_str(), self.detail)?;
-        if self.possibly_persisted { f.write_str(", possibly persisted") } else { Ok(()) }
+        if self.possibly_persisted {
+            f.write_str(", possibly persisted")?;
+        }
+        if self.rescued { f.write_str(", kept on disk") } else { Ok(()) }
     }
 }
 
@@ -67,8 +84,5 @@ pub async fn publish(publisher: &dyn Publish, lane: Lane, record: Record) -> Res
     let (tell, told) = tokio::sync::oneshot::channel();
     // Nobody may wait any more, which changes nothing.
     publisher.publish(lane, record, Box::new(move |outcome| drop(tell.send(outcome))));
-    told.await.unwrap_or_else(|_| {
-        let detail = "no delivery report can come any more".to_owned();
-        Err(PublishError { cause: PublishCause::Other, possibly_persisted: true, detail })
-    })
+    told.await.unwrap_or_else(|_| Err(PublishError::without_report()))
 }

@@ -106,3 +106,15 @@ label! {
         Refused = "refused",
     }
 }
+
+label! {
+    /// What became of a record whose sender had gone before its answer.
+    pub enum SenderGone {
+        /// Kafka has it.
+        Acked = "acked",
+        /// Kafka has not taken it.
+        Failed = "failed",
+        /// Kafka has not taken it, and it is on disk until then.
+        Rescued = "rescued",
+    }
+}

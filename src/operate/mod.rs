@@ -5,4 +5,5 @@
 pub mod check;
 pub mod recover;
 pub mod redrive;
+pub mod rescue;
 pub mod topics;

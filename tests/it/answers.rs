@@ -249,11 +249,7 @@ enum Fake {
 impl Publish for Fake {
     fn publish(&self, _lane: Lane, _record: Record, on_outcome: OnOutcome) {
         match self {
-            Fake::Fails(cause) => on_outcome(Err(PublishError {
-                cause: *cause,
-                possibly_persisted: false,
-                detail: "an invented detail".to_owned(),
-            })),
+            Fake::Fails(cause) => on_outcome(Err(PublishError::new(*cause, false, "an invented detail"))),
             Fake::ForgetsIt => drop(on_outcome),
             Fake::Panics => panic!("an invented bug"),
             Fake::NeverReports(kept) => kept.lock().expect("no panic while held").push(on_outcome),

@@ -297,7 +297,7 @@ impl Publish for Refusing {
         self.seen.lock().expect("no panic while held").push(record.clone());
         if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
             let detail = "refused by the test".to_owned();
-            on_outcome(Err(PublishError { cause: PublishCause::Deadline, possibly_persisted: true, detail }));
+            on_outcome(Err(PublishError::new(PublishCause::Deadline, true, detail)));
         } else {
             self.then.publish(lane, record, on_outcome);
         }

@@ -638,7 +638,7 @@ async fn the_outcome_is_a_failure_until_a_receipt_says_otherwise() {
             | PublishCause::Other => "kafka-refused",
         };
         for possibly_persisted in [false, true] {
-            let error = PublishError { cause, possibly_persisted, detail: "invented".to_owned() };
+            let error = PublishError::new(cause, possibly_persisted, "invented");
             check_fake(cause.as_str(), Fake::Says(Err(error.clone())), 503, Some(code)).await;
             check_fake(cause.as_str(), Fake::SaysLater(Err(error)), 503, Some(code)).await;
         }

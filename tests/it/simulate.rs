@@ -106,7 +106,7 @@ impl Publish for Fake {
             *count - 1
         };
         let outcome = if before < self.refusals {
-            Err(PublishError { cause: PublishCause::Other, possibly_persisted: false, detail: "made up".to_owned() })
+            Err(PublishError::new(PublishCause::Other, false, "made up"))
         } else {
             Ok(Receipt::made_up(0, 0))
         };

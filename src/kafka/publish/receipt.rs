@@ -44,10 +44,7 @@ impl Receipt {
                 Ok(Receipt { partition: message.partition(), offset: message.offset() })
             }
             // No broker has said so of this record: librdkafka has concluded it from another one's success.
-            Ok(_) => {
-                let detail = "no offset is known".to_owned();
-                Err(PublishError { cause: PublishCause::Unproven, possibly_persisted: true, detail })
-            }
+            Ok(_) => Err(PublishError::new(PublishCause::Unproven, true, "no offset is known")),
             Err((error, message)) => Err(sort(error.rdkafka_error_code(), persistence(message) != Persistence::No)),
         }
     }

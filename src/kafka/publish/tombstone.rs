@@ -57,7 +57,7 @@ pub fn publish(config: &Config, topic: &str, partition: i32, key: &[u8]) -> Resu
         if Instant::now() >= deadline {
             let detail =
                 producer.client().fatal_error().map_or("no report came".to_owned(), |(code, _)| format!("{code:?}"));
-            let error = PublishError { cause: PublishCause::Deadline, possibly_persisted: true, detail };
+            let error = PublishError::new(PublishCause::Deadline, true, detail);
             return Err(TombstoneError::Publish(error));
         }
     }
