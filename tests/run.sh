@@ -36,6 +36,7 @@ real=(
   redrive::a_topic_that_is_denied_meanwhile_is_left_and_the_others_go
   redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
   redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled
+  rescue::what_is_sent_once_outlives_kafka_and_the_ingress
   security::roles_with_the_least_permissions_and_credentials_that_change
   topics::topics_are_made_mended_and_left_alone
   topics::what_was_set_aside_is_compacted_if_every_key_is_a_ce_id

@@ -37,11 +37,12 @@ pub struct Running {
 impl Running {
     /// Starts it in this directory.
     pub fn start(arguments: &[&str], directory: &Path, environment: &[(&str, &str)]) -> Running {
-        let mut child = command(arguments, directory, environment)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
+        Running::spawn(&mut command(arguments, directory, environment))
+    }
+
+    /// Starts what may be something around it.
+    pub fn spawn(command: &mut Command) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let stdout = collect(child.stdout.take().expect("it is piped"));
         let stderr = collect(child.stderr.take().expect("it is piped"));
         Running { child, stdout, stderr }
@@ -63,7 +64,7 @@ impl Running {
     }
 
     /// Addresses of ingress and admin port as its JSON log has them.
-    async fn addresses(&mut self) -> (Vec<SocketAddr>, SocketAddr) {
+    pub async fn addresses(&mut self) -> (Vec<SocketAddr>, SocketAddr) {
         self.line("addresses", |line| {
             let event: serde_json::Value = serde_json::from_str(line).ok()?;
             if event["message"] != "listening" {
@@ -76,7 +77,8 @@ impl Running {
         .await
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
     }
 
@@ -93,10 +95,24 @@ impl Running {
         }
     }
 
-    fn output(&self) -> String {
+    /// All that it has printed.
+    pub fn output(&self) -> String {
         let (stdout, stderr) = (self.stdout.lock(), self.stderr.lock());
         let text = |lines: &[String]| lines.join("\n");
         format!("{}\n--- standard error:\n{}", text(&stdout.expect("no panic")), text(&stderr.expect("no panic")))
+    }
+}
+
+impl Running {
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it (SIGKILL), and returns when it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it is ours");
     }
 }
 
@@ -108,14 +124,16 @@ impl Drop for Running {
     }
 }
 
-fn command(arguments: &[&str], directory: &Path, environment: &[(&str, &str)]) -> Command {
+/// The binary with these arguments, in this directory.
+pub fn command(arguments: &[&str], directory: &Path, environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
     command.args(arguments).current_dir(directory).stdin(Stdio::null());
     command.envs(environment.iter().copied());
     command
 }
 
-fn run(arguments: &[&str], directory: &Path) -> (Option<i32>, String, String) {
+/// Runs it to its end: exit code, standard output, standard error.
+pub fn run(arguments: &[&str], directory: &Path) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = command(arguments, directory, &[]).output().expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
     (status.code(), text(stdout), text(stderr))
@@ -133,7 +151,7 @@ fn collect(output: impl std::io::Read + Send + 'static) -> Lines {
 }
 
 /// A GET of the admin port: status and body.
-async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.expect("the admin port listens");
     let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("it takes the request");

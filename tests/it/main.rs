@@ -33,6 +33,7 @@ mod queries;
 mod readiness;
 mod recover;
 mod redrive;
+mod rescue;
 mod security;
 mod shutdown;
 mod simulate;
