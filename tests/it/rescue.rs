@@ -263,12 +263,12 @@ async fn load(address: Arc<Mutex<Option<SocketAddr>>>, stop: Arc<AtomicBool>, ra
         });
     }
     while tasks.join_next().await.is_some() {}
-    let ledger = ledger.lock().expect("no panic").clone();
-    ledger
+    Arc::into_inner(ledger).and_then(|ledger| ledger.into_inner().ok()).expect("no sender is left")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_once_outlives_kafka_and_the_ingress() {
+    #[expect(clippy::disallowed_methods, reason = "the long form is asked for by the environment, as of all tests")]
     let long = std::env::var_os("FLINKS_BRIDGE_LONG_FAULTS").is_some();
     let (outage, kills) = if long { (Duration::from_secs(300), 20) } else { (Duration::from_secs(25), 4) };
     let cluster = Cluster::start(ClusterOptions::default());
