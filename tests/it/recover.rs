@@ -19,6 +19,7 @@ use flinks_bridge::operate::recover::{Ending, Recover, Recovery};
 use flinks_bridge::record::{Record, header};
 use flinks_bridge::signature::ContentHash;
 use flinks_bridge::webhook::{EventTypes, Reception, Webhook};
+use flinks_bridge::workshop::ledger::{self, End, Line};
 use flinks_bridge::workshop::stub::{Fault, Stub, StubOptions};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
@@ -36,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::kafka::{Cluster, ClusterOptions};
 use crate::security::{Acl, acls};
 use crate::support::http::Client;
-use crate::support::{mock_cluster, payload, settings};
+use crate::support::{TOPICS, mock_cluster, payload, settings};
 
 const DETAIL: &str = "flinks.accounts-detail";
 const LINKS: &str = "flinks.login-links";
@@ -693,6 +694,73 @@ async fn what_the_ingress_could_not_store_is_named_by_its_log() {
     assert!(notes.len() == 2 && notes[0].starts_with("1 requests were refused"), "{notes:?}");
     assert!(notes[1].contains("of types that the API does not give"), "{notes:?}");
     assert_eq!(keys(&scene.all(DETAIL)), BTreeMap::from([("7c1d0f52-3a6b-4c1e-641c-08d9b2f4e6a1", 1)]));
+}
+
+/// Flinks' half hour in two and a half seconds, and six hours.
+const SCALE: u32 = 720;
+const SIX_HOURS: Duration = Duration::from_secs(6 * 3600 / SCALE as u64);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_six_hours_costs_what_flinks_gave_up_on_and_recover_brings_it_back() {
+    use RDKafkaRespErr as E;
+    let scene = Scene::new(StubOptions::default()).await;
+    let cluster = scene.cluster.as_ref().expect("an embedded one");
+    let all = |error| TOPICS.iter().for_each(|topic| cluster.topic_error(topic, error).expect("it is there"));
+    all(E::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+    let (running, log, address) = ingress(&scene, &scene.servers).await;
+    let ledger = scene.file("ledger").to_str().expect("text").to_owned();
+    let url = format!("http://{address}/toolbox");
+    let (scale, duration) = (SCALE.to_string(), format!("{}s", SIX_HOURS.as_secs() + 2));
+    let mut simulate = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
+    simulate.args(["simulate", "--url", &url, "--instance", "toolbox", "--unsigned", "--quiet", "--rate", "15"]);
+    simulate.args(["--time-scale", &scale, "--duration", &duration, "--max-size", "2KB", "--ledger", &ledger]);
+    let simulating =
+        Running(simulate.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts"));
+    tokio::time::sleep(SIX_HOURS).await;
+    all(E::RD_KAFKA_RESP_ERR_NO_ERROR);
+    tokio::task::spawn_blocking(move || simulating.end()).await.expect("no panic");
+    drop(running);
+
+    // By event type and key: attempts at each webhook, and whether one was answered 200.
+    let mut webhooks: BTreeMap<(String, String), (u32, bool)> = BTreeMap::new();
+    let mut attempts = BTreeMap::new();
+    for line in std::fs::read(&ledger).expect("a ledger").split_inclusive(|byte| *byte == b'\n') {
+        match ledger::read(line).expect("a line") {
+            Some(Line::Sent(sent)) => {
+                let webhook = (sent.event_type, sent.key.unwrap_or(sent.sha256));
+                let (tried, _) = webhooks.entry(webhook.clone()).or_default();
+                *tried = (*tried).max(sent.attempt);
+                attempts.insert(sent.attempt_id, webhook);
+            }
+            Some(Line::Ended { attempt_id, end: End::Answered { status: 200 }, .. }) => {
+                webhooks.get_mut(&attempts[&attempt_id]).expect("it was sent").1 = true;
+            }
+            _ => {}
+        }
+    }
+    // Whom Flinks tries again was given up after the tenth try alone.
+    let given_up = |name: &str| -> BTreeSet<&str> {
+        let of_type = webhooks.iter().filter(|((event_type, _), _)| event_type == name);
+        of_type.filter(|(_, (_, stored))| !stored).map(|((_, key), _)| &**key).collect()
+    };
+    for name in ["kyc", "accounts-detail", "upload-fraud-alert"] {
+        let of_type = || webhooks.iter().filter(|((event_type, _), _)| event_type == name);
+        let early = of_type().filter(|(_, (tried, stored))| !stored && *tried < 10).count();
+        let late = of_type().filter(|(_, (_, stored))| *stored).count();
+        println!("{name}: {} webhooks, {} given up", of_type().count(), given_up(name).len());
+        assert!(early == 0 && late > 0, "{name}: {early} given up early, {late} stored");
+    }
+
+    let (code, report) = scene.run(&["--from-log", &log]).await;
+    let (accounts, sessions) = (given_up("accounts-detail"), given_up("pay-event"));
+    println!("pay-event: {} sessions not stored", sessions.len());
+    assert!(accounts.len() > 10 && sessions.len() > 10, "{report:#}");
+    assert_eq!((code, &report["recovered"]), (0, &(accounts.len() + sessions.len()).into()), "{report:#}");
+    for (topic, expected) in [(DETAIL, accounts), ("flinks.pay-events", sessions)] {
+        let records = scene.all(topic);
+        let recovered = records.iter().filter(|record| record.header(header::RECOVERED).is_some()).map(key);
+        assert_eq!(recovered.collect::<BTreeSet<_>>(), expected, "on {topic}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
