@@ -4,12 +4,12 @@
 //! power cut. Names are times in microseconds, none twice, so their order is that of arrival. A lock keeps a second
 //! process out. Bodies are personal data: what is made here may be read by its owner alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::file::{self, Unreadable};
@@ -91,6 +91,8 @@ struct Files {
 
 struct Kept {
     bytes: u64,
+    /// Where it is to go, once that is known: what was found at the start was not read.
+    topic: Option<Arc<str>>,
     /// Its publish has not ended yet, or it is set aside: nobody else is to publish it.
     held: bool,
 }
@@ -128,7 +130,7 @@ impl Directory {
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
             if let Some(name) = name.strip_suffix(RECORD).and_then(|name| name.parse().ok()) {
                 let bytes = entry.metadata()?.size();
-                files.kept.insert(name, Kept { bytes, held: false });
+                files.kept.insert(name, Kept { bytes, topic: None, held: false });
                 files.bytes += bytes;
                 files.last = files.last.max(name);
             } else if let Some(name) = name.strip_suffix(UNFINISHED).and_then(|name| name.parse().ok()) {
@@ -155,7 +157,7 @@ impl Directory {
         fs::rename(path, self.file(name, RECORD))?;
         self.sync()?;
         let mut files = self.lock();
-        files.kept.insert(name, Kept { bytes: size, held: false });
+        files.kept.insert(name, Kept { bytes: size, topic: None, held: false });
         files.bytes += size;
         files.last = files.last.max(name);
         Ok(())
@@ -189,7 +191,7 @@ impl Directory {
         let mut files = self.lock();
         match written {
             Ok(()) => {
-                files.kept.insert(name, Kept { bytes: size, held: true });
+                files.kept.insert(name, Kept { bytes: size, topic: Some(record.topic.clone()), held: true });
                 Ok(name)
             }
             Err(error) => {
@@ -219,10 +221,15 @@ impl Directory {
         }
     }
 
-    /// The oldest file after `after` that nobody holds.
-    pub fn next(&self, after: Name) -> Option<Name> {
-        let files = self.lock();
-        files.kept.range(after + 1..).find(|(_, kept)| !kept.held).map(|(name, _)| *name)
+    /// The oldest file after `after` that nobody holds and that goes to none of these topics, as far as that is known.
+    pub fn next(&self, after: Name, refusing: &HashSet<Arc<str>>) -> Option<Name> {
+        let goes = |kept: &Kept| !kept.held && !kept.topic.as_ref().is_some_and(|topic| refusing.contains(topic));
+        self.lock().kept.range(after + 1..).find(|(_, kept)| goes(kept)).map(|(name, _)| *name)
+    }
+
+    /// How many files nobody holds.
+    pub fn waiting(&self) -> usize {
+        self.lock().kept.values().filter(|kept| !kept.held).count()
     }
 
     /// Reads a file.
@@ -230,7 +237,11 @@ impl Directory {
     /// # Errors
     /// Why it cannot be.
     pub fn read(&self, name: Name) -> Result<Record, ReadError> {
-        Ok(file::record(fs::read(self.file(name, RECORD))?.into())?)
+        let record = file::record(fs::read(self.file(name, RECORD))?.into())?;
+        if let Some(kept) = self.lock().kept.get_mut(&name) {
+            kept.topic = Some(record.topic.clone());
+        }
+        Ok(record)
     }
 
     /// Removes a file whose record Kafka has. One that cannot be removed is published again at the next start.
@@ -311,7 +322,8 @@ mod tests {
     }
 
     fn waiting(directory: &Directory) -> Vec<Name> {
-        std::iter::successors(directory.next(0), |name| directory.next(*name)).collect()
+        let none = HashSet::new();
+        std::iter::successors(directory.next(0, &none), |name| directory.next(*name, &none)).collect()
     }
 
     #[test]

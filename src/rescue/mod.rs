@@ -74,7 +74,7 @@ struct Shared {
 pub struct Round {
     /// Kafka has their records now.
     pub published: usize,
-    /// Their records were not taken.
+    /// They wait for the next round.
     pub left: usize,
     /// They are no records, or Kafka refuses them for themselves.
     pub set_aside: usize,
@@ -275,14 +275,13 @@ impl Shared {
         let mut under_way = FuturesUnordered::new();
         loop {
             while under_way.len() < MOST_UNDER_WAY && (bytes < MOST_BYTES_UNDER_WAY || under_way.is_empty()) {
-                let Some(name) = directory.next(at) else { break };
+                let Some(name) = directory.next(at, &refusing) else { break };
                 at = name;
                 let Some(record) = self.read(directory, name).await else {
                     ended.set_aside += 1;
                     continue;
                 };
                 if refusing.contains(&record.topic) {
-                    ended.left += 1;
                     continue;
                 }
                 bytes += record.payload.len();
@@ -300,11 +299,11 @@ impl Shared {
                     self.set_aside(directory, name, SetAside::Refused, &detail);
                 }
                 Err(_) => {
-                    ended.left += 1;
                     refusing.insert(topic);
                 }
             }
         }
+        ended.left = directory.waiting();
         ended
     }
 
@@ -617,5 +616,28 @@ mod tests {
         set.rescue.open().expect("it is ours again");
         set.kafka.answers("large", None);
         assert_eq!(set.rescue.round().await, Round { published: 100, left: 0, set_aside: 1 });
+    }
+
+    #[tokio::test]
+    async fn thousands_of_files_are_published_a_few_at_a_time() {
+        // With 100,000 it is the same, and a minute.
+        const FILES: usize = 5_000;
+        let parent = tempfile::tempdir().expect("a directory");
+        for n in 1..=FILES {
+            let record = pay(&n.to_string());
+            let file = [&super::file::head(&record)[..], &record.payload].concat();
+            fs::write(parent.path().join(format!("{n:016}.record")), file).expect("written");
+        }
+        let set = set(parent.path(), "");
+        set.rescue.open().expect("it is ours");
+        assert_eq!(set.metric("records"), FILES as f64);
+        set.kafka.answers("pay", Some(PublishCause::Topic));
+        let Round { published: 0, left: FILES, set_aside: 0 } = set.rescue.round().await else {
+            panic!("none is taken")
+        };
+        set.kafka.answers("pay", None);
+        assert_eq!(set.rescue.round().await, Round { published: FILES, left: 0, set_aside: 0 });
+        assert_eq!(set.kafka.taken(), (1..=FILES).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert_eq!(fs::read_dir(parent.path()).expect("it is there").count(), 1, "the lock alone");
     }
 }
