@@ -36,6 +36,7 @@ real=(
   redrive::a_topic_that_is_denied_meanwhile_is_left_and_the_others_go
   redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
   redrive::on_a_real_kafka_rates_signals_rivals_and_large_records_are_handled
+  rescue::in_a_failover_everything_is_answered_200_and_nothing_stays_on_disk
   rescue::what_is_sent_once_outlives_kafka_and_the_ingress
   security::roles_with_the_least_permissions_and_credentials_that_change
   topics::topics_are_made_mended_and_left_alone

@@ -69,7 +69,11 @@ impl Ingress {
     }
 
     async fn usual(directory: &Path) -> Ingress {
-        Ingress::start(command(&[&["ingress"], &CONFIG[..]].concat(), directory, &[])).await
+        Ingress::with(directory, &[]).await
+    }
+
+    async fn with(directory: &Path, environment: &[(&str, &str)]) -> Ingress {
+        Ingress::start(command(&[&["ingress"], &CONFIG[..]].concat(), directory, environment)).await
     }
 
     /// Status and error code.
@@ -266,15 +270,53 @@ async fn load(address: Arc<Mutex<Option<SocketAddr>>>, stop: Arc<AtomicBool>, ra
     Arc::into_inner(ledger).and_then(|ledger| ledger.into_inner().ok()).expect("no sender is left")
 }
 
+/// Three nodes with all topics.
+fn three_nodes() -> Cluster {
+    let cluster = Cluster::start(ClusterOptions::default());
+    for topic in [PAY, "flinks.kyc", "flinks.accounts-detail", "flinks.upload-fraud-alerts", "flinks.quarantine"] {
+        cluster.create_topic(topic, 6, 3, &[("min.insync.replicas", "2")]);
+    }
+    cluster
+}
+
+/// What is told is what a failover costs with a directory and without one, under equal loads at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_failover_everything_is_answered_200_and_nothing_stays_on_disk() {
+    let cluster = three_nodes();
+    let mut sides = Vec::new();
+    let stop = Arc::new(AtomicBool::new(false));
+    for (name, more) in [("with", vec![]), ("without", vec![("FLINKS_BRIDGE__INGRESS__RESCUE__EVENT_TYPES", "kyc")])] {
+        let directory = set_up(&cluster.bootstrap_servers());
+        let usual = [("FLINKS_BRIDGE__KAFKA__SMALL__PUBLISH_DEADLINE", "20s")];
+        let ingress = Ingress::with(directory.path(), &[&usual[..], &more].concat()).await;
+        let address = Arc::new(Mutex::new(Some(ingress.address)));
+        sides.push((name, directory, ingress, tokio::spawn(load(address, stop.clone(), 25))));
+    }
+    sleep(Duration::from_secs(5)).await;
+    let victim = cluster.leader_of(PAY, 0).expect("a leader");
+    cluster.kill(victim);
+    cluster.wait_down(victim, Duration::from_secs(60));
+    sleep(Duration::from_secs(5)).await;
+    stop.store(true, Ordering::Relaxed);
+    for (name, _directory, ingress, loading) in sides {
+        let sent = loading.await.expect("no panic");
+        let pay = sent.iter().filter(|(body, _)| body.starts_with(b"{\"eventType"));
+        let mut took: Vec<Duration> = pay.map(|(_, sent)| sent.ended.duration_since(sent.at)).collect();
+        took.sort();
+        let at = |share: usize| took[(took.len() * share / 1000).min(took.len() - 1)];
+        let [kept, on_disk] = [ingress.metric("kept_total", &[]).await, ingress.metric("records", &[]).await];
+        println!("{name}: {} Pay events, p50 {:?}, p90 {:?}, p99 {:?}", took.len(), at(500), at(900), at(990));
+        assert!(sent.values().all(|sent| sent.status == Some(200)), "{name}: {}", ingress.process.output());
+        assert_eq!((kept, on_disk), (0.0, 0.0), "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_once_outlives_kafka_and_the_ingress() {
     #[expect(clippy::disallowed_methods, reason = "the long form is asked for by the environment, as of all tests")]
     let long = std::env::var_os("FLINKS_BRIDGE_LONG_FAULTS").is_some();
     let (outage, kills) = if long { (Duration::from_secs(300), 20) } else { (Duration::from_secs(25), 4) };
-    let cluster = Cluster::start(ClusterOptions::default());
-    for topic in [PAY, "flinks.kyc", "flinks.accounts-detail", "flinks.upload-fraud-alerts", "flinks.quarantine"] {
-        cluster.create_topic(topic, 6, 3, &[("min.insync.replicas", "2")]);
-    }
+    let cluster = three_nodes();
     let directory = set_up(&cluster.bootstrap_servers());
     let mut ingress = Ingress::usual(directory.path()).await;
     let (address, stop) = (Arc::new(Mutex::new(Some(ingress.address))), Arc::new(AtomicBool::new(false)));
