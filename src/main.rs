@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -10,6 +11,7 @@ use flinks_bridge::admin;
 use flinks_bridge::config::{self, Config, Loaded, Log, LogFormat, Needs};
 use flinks_bridge::kafka;
 use flinks_bridge::link;
+use flinks_bridge::metrics::log::LostLines;
 use flinks_bridge::operate::check::{self, Check, Machine};
 use flinks_bridge::operate::recover::{self, Recover};
 use flinks_bridge::operate::redrive::{self, Redrive};
@@ -30,8 +32,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::MakeWriterExt as _;
 
 /// The allocator of all of the process, librdkafka included. Bodies of megabytes are taken and freed all the time: glibc's
 /// either maps and unmaps each, which costs a page fault for every 4 KiB (a quarter of the CPU for a body of 450 kB), or
@@ -456,7 +459,7 @@ fn run(loaded: Result<Loaded, config::Faults>, role: Served) -> ExitCode {
         Ok(loaded) => loaded,
         Err(faults) => return faulty(&faults),
     };
-    let _guard = log_to_stdout(&loaded.config.log);
+    let (_guards, lost) = log_to_stdout(&loaded.config.log);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -464,23 +467,31 @@ fn run(loaded: Result<Loaded, config::Faults>, role: Served) -> ExitCode {
         Ok(runtime) => runtime,
         Err(code) => return code,
     };
-    let code = runtime.block_on(supervise(loaded, role));
+    let code = runtime.block_on(supervise(loaded, role, lost));
     // Threads that still wait for something do not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
-/// Lines are written by a thread of their own: a reader of ours that stalls must not stall answers. Keep the guard
-/// until the end, for the last lines.
-fn log_to_stdout(log: &Log) -> WorkerGuard {
+/// How many lines wait for a reader that has stalled, of warnings and errors and of all others: some megabytes each.
+const LINES_WAITING: usize = 8_192;
+
+/// Lines are written by threads of their own: a reader of ours that stalls must not stall answers. Warnings and errors
+/// have their own, since among them is what names a webhook that was not stored. Keep the guards until the end, for the
+/// last lines. What is lost all the same is counted.
+fn log_to_stdout(log: &Log) -> ([WorkerGuard; 2], LostLines) {
     let filter = EnvFilter::try_new(&log.level).expect("checked when the settings were read");
-    let (writer, guard) = tracing_appender::non_blocking(std::io::stdout());
+    let writer = || NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING).finish(std::io::stdout());
+    let ((urgent, guard_of_urgent), (usual, guard_of_usual)) = (writer(), writer());
+    let counts = [urgent.error_counter(), usual.error_counter()];
+    let lost = Arc::new(move || counts.iter().map(|count| count.dropped_lines() as u64).sum());
+    let writer = urgent.with_max_level(tracing::Level::WARN).or_else(usual);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Human => builder.with_target(false).init(),
     }
-    guard
+    ([guard_of_urgent, guard_of_usual], lost)
 }
 
 /// For roles whose findings go to the output: only what hinders them, and not among the findings.
@@ -490,7 +501,7 @@ fn log_to_stderr() {
 }
 
 /// Lets the role run until a signal, and ends the process within the grace period or at a second signal.
-async fn supervise(loaded: Loaded, role: Served) -> ExitCode {
+async fn supervise(loaded: Loaded, role: Served, lost: LostLines) -> ExitCode {
     let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => {
@@ -517,10 +528,10 @@ async fn supervise(loaded: Loaded, role: Served) -> ExitCode {
     let mut role = tokio::spawn(async move {
         match role {
             #[cfg(feature = "workshop")]
-            Served::Dev => dev::run(&loaded, token).await,
-            Served::Ingress => serve::ingress(&loaded, token).await,
-            Served::Link => serve::link(&loaded, token).await,
-            Served::Enrich => serve::enrich(&loaded, config::variable, token).await,
+            Served::Dev => dev::run(&loaded, lost, token).await,
+            Served::Ingress => serve::ingress(&loaded, lost, token).await,
+            Served::Link => serve::link(&loaded, lost, token).await,
+            Served::Enrich => serve::enrich(&loaded, config::variable, lost, token).await,
         }
     });
     let mut deadline = None;

@@ -34,6 +34,7 @@ mod family;
 mod flinks;
 mod labels;
 mod link;
+pub mod log;
 mod rescue;
 
 /// All families of one process. Cloning is cheap, and the clones count into the same series.
@@ -316,7 +317,8 @@ impl Metrics {
 
 /// Every family of every role.
 fn families() -> impl Iterator<Item = &'static Family> {
-    let roles = [consumer::FAMILIES, enrich::FAMILIES, flinks::FAMILIES, link::FAMILIES, rescue::FAMILIES];
+    let roles =
+        [consumer::FAMILIES, enrich::FAMILIES, flinks::FAMILIES, link::FAMILIES, log::FAMILIES, rescue::FAMILIES];
     FAMILIES.iter().chain(roles.into_iter().flatten())
 }
 

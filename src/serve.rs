@@ -23,7 +23,8 @@ use crate::ingress::{self, IngressError, Listeners};
 use crate::kafka::consume::Membership;
 use crate::kafka::{Producers, Publish};
 use crate::link;
-use crate::metrics::{ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names, RescueMetrics};
+use crate::metrics::log::LostLines;
+use crate::metrics::{self, ConsumerMetrics, EnrichMetrics, FlinksMetrics, LinkMetrics, Metrics, Names, RescueMetrics};
 use crate::operate::recover::{self, Recovery};
 use crate::operate::rescue;
 use crate::order::Class;
@@ -58,13 +59,13 @@ fn settings(error: impl std::error::Error) -> ServeError {
     ServeError::Settings(chain(&error))
 }
 
-/// Runs the ingress until `shutdown`.
+/// Runs the ingress until `shutdown`; `lost` counts the lines that the log has lost.
 ///
 /// # Errors
 /// Why it ended otherwise.
-pub async fn ingress(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), ServeError> {
+pub async fn ingress(loaded: &Loaded, lost: LostLines, shutdown: CancellationToken) -> Result<(), ServeError> {
     started(loaded);
-    ingress_in(loaded.config.clone(), None, shutdown).await
+    ingress_in(loaded.config.clone(), None, lost, shutdown).await
 }
 
 /// What an ingress that is tried out has in its own process, instead of files and other processes. Both consumers run
@@ -86,12 +87,13 @@ pub type OnListening = Box<dyn FnOnce(&[SocketAddr], SocketAddr, &Config) + Send
 pub async fn ingress_in(
     mut config: Config,
     in_process: Option<InProcess>,
+    lost: LostLines,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     config.ingress.max_connections = raise_file_limit(config.ingress.max_connections);
     let config = Arc::new(config);
 
-    let registry = Registry::new();
+    let registry = registry(lost)?;
     let topics = if in_process.is_some() { all_topics(&config) } else { topics_of(&config) };
     let metrics = Metrics::new(&registry, &names(&config, &topics)).map_err(failed)?;
     let consumers = if in_process.is_some() {
@@ -176,17 +178,18 @@ async fn told(role: &str, run: impl Future<Output = Result<(), ServeError>>) -> 
     ended
 }
 
-/// Runs role `enrich` until `shutdown`. `environment` looks a variable up, for keys that stand in one.
+/// Runs role `enrich` until `shutdown`; `lost` counts the lines that the log has lost. `environment` looks a variable up, for keys that stand in one.
 ///
 /// # Errors
 /// Why it ended otherwise.
 pub async fn enrich(
     loaded: &Loaded,
     environment: fn(&str) -> Option<String>,
+    lost: LostLines,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let config = Arc::new(loaded.config.clone());
-    let registry = Registry::new();
+    let registry = registry(lost)?;
     let enriching = Enriching::prepare(&config, environment, &registry)?;
     let topics = topics_of_enrich(&config);
     let check = enriching.check();
@@ -194,13 +197,13 @@ pub async fn enrich(
     consume(loaded, registry, topics, check, run, shutdown).await
 }
 
-/// Runs role `link` until `shutdown`.
+/// Runs role `link` until `shutdown`; `lost` counts the lines that the log has lost.
 ///
 /// # Errors
 /// Why it ended otherwise.
-pub async fn link(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), ServeError> {
+pub async fn link(loaded: &Loaded, lost: LostLines, shutdown: CancellationToken) -> Result<(), ServeError> {
     let config = Arc::new(loaded.config.clone());
-    let registry = Registry::new();
+    let registry = registry(lost)?;
     let linking = Linking::prepare(&config, &registry)?;
     let topics = vec![config.own_topics.login_links.as_str().into()];
     let check = linking.check();
@@ -472,6 +475,13 @@ async fn follow_keys(config: Arc<Config>, environment: fn(&str) -> Option<String
         }
         tokio::time::sleep(KEYS_EVERY).await;
     }
+}
+
+/// A registry with the log's family, whose count is `lost`.
+fn registry(lost: LostLines) -> Result<Registry, ServeError> {
+    let registry = Registry::new();
+    metrics::log::register(&registry, lost).map_err(failed)?;
+    Ok(registry)
 }
 
 /// Tells the log what is starting, and with which settings.

@@ -17,6 +17,7 @@ use super::certificates::{self, SelfMade};
 use crate::config::{Config, Faults, Loaded, Needs, Url, all_topics};
 use crate::error::chain;
 use crate::kafka::consume::reader::{self, ReadRecord};
+use crate::metrics::log::LostLines;
 use crate::record::disturbs;
 use crate::serve::{self, InProcess, ServeError};
 use crate::signature::{ContentHash, Scheme, Secret, sign};
@@ -96,17 +97,17 @@ pub fn settings(options: &Dev) -> Result<Loaded, Faults> {
     Ok(loaded)
 }
 
-/// Runs role `dev` until `shutdown`: the ingress that runs in production, and what it stands among.
+/// Runs role `dev` until `shutdown`, with the count of lines that the log has lost: the ingress that runs in production, and what it stands among.
 ///
 /// # Errors
 /// Why it ended otherwise.
-pub async fn run(loaded: &Loaded, shutdown: CancellationToken) -> Result<(), ServeError> {
+pub async fn run(loaded: &Loaded, lost: LostLines, shutdown: CancellationToken) -> Result<(), ServeError> {
     let mut config = loaded.config.clone();
     // Addresses of the embedded broker and the stand-in API are known only now.
     let company = Company::gather(&mut config).await.map_err(|error| ServeError::Failed(chain(&*error)))?;
     serve::started(loaded);
     let in_process = company.in_process(shutdown.clone());
-    let ended = serve::ingress_in(config, Some(in_process), shutdown).await;
+    let ended = serve::ingress_in(config, Some(in_process), lost, shutdown).await;
     // They were needed until now.
     drop(company);
     ended

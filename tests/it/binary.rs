@@ -19,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::publish::each;
 use crate::support::http::{Client, request};
-use crate::support::{mock_cluster, payload, signed_with};
+use crate::support::{mock_cluster, payload, signed_with, sum};
 
 /// How long the binary may take for what it does at once: it is a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -644,4 +644,53 @@ async fn sigterm_under_traffic_ends_dev_with_0() {
         acked += sender.await.expect("every answer is 200").0;
     }
     assert!(acked > 200, "{acked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_the_log_that_stalls_costs_lines_that_are_counted_and_never_those_that_matter() {
+    let directory = tempfile::tempdir().expect("a directory");
+    example(directory.path(), "");
+    let environment = [
+        ("FLINKS_BRIDGE__INGRESS__PLAIN_LISTEN", "127.0.0.1:0"),
+        ("FLINKS_BRIDGE__KAFKA__SMALL__PUBLISH_DEADLINE", "5500ms"),
+        ("FLINKS_BRIDGE__KAFKA__SMALL__SOCKET_TIMEOUT", "2s"),
+        ("FLINKS_BRIDGE__KAFKA__SMALL__REQUEST_TIMEOUT", "1s"),
+    ];
+    let mut command = command(&["ingress", "--config", "flinks-bridge.toml"], directory.path(), &environment);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
+    let mut log = BufReader::new(child.stdout.take().expect("it is piped"));
+    // Nobody reads on once it listens.
+    let mut line = String::new();
+    while !line.contains("\"listening\"") {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("text") > 0, "it ended");
+    }
+    let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let plain = event["addresses"].as_str().and_then(|all| all.trim_matches(['[', ']']).split(", ").nth(1));
+    let plain: SocketAddr = plain.expect("two addresses").parse().expect("an address");
+    let admin: SocketAddr = event["admin"].as_str().expect("one").parse().expect("an address");
+
+    let lost = async || sum(&get(admin, "/metrics").await.1, "bridge_log_lines_lost_total", &[]);
+    assert_eq!(lost().await, 0.0);
+    let mut client = Client::connect(plain).await;
+    let mut requests = 0;
+    while lost().await == 0.0 {
+        assert!(requests < 100_000, "no line is lost");
+        for _ in 0..1_000 {
+            assert_eq!(client.post("/nowhere", &[], b"").await.status, 404);
+        }
+        requests += 1_000;
+    }
+    let body = payload("kyc.json");
+    let signed = signed_with(Scheme::FlinksAuthenticityKey, "an-invented-secret-in-a-file", &body);
+    assert_eq!(client.post("/flinks/toolbox", &signed, &body).await.status, 503);
+    let id = ContentHash::of(&body);
+    let id = flinks_bridge::record::ce_id("toolbox", &id).to_string();
+    let mut line = String::new();
+    while !(line.contains("webhook not stored") && line.contains(&id)) {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("text") > 0, "it ended");
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("it is ours");
 }
