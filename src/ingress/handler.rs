@@ -28,7 +28,7 @@ use super::account::{Account, Known, Refused};
 use super::admission::{Admission, Permit};
 use super::body::Reading;
 use super::connection::Progress;
-use super::door::{Proven, Sender};
+use super::door::{Proven, Sender, within};
 use super::instance::{self, Instance, client_address};
 use crate::answer::Refusal;
 use crate::config::{self, Authentication, NotJson};
@@ -177,7 +177,7 @@ impl Handler {
         let peer = account.peer.ip();
         let client = client_address(peer, &parts.headers, &self.limits).unwrap_or(peer);
         // A proxy that does not say for whom it stands may stand for anybody.
-        let named = !self.limits.trusted_proxies.iter().any(|network| network.contains(&client.to_canonical()));
+        let named = !within(&self.limits.trusted_proxies, client) && !within(&self.limits.proxy_protocol, client);
         let mut sender = self.proven.sender(client);
         sender.proven &= named || self.limits.shared_address;
         let mut permit = self.admission.admit(index, sender, declared).await?;
