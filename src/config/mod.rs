@@ -19,6 +19,7 @@ mod json;
 mod kafka;
 mod parse;
 mod read;
+mod rereading;
 mod secret;
 mod topics;
 mod url;
@@ -38,6 +39,7 @@ pub use instance::{Authentication, Instance, InstanceSecret, NotJson};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
 use read::{At, Bound, Reader, Setting, Table, settings};
+pub use rereading::Rereading;
 pub use secret::SecretSource;
 pub use topics::{
     MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, all_topics, topics_of, topics_of_enrich, topics_of_types,
@@ -86,6 +88,8 @@ pub struct Config {
     pub admin: Admin,
     /// Shutdown.
     pub shutdown: Shutdown,
+    /// No setting: wakes who reads files again.
+    pub rereading: Rereading,
 }
 
 /// Which secrets a process needs. Others are not read, and need not be where it runs: who enriches has no business with
@@ -198,6 +202,7 @@ impl Config {
             link,
             admin,
             shutdown,
+            rereading: Rereading::default(),
         }
     }
 
@@ -561,6 +566,7 @@ listen = "127.0.0.1:9464"
             link,
             admin,
             shutdown,
+            rereading: _,
         } = loaded(BASE, &[]).config;
         let seconds = Duration::from_secs;
         assert_eq!((log.format, &*log.level), (LogFormat::Json, "info"));

@@ -26,6 +26,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -129,7 +130,10 @@ pub async fn run(
     if let Some(identity) = &listeners.identity {
         server.metrics.certificate_expires(identity.not_after());
     }
-    let reload = tokio::spawn(server.clone().reload(listeners.identity.clone()));
+    let asked = Arc::new(Notify::new());
+    let wake = asked.clone();
+    server.config.rereading.on(move || wake.notify_one());
+    let reload = tokio::spawn(server.clone().reload(listeners.identity.clone(), asked));
     let mut accepting = JoinSet::new();
     for (listener, acceptor) in listeners.bound {
         accepting.spawn(server.clone().accept(listener, acceptor));
@@ -179,11 +183,12 @@ struct Server {
 }
 
 impl Server {
-    /// Looks at certificate and secret files now and then: they are replaced while we run, and a file in a mounted
-    /// Kubernetes secret changes by the swap of a link, which file events tell badly.
-    async fn reload(self: Arc<Self>, identity: Option<Arc<Identity>>) {
+    /// Looks at certificate and secret files now and then, and when it is asked to: they are replaced while we run, and a
+    /// file in a mounted Kubernetes secret changes by the swap of a link, which file events tell badly.
+    async fn reload(self: Arc<Self>, identity: Option<Arc<Identity>>, asked: Arc<Notify>) {
         loop {
-            tokio::time::sleep(self.config.ingress.reload_interval).await;
+            // Either is a reason to look.
+            let _ = tokio::time::timeout(self.config.ingress.reload_interval, asked.notified()).await;
             let (server, identity) = (self.clone(), identity.clone());
             let look = move || {
                 server.handler.reload_secrets();
