@@ -18,6 +18,7 @@ mod instance;
 mod json;
 mod kafka;
 mod parse;
+mod path;
 mod read;
 mod rereading;
 mod secret;
@@ -38,6 +39,7 @@ pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, InstanceSecret, NotJson};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
+pub use path::canonical_path;
 use read::{At, Bound, Reader, Setting, Table, settings};
 pub use rereading::Rereading;
 pub use secret::SecretSource;
@@ -782,6 +784,11 @@ ingress = 5
 
 event_type = 5
 ! event_type (bridge.toml:2): expected [[event_type]] tables
+
+$ FLINKS_BRIDGE__INSTANCE__1__NAME=second
+$ FLINKS_BRIDGE__INSTANCE__1__PATH=/flinks//%74oolbox/
+$ FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION=none
+! instance.1.path = "/fli… (19 characters)" (FLINKS_BRIDGE__INSTANCE__1__PATH): the path of instance.0 too
 
 $ FLINKS_BRIDGE__INGRES__BODY_LIMIT=1
 ! FLINKS_BRIDGE__INGRES__BODY_LIMIT: names no setting, did you mean FLINKS_BRIDGE__INGRESS__BODY_LIMIT?
