@@ -149,7 +149,12 @@ pub fn reference() -> String {
     };
     // hyper's, before there is a request.
     let broken = "`bridge_ingress_connection_errors_total`";
-    row("headers stalled; idle too long; TLS handshake failed", "closed without an answer", broken, "none");
+    row(
+        "headers stalled; idle too long; TLS handshake or PROXY header failed",
+        "closed without an answer",
+        broken,
+        "none",
+    );
     row(
         "no HTTP/1 request / target and headers over 16 KiB, or over 100 headers",
         "400 / 431 by hyper, empty",

@@ -515,10 +515,14 @@ async fn supervise(loaded: Loaded, role: Served, lost: LostLines) -> ExitCode {
             _ = interrupt.recv() => ("SIGINT", 128 + 2),
         }
     };
-    if let Err(error) = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()]
-        .into_iter()
-        .try_for_each(outlive)
-    {
+    let rereading = loaded.config.rereading.clone();
+    let read_again = move |_| {
+        let message = if rereading.now() { "files are read again" } else { "there are no files to read again" };
+        tracing::info!(signal = "SIGHUP", message);
+    };
+    let outlived = at_signal(SignalKind::hangup(), read_again)
+        .and_then(|()| [SignalKind::user_defined1(), SignalKind::user_defined2()].into_iter().try_for_each(outlive));
+    if let Err(error) = outlived {
         tracing::error!(%error, "signals cannot be awaited");
         return ExitCode::from(FAILED);
     }
@@ -577,13 +581,17 @@ async fn supervise(loaded: Loaded, role: Served, lost: LostLines) -> ExitCode {
     }
 }
 
-/// Takes a signal that would end the process by default, and that others take as the word to read their files again.
+/// Takes a signal that would end the process by default. SIGPIPE does nothing to a program in Rust.
 fn outlive(kind: SignalKind) -> std::io::Result<()> {
+    at_signal(kind, |signal| tracing::info!(signal, "nothing is done at this signal: SIGHUP reads files again"))
+}
+
+/// Does this whenever the signal comes, instead of ending the process.
+fn at_signal(kind: SignalKind, act: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
     let mut signals = signal(kind)?;
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
-            let signal = kind.as_raw_value();
-            tracing::info!(signal, "nothing is done at this signal: files that change are read again by themselves");
+            act(kind.as_raw_value());
         }
     });
     Ok(())

@@ -373,7 +373,7 @@ families! {
         "Connections closed by the bridge because they were idle for long enough.";
     CONNECTIONS_TURNED_AWAY: "counter" "bridge_ingress_connections_turned_away_total" ["cause"]
         "Connections closed without an answer because of who made them or for want of room. All but not-allowed are of \
-         addresses that are not proven, or all connections are in use.";
+         addresses that are not proven or not told yet, or all connections are in use.";
     PROVEN_ADDRESSES: "gauge" "bridge_ingress_proven_addresses" []
         "Addresses from which a signature was verified in the last 30 days: half of all connections and of the budget is \
          theirs.";

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -443,6 +444,9 @@ fn clients(
 async fn follow_keys(config: Arc<Config>, environment: fn(&str) -> Option<String>, clients: Vec<Option<Client>>) {
     let mut faults: Vec<Option<String>> = vec![None; clients.len()];
     let mut doubts: Option<Vec<Option<String>>> = None;
+    let asked = Arc::new(Notify::new());
+    let wake = asked.clone();
+    config.rereading.on(move || wake.notify_one());
     loop {
         let read = config.clone();
         let load = move || -> Vec<_> {
@@ -473,7 +477,8 @@ async fn follow_keys(config: Arc<Config>, environment: fn(&str) -> Option<String
                 faults[n] = fault;
             }
         }
-        tokio::time::sleep(KEYS_EVERY).await;
+        // Either is a reason to look.
+        let _ = tokio::time::timeout(KEYS_EVERY, asked.notified()).await;
     }
 }
 

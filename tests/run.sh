@@ -4,7 +4,7 @@
 # (as root or with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
 #
 #   tests/run.sh                    everything, with the slowest tests and rows at the end
-#   tests/run.sh --quick            what needs no real Kafka, for those who change something: a minute and a half
+#   tests/run.sh --quick            what needs no real Kafka or haproxy, for those who change something: a minute and a half
 #   tests/run.sh ARGUMENTS          goes to `cargo test`, without the fault matrix and the counts
 #
 # FLINKS_BRIDGE_LONG_FAULTS, set to anything, makes the fault matrix' loads longer, runs the rows that cost too much
@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/steps.sh
 
-# Tests on a real Kafka, which `--quick` leaves out.
+# Tests on a real Kafka or behind a real haproxy, which `--quick` leaves out.
 real=(
   audit::a_leader_that_falls_meanwhile_changes_nothing
   audit::real_partitions_with_gaps
@@ -32,6 +32,8 @@ real=(
   kafka_harness::nothing_is_left_behind
   kafka_harness::records_outlive_every_fault_of_one_node
   link::a_compacted_topic_is_read_and_one_made_anew_is_noticed
+  proxy::behind_haproxy_each_sender_has_its_own_address
+  proxy::behind_haproxy_only_listed_senders_are_served
   recover::of_a_real_kafka_no_more_is_read_than_may_hold_a_loss_and_with_the_least_permissions
   redrive::a_topic_that_is_denied_meanwhile_is_left_and_the_others_go
   redrive::killed_in_the_middle_of_transactions_nothing_is_doubled_or_lost
@@ -61,7 +63,7 @@ missing() {
   command -v npm >/dev/null || printf 'npm: it brings what judges the contract, and the example consumer in Node\tnpm\n'
   # Debian puts it where only root's PATH looks.
   PATH=$PATH:/usr/sbin command -v haproxy >/dev/null ||
-    printf 'haproxy: the fault matrix replaces two ingresses behind it\thaproxy\n'
+    printf 'haproxy: tests and the fault matrix have ingresses behind it\thaproxy\n'
   unshare --map-root-user --mount true 2>/dev/null ||
     printf 'unshare: the fault matrix mounts a small disk in a namespace, which this system does not allow\t\n'
   command -v valgrind >/dev/null || printf 'valgrind: it counts the instructions of the hot functions\tvalgrind\n'

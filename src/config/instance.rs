@@ -12,7 +12,7 @@ use super::fault::FaultKind;
 use super::flinks::{Api, read_api};
 use super::parse::{self, choice};
 use super::read::{self, At, Table};
-use super::{SecretSource, topic_key};
+use super::{SecretSource, canonical_path, topic_key};
 use crate::signature::{Form, LabelledSecret, Scheme, Secret};
 use crate::webhook::{EventType, EventTypes};
 
@@ -132,7 +132,7 @@ pub(super) fn read_all(root: &mut Table<'_, '_>, event_types: &EventTypes) -> Ve
             root.reader.fault(&format!("instance.{n}.name"), format_args!("the name of instance.{other} too"));
         }
         if let Some(key) = &path_keys[n]
-            && let Some(other) = earlier().position(|other| other.path == instance.path)
+            && let Some(other) = earlier().position(|other| same(&other.path, &instance.path))
         {
             root.reader.fault(key, format_args!("the path of instance.{other} too"));
         }
@@ -140,12 +140,18 @@ pub(super) fn read_all(root: &mut Table<'_, '_>, event_types: &EventTypes) -> Ve
     instances
 }
 
+/// Whether a request for one path is one for the other.
+fn same(one: &Secret, other: &Secret) -> bool {
+    canonical_path(one.expose()) == canonical_path(other.expose())
+}
+
 /// One `[[instance]]`, and the key of the setting that gave its path, if one did.
 fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instance, Option<String>) {
     let at = At::new("name", "A Flinks environment: its name in `ce_source`, `ce_id`, metrics and logs.");
     let name = table.required(at, parse::name);
     let helps = [
-        "Path of the URL that Flinks posts to. Exactly one of `path`, `path_file` and `path_env`.",
+        "Path of the URL that Flinks posts to, whether or not a URL ends with a slash, doubles one or encodes what needs no \
+         encoding. Exactly one of `path`, `path_file` and `path_env`.",
         "File with the path, where that is a secret. Read again when it changes.",
         "Environment variable with the path.",
     ];

@@ -18,7 +18,9 @@ mod instance;
 mod json;
 mod kafka;
 mod parse;
+mod path;
 mod read;
+mod rereading;
 mod secret;
 mod topics;
 mod url;
@@ -37,7 +39,9 @@ pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};
 pub use instance::{Authentication, Instance, InstanceSecret, NotJson};
 pub use kafka::{InUse, Kafka, Lane, METADATA_PROPAGATION, Properties, doubts, is_hidden_property};
 use parse::{bytes, choice, deadline, duration, number};
+pub use path::canonical_path;
 use read::{At, Bound, Reader, Setting, Table, settings};
+pub use rereading::Rereading;
 pub use secret::SecretSource;
 pub use topics::{
     MOST_PARTITIONS, OwnTopics, TopicShape, TopicShapes, all_topics, topics_of, topics_of_enrich, topics_of_types,
@@ -86,6 +90,8 @@ pub struct Config {
     pub admin: Admin,
     /// Shutdown.
     pub shutdown: Shutdown,
+    /// No setting: wakes who reads files again.
+    pub rereading: Rereading,
 }
 
 /// Which secrets a process needs. Others are not read, and need not be where it runs: who enriches has no business with
@@ -198,6 +204,7 @@ impl Config {
             link,
             admin,
             shutdown,
+            rereading: Rereading::default(),
         }
     }
 
@@ -239,7 +246,8 @@ impl Config {
             parse::show_duration,
         );
         // A connection that comes as the lag ends is served to its end.
-        let handshake = ingress.tls.is_some().then_some(("ingress.handshake_timeout", ingress.handshake_timeout));
+        let shakes_hands = ingress.tls.is_some() || !ingress.proxy_protocol.is_empty();
+        let handshake = shakes_hands.then_some(("ingress.handshake_timeout", ingress.handshake_timeout));
         let lag = [("shutdown.drain_lag", shutdown.drain_lag)];
         let request = [("ingress.request_timeout", ingress.request_timeout)];
         let served: Vec<_> = lag.into_iter().chain(handshake).chain(request).collect();
@@ -278,6 +286,9 @@ impl Config {
         if ingress.max_connections < addresses {
             // Each address keeps a place for the connection that it takes next.
             reader.fault("ingress.max_connections", format_args!("must be at least {addresses}, one for each address"));
+        } else if ingress.max_connections < 2 && !ingress.proxy_protocol.is_empty() {
+            // A connection has another place before it has told whom it is from.
+            reader.fault("ingress.max_connections", "must be at least 2 with ingress.proxy_protocol");
         }
         let listeners: Vec<(&str, &SocketAddr)> = (ingress.listen.iter().map(|a| ("ingress.listen", a)))
             .chain(ingress.plain_listen.iter().map(|a| ("ingress.plain_listen", a)))
@@ -373,6 +384,10 @@ settings! {
         pub tls: Option<TlsFiles> = optional_table(TlsFiles::read),
         /// Proxies whose `X-Forwarded-For` is believed: addresses or networks.
         pub trusted_proxies: Vec<IpNet> = list("", parse::network),
+        /// Balancers that begin each connection with a PROXY header, version 1 or 2, which says whom it is from:
+        /// addresses or networks. A connection from there without one is closed, on every address of `ingress.listen`
+        /// and `ingress.plain_listen`.
+        pub proxy_protocol: Vec<IpNet> = list("", parse::network),
         /// Senders that are proven from the start: addresses or networks.
         pub proven: Vec<IpNet> = list("", parse::network),
         /// Whether all senders come from one address, as behind a balancer that does not tell theirs: nobody is proven
@@ -388,7 +403,7 @@ settings! {
         pub small_body: usize = value("64KiB", bytes(1..=LARGEST_BODY)),
         /// Connections at once; each may hold 16 KiB of headers.
         pub max_connections: usize = value("10000", number(1..=MOST_CONNECTIONS)),
-        /// From accept to the end of the TLS handshake.
+        /// From accept to the end of the TLS handshake, and of a PROXY header before it.
         pub handshake_timeout: Duration = value("10s", deadline),
         /// From a request's first byte to the end of its headers; and to the first byte of a connection's first.
         pub header_timeout: Duration = value("10s", deadline),
@@ -581,6 +596,7 @@ listen = "127.0.0.1:9464"
             link,
             admin,
             shutdown,
+            rereading: _,
         } = loaded(BASE, &[]).config;
         let seconds = Duration::from_secs;
         assert_eq!((log.format, &*log.level), (LogFormat::Json, "info"));
@@ -589,7 +605,8 @@ listen = "127.0.0.1:9464"
         assert_eq!(lane(kafka.small), (seconds(20), seconds(6), seconds(5)));
         assert_eq!(lane(kafka.large), (seconds(30), seconds(15), seconds(12)));
         assert_eq!(ingress.listen, ["0.0.0.0:8443".parse().expect("an address")]);
-        assert!(ingress.plain_listen.is_empty() && ingress.tls.is_none() && ingress.trusted_proxies.is_empty());
+        assert!(ingress.plain_listen.is_empty() && ingress.tls.is_none());
+        assert!(ingress.trusted_proxies.is_empty() && ingress.proxy_protocol.is_empty());
         let sizes = (ingress.body_limit, ingress.bytes_in_flight, ingress.small_reserve, ingress.small_body);
         assert_eq!(sizes, (32 << 20, 256 << 20, 32 << 20, 64 << 10));
         assert_eq!((ingress.max_connections, ingress.body_rate), (10_000, 256 << 10));
@@ -717,6 +734,17 @@ ingress.trusted_proxies = ["10.0.0.0/8", "lb"]
 ! ingress.trusted_proxies = ["10.0.0.0/8","lb"] (bridge.toml:2): "lb":
   expected an address or network, such as 10.0.0.0/8 or 2001:db8::1
 
+ingress.proxy_protocol = ["10.0.0.0/8", "10.0.0.0/40"]
+! ingress.proxy_protocol = ["10.0.0.0/8","10.0.0.0/40"] (bridge.toml:2): "10.0.0.0/40":
+  expected an address or network, such as 10.0.0.0/8 or 2001:db8::1
+
+ingress = { proxy_protocol = "10.0.0.0/8", max_connections = 1 }
+! ingress.max_connections = "1" (bridge.toml:2): must be at least 2 with ingress.proxy_protocol
+
+ingress = { proxy_protocol = "10.0.0.0/8", handshake_timeout = "20s" }
+! shutdown.drain_lag = "5s" (default) + ingress.handshake_timeout = "20s" (bridge.toml:2) +
+  ingress.request_timeout = "60s" (default) = 1m 25s: must be less than shutdown.grace_period = "80s" (default)
+
 ingress.trusted_proxies = { a = 1 }
 ! ingress.trusted_proxies (bridge.toml:2): expected a list, not a table
 
@@ -784,6 +812,11 @@ ingress = 5
 
 event_type = 5
 ! event_type (bridge.toml:2): expected [[event_type]] tables
+
+$ FLINKS_BRIDGE__INSTANCE__1__NAME=second
+$ FLINKS_BRIDGE__INSTANCE__1__PATH=/flinks//%74oolbox/
+$ FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION=none
+! instance.1.path = "/fli… (19 characters)" (FLINKS_BRIDGE__INSTANCE__1__PATH): the path of instance.0 too
 
 $ FLINKS_BRIDGE__INGRES__BODY_LIMIT=1
 ! FLINKS_BRIDGE__INGRES__BODY_LIMIT: names no setting, did you mean FLINKS_BRIDGE__INGRESS__BODY_LIMIT?
@@ -1071,6 +1104,7 @@ $ FLINKS_BRIDGE__NO=1
             bytes_in_flight = "1 GiB"
             small_body = "60kb"
             trusted_proxies = ["10.1.2.3/8", "192.0.2.1", "2001:db8::1"]
+            proxy_protocol = "10.9.8.7, 2001:db8::/32"
             idle_timeout = "2m 30s"
             [kafka.properties]
             security.protocol = "SSL"
@@ -1082,6 +1116,8 @@ $ FLINKS_BRIDGE__NO=1
         assert_eq!(sizes, (16 << 20, 1 << 30, 60_000));
         let proxies: Vec<String> = ingress.trusted_proxies.iter().map(ToString::to_string).collect();
         assert_eq!(proxies, ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::1/128"]);
+        let balancers: Vec<String> = ingress.proxy_protocol.iter().map(ToString::to_string).collect();
+        assert_eq!(balancers, ["10.9.8.7/32", "2001:db8::/32"]);
         assert_eq!(ingress.idle_timeout, Duration::from_secs(150));
         let properties = kafka.properties.current();
         let property = |name: &str| properties.values[name].as_str();

@@ -23,6 +23,9 @@ use crate::metrics::{Metrics, TurnedAway};
 
 /// For how long a verified signature proves its address.
 const PROVEN_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// For how long a connection has a place for certain before it has told whom it is from. A balancer tells at once, or with
+/// its sender's first bytes, a round trip later.
+const TELLS_WITHIN: Duration = Duration::from_millis(250);
 /// How many proven addresses are remembered. Only senders with a secret make any.
 const REMEMBERED: usize = 32 * 1024;
 /// An unproven address gets at most this part of the common half.
@@ -61,9 +64,20 @@ pub enum Half {
     Common,
 }
 
+/// Whether an address is in one of these networks.
+pub fn within(networks: &[IpNet], ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    networks.iter().any(|network| network.contains(&ip))
+}
+
 /// How much each half has, by [`Half`].
 pub fn halves(all: usize, limits: &config::Ingress) -> [usize; 2] {
     if limits.shared_address { [all, 0] } else { [all / 2, all - all / 2] }
+}
+
+/// How many connections may be there of which a balancer has yet to tell whom they are from.
+fn untold(limits: &config::Ingress) -> usize {
+    if limits.proxy_protocol.is_empty() { 0 } else { (limits.max_connections / EIGHTH).max(1) }
 }
 
 /// What one unproven address may have of the common half, and never less than `least`.
@@ -87,8 +101,8 @@ impl Proven {
 
     /// The sender at this address.
     pub fn sender(&self, ip: IpAddr) -> Sender {
-        let (ip, address) = (ip.to_canonical(), Address::of(ip));
-        let proven = self.everyone || self.networks.iter().any(|network| network.contains(&ip)) || self.has(address);
+        let address = Address::of(ip);
+        let proven = self.everyone || within(&self.networks, ip) || self.has(address);
         Sender { address, proven }
     }
 
@@ -127,6 +141,8 @@ pub struct Places {
     proven: Arc<Proven>,
     /// Whose connections carry those of many.
     proxies: Vec<IpNet>,
+    /// Whether these are of connections that have yet to tell whom they are from.
+    untold: bool,
     metrics: Metrics,
 }
 
@@ -163,13 +179,30 @@ struct Entry {
 impl Places {
     /// All places free.
     pub fn new(limits: &config::Ingress, proven: Arc<Proven>, metrics: Metrics) -> Places {
-        let free = halves(limits.max_connections, limits);
+        let free = halves(limits.max_connections - untold(limits), limits);
+        let proxies = limits.trusted_proxies.clone();
+        Places { proxies, share: share(free, 1), ..Places::of(free, proven, metrics) }
+    }
+
+    /// The places of connections whose balancer has yet to tell whom they are from. A stranger holds one by silence where
+    /// the balancer waits for its first byte, so the one that has waited longest makes room, but never before
+    /// [`TELLS_WITHIN`]. All wait for a place, since nobody knows whom they would keep out; and since one that has told
+    /// keeps its place until it has another, for which only proven addresses wait, strangers do not prolong that.
+    pub fn of_untold(limits: &config::Ingress, metrics: Metrics) -> Places {
+        let places = untold(limits);
+        let nobody =
+            Proven { networks: Vec::new(), everyone: false, since: Mutex::default(), metrics: metrics.clone() };
+        Places { untold: true, ..Places::of([0, places], Arc::new(nobody), metrics) }
+    }
+
+    fn of(free: [usize; 2], proven: Arc<Proven>, metrics: Metrics) -> Places {
         Places {
             taken: Mutex::new(Taken { free, ..Taken::default() }),
             freed: Notify::new(),
-            share: share(free, 1),
+            share: 0,
             proven,
-            proxies: limits.trusted_proxies.clone(),
+            proxies: Vec::new(),
+            untold: false,
             metrics,
         }
     }
@@ -184,25 +217,32 @@ impl Places {
             // What is given back from here on is noticed.
             freed.as_mut().enable();
             match self.try_take(ip) {
-                Err((TurnedAway::Full, true)) => freed.await,
+                Err((TurnedAway::Full, true)) => drop(tokio::time::timeout_at(self.makes_room_at(), freed).await),
                 taken => return taken.map_err(|(why, _)| why),
             }
         }
     }
 
-    /// The same at once; an error says as well whether the peer is proven.
+    /// When the one that has waited longest may make room, if that takes time alone.
+    fn makes_room_at(&self) -> Instant {
+        let longest = self.lock().waiting.first().filter(|_| self.untold).map(|(since, _)| *since + TELLS_WITHIN);
+        longest.unwrap_or_else(|| Instant::now() + PROVEN_FOR)
+    }
+
+    /// The same at once; an error says as well whether the peer may wait.
     pub fn try_take(self: &Arc<Self>, ip: IpAddr) -> Result<Place, (TurnedAway, bool)> {
         let Sender { address, proven } = self.proven.sender(ip);
         // Behind a trusted proxy are many; what each of them may take is told by its bytes.
-        let proven = proven || self.proxies.iter().any(|network| network.contains(&ip.to_canonical()));
+        let proven = proven || within(&self.proxies, ip);
         let mut taken = self.lock();
-        let own = taken.of_address.get(&address).filter(|own| !proven && own.count >= self.share);
+        let own = taken.of_address.get(&address).filter(|own| !proven && !self.untold && own.count >= self.share);
         if let Some(own) = own {
             let longest = own.waiting.first().ok_or((TurnedAway::Share, false))?.1;
             self.evict(&mut taken, longest);
         }
         while taken.free[Half::Common as usize] == 0 && !(proven && taken.free[Half::Proven as usize] > 0) {
-            let longest = taken.waiting.first().ok_or((TurnedAway::Full, proven))?.1;
+            let longest = taken.waiting.first().filter(|(since, _)| !self.untold || since.elapsed() >= TELLS_WITHIN);
+            let longest = longest.ok_or((TurnedAway::Full, proven || self.untold))?.1;
             if !self.spares(&mut taken, longest) {
                 self.evict(&mut taken, longest);
             }
@@ -344,20 +384,28 @@ impl Drop for Place {
 mod tests {
     use std::path::Path;
 
+    use futures_util::poll;
     use tokio::time::advance;
 
     use super::*;
     use crate::config::{Config, Needs};
     use crate::metrics::Names;
 
-    fn proven(more: &str) -> Proven {
+    fn limits(more: &str) -> config::Ingress {
         let text = format!(
             "ingress = {{ {more} }}\nkafka.bootstrap_servers = \"127.0.0.1:1\"\n\
              [[instance]]\nname = \"a\"\npath = \"/a\"\nauthentication = \"none\""
         );
         let loaded = Config::parse(&text, Path::new("test.toml"), &[], Needs::NEITHER);
-        let limits = loaded.unwrap_or_else(|faults| panic!("{faults}")).config.ingress;
-        Proven::new(&limits, Metrics::new(&prometheus::Registry::new(), &Names::default()).unwrap())
+        loaded.unwrap_or_else(|faults| panic!("{faults}")).config.ingress
+    }
+
+    fn metrics() -> Metrics {
+        Metrics::new(&prometheus::Registry::new(), &Names::default()).unwrap()
+    }
+
+    fn proven(more: &str) -> Proven {
+        Proven::new(&limits(more), metrics())
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -397,6 +445,33 @@ mod tests {
         assert_eq!(proven.since().len(), REMEMBERED);
         assert!(proven.sender(nth(0)).proven && proven.sender(nth(REMEMBERED)).proven);
         assert!(!proven.sender(nth(1)).proven && proven.sender(nth(2)).proven);
+    }
+
+    /// Two places for those who have yet to tell, and nobody is proven among them, whatever the settings name.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_yet_to_tell_makes_room_after_a_moment() {
+        let settings = "max_connections = 16, proxy_protocol = \"10.0.0.0/8\", proven = \"10.0.0.0/8\"";
+        let limits = limits(settings);
+        let places = Arc::new(Places::of_untold(&limits, metrics()));
+        let all = Arc::new(Places::new(&limits, Arc::new(proven(settings)), metrics()));
+        assert_eq!((places.lock().free, all.lock().free), ([0, 2], [7, 7]));
+        let balancer = ip("10.0.0.1");
+        let take = || Box::pin(places.take(balancer));
+        let (told, silent) = (take().await.unwrap(), take().await.unwrap());
+        assert!(told.works());
+        let mut next = take();
+        advance(TELLS_WITHIN - Duration::from_millis(1)).await;
+        assert!(poll!(&mut next).is_pending());
+        advance(Duration::from_millis(1)).await;
+        let next = next.await.unwrap();
+        silent.evicted().await;
+        assert!(!silent.works() && next.works());
+        // Both have told, and keep their places until they have others.
+        let mut further = take();
+        advance(Duration::from_secs(60)).await;
+        assert!(poll!(&mut further).is_pending());
+        drop(told);
+        further.await.unwrap();
     }
 
     #[test]

@@ -7,7 +7,6 @@
 //! Each request ends in one count and one log line. No body, secret or account holder's data goes anywhere but into
 //! the record: what a log line says of a webhook is its instance, event type, key, `ce_id` and size.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -28,14 +27,14 @@ use super::account::{Account, Known, Refused};
 use super::admission::{Admission, Permit};
 use super::body::Reading;
 use super::connection::Progress;
-use super::door::{Proven, Sender};
-use super::instance::{self, Instance, client_address};
+use super::door::{Proven, Sender, within};
+use super::instance::{self, Instance, Paths, client_address};
 use crate::answer::Refusal;
 use crate::config::{self, Authentication, NotJson};
 use crate::kafka::{Publish, PublishError, Receipt};
 use crate::metrics::{Lane, Metrics, PublishCause, SenderGone};
 use crate::record::is_traceparent;
-use crate::signature::{ContentHash, Secret, Verifier};
+use crate::signature::{ContentHash, Verifier};
 use crate::webhook::{EventTypes, Reception, Webhook};
 
 /// The largest body that is understood where it was read, usually in half a millisecond. A larger one takes some, in which
@@ -45,7 +44,7 @@ const UNDERSTOOD_IN_PASSING: usize = 1024 * 1024;
 /// Answers requests. One value serves all connections.
 pub struct Handler {
     instances: Vec<Instance>,
-    by_path: ArcSwap<HashMap<Secret, usize>>,
+    paths: ArcSwap<Paths>,
     event_types: EventTypes,
     admission: Arc<Admission>,
     proven: Arc<Proven>,
@@ -80,9 +79,8 @@ impl Handler {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let paths = config.instances.iter().enumerate();
         Ok(Handler {
-            by_path: ArcSwap::from_pointee(paths.map(|(index, instance)| (instance.path.clone(), index)).collect()),
+            paths: ArcSwap::from_pointee(config.instances.iter().map(|instance| instance.path.clone()).collect()),
             instances,
             event_types: config.event_types.clone(),
             admission: Arc::new(Admission::new(&config.ingress, config.instances.len(), metrics.clone())),
@@ -108,10 +106,10 @@ impl Handler {
 
     /// Re-reads the secrets and paths of all instances; what cannot be read stays as it is.
     pub fn reload_secrets(&self) {
-        let before = self.by_path.load_full();
+        let before = self.paths.load_full();
         let paths = instance::reload(&self.instances, &before, &self.metrics);
         if paths != *before {
-            self.by_path.store(Arc::new(paths));
+            self.paths.store(Arc::new(paths));
             tracing::info!("paths of instances replaced");
         }
     }
@@ -181,7 +179,7 @@ impl Handler {
         let peer = account.peer.ip();
         let client = client_address(peer, &parts.headers, &self.limits).unwrap_or(peer);
         // A proxy that does not say for whom it stands may stand for anybody.
-        let named = !self.limits.trusted_proxies.iter().any(|network| network.contains(&client.to_canonical()));
+        let named = !within(&self.limits.trusted_proxies, client) && !within(&self.limits.proxy_protocol, client);
         let mut sender = self.proven.sender(client);
         sender.proven &= named || self.limits.shared_address;
         let mut permit = self.admission.admit(index, sender, declared).await?;
@@ -252,8 +250,7 @@ impl Handler {
         {
             return Err(Refusal::TransferEncoding.into());
         }
-        let paths = self.by_path.load();
-        let index = *paths.get(parts.uri.path().as_bytes()).ok_or(Refusal::PathNotFound)?;
+        let index = self.paths.load().find(parts.uri.path().as_bytes()).ok_or(Refusal::PathNotFound)?;
         let instance = &self.instances[index];
         account.instance = Some(index);
         account.name = Some(instance.name.clone());

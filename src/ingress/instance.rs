@@ -11,7 +11,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::account::Refused;
 use crate::answer::Refusal;
-use crate::config::{self, Authentication};
+use crate::config::{self, Authentication, canonical_path};
 use crate::metrics::{Metrics, Reload};
 use crate::signature::{Form, Keyring, LabelledSecret, Scheme, Secret, Signature};
 use crate::webhook::EventTypes;
@@ -165,37 +165,66 @@ impl Instance {
     }
 }
 
-/// Re-reads the secrets and paths of all instances. The paths to use from now on, each with the index of its instance:
-/// what cannot be read stays as it was before, and so does a path that would be that of two.
-pub fn reload(instances: &[Instance], before: &HashMap<Secret, usize>, metrics: &Metrics) -> HashMap<Secret, usize> {
-    let mut kept: Vec<&Secret> = before.keys().collect();
-    kept.sort_by_key(|path| before[*path]);
+/// The paths in use, each of the instance with the same index.
+#[derive(PartialEq)]
+pub struct Paths {
+    all: Vec<Secret>,
+    by_path: HashMap<Secret, usize>,
+    /// For who spells it in another way.
+    by_canonical: HashMap<Secret, usize>,
+}
+
+impl Paths {
+    /// The instance whose path this is.
+    pub fn find(&self, path: &[u8]) -> Option<usize> {
+        let exact = self.by_path.get(path);
+        exact.or_else(|| self.by_canonical.get(canonical_path(path).as_slice())).copied()
+    }
+}
+
+impl FromIterator<Secret> for Paths {
+    fn from_iter<All: IntoIterator<Item = Secret>>(all: All) -> Paths {
+        let all: Vec<Secret> = all.into_iter().collect();
+        let canonical = |path: &Secret| Secret::new(canonical_path(path.expose()));
+        Paths {
+            by_path: all.iter().cloned().zip(0..).collect(),
+            by_canonical: all.iter().map(canonical).zip(0..).collect(),
+            all,
+        }
+    }
+}
+
+/// Re-reads the secrets and paths of all instances. The paths to use from now on: what cannot be read stays as it was
+/// before, and so does a path that would be that of two.
+pub fn reload(instances: &[Instance], before: &Paths, metrics: &Metrics) -> Paths {
     let read = instances.iter().enumerate().map(|(index, instance)| instance.reload(index, metrics));
-    let read: Vec<Secret> = read.zip(&kept).map(|(path, kept)| path.unwrap_or_else(|| (*kept).clone())).collect();
-    let (paths, collisions) = apart(&read, &kept);
+    let read: Vec<Secret> = read.zip(&before.all).map(|(path, kept)| path.unwrap_or_else(|| kept.clone())).collect();
+    let (paths, collisions) = apart(&read, &before.all);
     for (instance, other) in instances.iter().zip(collisions) {
         instance.collides(other.map(|other| &instances[other]), metrics);
     }
-    paths.into_iter().cloned().enumerate().map(|(index, path)| (path, index)).collect()
+    paths.into_iter().cloned().collect()
 }
 
-/// The new paths, as far as no two are the same: where they would be, whoever has changed keeps the path before, and is
-/// told whose it met. Paths before are no two the same.
-fn apart<'p>(new: &'p [Secret], before: &[&'p Secret]) -> (Vec<&'p Secret>, Vec<Option<usize>>) {
+/// The new paths, as far as no two mean the same: where they would, whoever has changed keeps the path before, and is
+/// told whose it met. Of paths before no two mean the same.
+fn apart<'p>(new: &'p [Secret], before: &'p [Secret]) -> (Vec<&'p Secret>, Vec<Option<usize>>) {
     let mut paths: Vec<&Secret> = new.iter().collect();
     let mut met = vec![None; paths.len()];
     // Who goes back may meet one that has taken its place: each turn sends at least one more back.
     loop {
-        let other = |index: usize| (0..paths.len()).find(|other| *other != index && paths[*other] == paths[index]);
+        let canonical: Vec<_> = paths.iter().map(|path| canonical_path(path.expose())).collect();
+        let other =
+            |index: usize| (0..paths.len()).find(|other| *other != index && canonical[*other] == canonical[index]);
         let back: Vec<_> = (0..paths.len())
-            .filter(|index| paths[*index] != before[*index])
+            .filter(|index| *paths[*index] != before[*index])
             .filter_map(|index| Some((index, other(index)?)))
             .collect();
         if back.is_empty() {
             return (paths, met);
         }
         for (index, other) in back {
-            (paths[index], met[index]) = (before[index], Some(other));
+            (paths[index], met[index]) = (&before[index], Some(other));
         }
     }
 }
@@ -231,6 +260,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_path_is_found_in_each_of_its_spellings() {
+        let paths: Paths = ["/flinks/toolbox", "//flinks//%63apital/", "/"].iter().map(Secret::new).collect();
+        let cases = [
+            ("/flinks/toolbox", Some(0)),
+            ("/flinks/toolbox/", Some(0)),
+            ("//flinks/%74oolbox", Some(0)),
+            ("//flinks//%63apital/", Some(1)),
+            ("/flinks/capital", Some(1)),
+            ("/", Some(2)),
+            ("//", Some(2)),
+            ("/flinks", None),
+            ("/flinks%2Ftoolbox", None),
+            ("/flinks/./toolbox", None),
+            ("/flinks/x/../toolbox", None),
+            ("/FLINKS/toolbox", None),
+            ("*", None),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(paths.find(path.as_bytes()), expected, "{path}");
+        }
+    }
+
+    #[test]
     fn only_who_collides_keeps_its_path() {
         type Paths = [&'static str; 4];
         // Paths before, new ones, those in use then, and whom each has met.
@@ -241,13 +293,21 @@ mod tests {
             (["a", "b", "c", "d"], ["x", "x", "e", "d"], ["a", "b", "e", "d"], [Some(1), Some(0), None, None]),
             // Who has what it had goes on with it.
             (["a", "b", "c", "d"], ["b", "b", "e", "d"], ["a", "b", "e", "d"], [Some(1), None, None, None]),
+            // Another spelling of one's own path is a change, and that of another's is the same path.
+            (
+                ["/a", "/b", "c", "d"],
+                ["/a/", "//%61", "c", "d"],
+                ["/a", "/b", "c", "d"],
+                [Some(1), Some(0), None, None],
+            ),
+            (["/a", "/b", "c", "d"], ["/a/", "/%62", "/a%2F", "d"], ["/a/", "/%62", "/a%2F", "d"], [None; 4]),
             // Whoever goes back finds its place taken.
             (["a", "b", "c", "d"], ["x", "x", "a", "c"], ["a", "b", "c", "d"], [Some(1), Some(0), Some(0), Some(2)]),
         ];
         for (before, new, expected, met) in cases {
             let secrets = |paths: &[&str]| paths.iter().map(Secret::new).collect::<Vec<_>>();
             let (before, new) = (secrets(before), secrets(new));
-            let (paths, told) = apart(&new, &before.iter().collect::<Vec<_>>());
+            let (paths, told) = apart(&new, &before);
             assert!(paths.into_iter().cloned().collect::<Vec<_>>() == secrets(expected), "{expected:?}");
             assert_eq!(told, met, "{expected:?}");
         }

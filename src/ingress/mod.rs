@@ -1,7 +1,8 @@
 //! Role `ingress`: the webhook endpoint. Accepts connections and hands each request to the handler.
 //!
 //! A connection is served only if there is a place (`door`) for it, so that their number is bounded before anything is
-//! allocated for them. TLS handshakes run in the connection's own task, so one slow peer delays nobody.
+//! allocated for them. PROXY headers (`proxy`) and TLS handshakes are read in the connection's own task, so one slow peer
+//! delays nobody.
 //!
 //! Shutdown, in order: from the signal on each answer ends its connection, and for the drain lag all goes on, since
 //! balancers notice late. Then what waits in the listeners' queues is taken, the listeners are closed, and idle
@@ -14,6 +15,8 @@ mod connection;
 mod door;
 mod handler;
 mod instance;
+mod listeners;
+mod proxy;
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -24,14 +27,19 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::{Connection, Expired, Transport};
-use self::door::{Place, Places, Proven};
+use self::door::{Place, Places, Proven, within};
 use self::handler::Handler;
+pub use self::listeners::Listeners;
+use self::proxy::NoHeader;
 use crate::config::Config;
 use crate::kafka::Publish;
 use crate::metrics::{ConnectionError, Metrics, TurnedAway};
@@ -41,62 +49,6 @@ use crate::tls::{self, Identity};
 const HEAD_LIMIT: usize = 16 * 1024;
 /// How long to wait after the system refused to hand over a connection, as when file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Addresses bound and ready to accept, with or without TLS.
-pub struct Listeners {
-    bound: Vec<(TcpListener, Option<TlsAcceptor>)>,
-    identity: Option<Arc<Identity>>,
-}
-
-impl Listeners {
-    /// Binds the configured addresses; with an identity, `ingress.listen` is served with TLS.
-    ///
-    /// # Errors
-    /// Names the address and what is wrong with it.
-    pub fn bind(
-        config: &Config,
-        identity: Option<Arc<Identity>>,
-    ) -> Result<Listeners, Box<dyn std::error::Error + Send + Sync>> {
-        let acceptor = match &identity {
-            Some(identity) => Some(TlsAcceptor::from(tls::server_config(identity.clone())?)),
-            None => None,
-        };
-        let secured = config.ingress.listen.iter().map(|address| ("ingress.listen", address, acceptor.clone()));
-        let plain = config.ingress.plain_listen.iter().map(|address| ("ingress.plain_listen", address, None));
-        let mut bound = Vec::new();
-        let all = || config.ingress.listen.iter().chain(&config.ingress.plain_listen);
-        for (setting, address, acceptor) in secured.chain(plain) {
-            // `[::]` takes IPv4 as well, whatever the system's default is, unless that is asked for apart.
-            let own_ipv4 =
-                |other: &SocketAddr| other.is_ipv4() && other.port() == address.port() && address.port() != 0;
-            let dual_stack = address.ip().is_unspecified() && !all().any(own_ipv4);
-            let listener = listen(*address, dual_stack)
-                .map_err(|error| format!("cannot listen on {setting} {address}: {error}"))?;
-            bound.push((listener, acceptor));
-        }
-        Ok(Listeners { bound, identity })
-    }
-
-    /// The addresses, in the order of `ingress.listen` and then `ingress.plain_listen`, with real port numbers.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        let local = |(listener, _): &(TcpListener, _)| listener.local_addr().expect("a bound listener has an address");
-        self.bound.iter().map(local).collect()
-    }
-}
-
-fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!dual_stack)?;
-    }
-    // A restarted pod must not wait for its predecessor's closed connections.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    // Bursts of new connections wait here; the kernel cuts this to its own limit.
-    socket.listen(4096)?;
-    TcpListener::from_std(socket.into())
-}
 
 /// Serves webhooks until `shutdown` is cancelled and all that had begun by then has ended.
 ///
@@ -115,6 +67,7 @@ pub async fn run(
     let server = Arc::new(Server {
         handler,
         places: Arc::new(Places::new(&config.ingress, proven, metrics.clone())),
+        untold: Arc::new(Places::of_untold(&config.ingress, metrics.clone())),
         tasks: TaskTracker::new(),
         closing: CancellationToken::new(),
         config,
@@ -123,7 +76,10 @@ pub async fn run(
     if let Some(identity) = &listeners.identity {
         server.metrics.certificate_expires(identity.not_after());
     }
-    let reload = tokio::spawn(server.clone().reload(listeners.identity.clone()));
+    let asked = Arc::new(Notify::new());
+    let wake = asked.clone();
+    server.config.rereading.on(move || wake.notify_one());
+    let reload = tokio::spawn(server.clone().reload(listeners.identity.clone(), asked));
     let mut accepting = JoinSet::new();
     for (listener, acceptor) in listeners.bound {
         accepting.spawn(server.clone().accept(listener, acceptor));
@@ -162,6 +118,8 @@ pub enum IngressError {
 struct Server {
     handler: Handler,
     places: Arc<Places>,
+    /// Places until a balancer has told whom a connection is from.
+    untold: Arc<Places>,
     /// Connections.
     tasks: TaskTracker,
     /// Cancelled at the end of the drain lag.
@@ -171,11 +129,12 @@ struct Server {
 }
 
 impl Server {
-    /// Looks at certificate and secret files now and then: they are replaced while we run, and a file in a mounted
-    /// Kubernetes secret changes by the swap of a link, which file events tell badly.
-    async fn reload(self: Arc<Self>, identity: Option<Arc<Identity>>) {
+    /// Looks at certificate and secret files now and then, and when it is asked to: they are replaced while we run, and a
+    /// file in a mounted Kubernetes secret changes by the swap of a link, which file events tell badly.
+    async fn reload(self: Arc<Self>, identity: Option<Arc<Identity>>, asked: Arc<Notify>) {
         loop {
-            tokio::time::sleep(self.config.ingress.reload_interval).await;
+            // Either is a reason to look.
+            let _ = tokio::time::timeout(self.config.ingress.reload_interval, asked.notified()).await;
             let (server, identity) = (self.clone(), identity.clone());
             let look = move || {
                 server.handler.reload_secrets();
@@ -206,15 +165,10 @@ impl Server {
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
-        let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let take = |place: Place, stream: TcpStream, peer: SocketAddr| {
             let (server, acceptor, held) = (self.clone(), acceptor.clone(), self.metrics.connection_accepted());
             self.tasks.spawn(async move {
-                let evicted = place.evicted();
-                tokio::select! {
-                    () = server.connection(stream, peer, acceptor, place) => {}
-                    () = evicted => tracing::debug!(peer = %peer.ip(), "connection made room for another"),
-                }
+                server.taken(stream, peer, acceptor, place).await;
                 drop(held);
             });
         };
@@ -271,17 +225,32 @@ impl Server {
         }
     }
 
-    /// A place for a connection of this peer, if any instance may take webhooks from there.
+    /// Whether this peer tells whom its connections are from.
+    fn tells(&self, peer: IpAddr) -> bool {
+        within(&self.config.ingress.proxy_protocol, peer)
+    }
+
+    /// A place for a connection of this peer, if any instance may take webhooks from there; of one who tells whom it is
+    /// from, a place until then.
     async fn place(&self, peer: IpAddr) -> Result<Place, TurnedAway> {
-        if self.handler.takes_from(peer) { self.places.take(peer).await } else { Err(TurnedAway::NotAllowed) }
+        if self.tells(peer) { self.untold.take(peer).await } else { self.place_of(peer).await }
     }
 
     /// The same without a wait.
     fn place_now(&self, peer: IpAddr) -> Result<Place, TurnedAway> {
-        if !self.handler.takes_from(peer) {
+        let places = if self.tells(peer) {
+            &self.untold
+        } else if self.handler.takes_from(peer) {
+            &self.places
+        } else {
             return Err(TurnedAway::NotAllowed);
-        }
-        self.places.try_take(peer).map_err(|(why, _)| why)
+        };
+        places.try_take(peer).map_err(|(why, _)| why)
+    }
+
+    /// A place for a connection from this address, whoever brings it.
+    async fn place_of(&self, client: IpAddr) -> Result<Place, TurnedAway> {
+        if self.handler.takes_from(client) { self.places.take(client).await } else { Err(TurnedAway::NotAllowed) }
     }
 
     fn turned_away(&self, why: TurnedAway, peer: SocketAddr) {
@@ -289,36 +258,110 @@ impl Server {
         tracing::debug!(cause = why.as_str(), peer = %peer.ip(), "connection closed at once");
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        acceptor: Option<TlsAcceptor>,
-        place: Place,
-    ) {
+    /// An accepted connection to its end, or until another one has its place.
+    async fn taken(&self, mut stream: TcpStream, peer: SocketAddr, acceptor: Option<TlsAcceptor>, place: Place) {
         // Answers are small and awaited: they are not to wait for more to be sent along.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, peer = %peer.ip(), "no-delay not set");
         }
+        let deadline = Instant::now() + self.config.ingress.handshake_timeout;
+        let (mut client, mut place) = (peer, place);
+        if self.tells(peer.ip()) {
+            // On the heap, as is the handshake: what they need is not to be part of the connection for all its life.
+            let told = Box::pin(self.told(&mut stream, peer, place, deadline));
+            let Some(told) = told.await else { return };
+            (client, place) = told;
+        }
+        let evicted = place.evicted();
+        tokio::select! {
+            () = self.connection(stream, client, acceptor, deadline, place) => {}
+            () = evicted => tracing::debug!(peer = %client.ip(), "connection made room for another"),
+        }
+    }
+
+    /// Hears from a balancer whom its connection is from, and exchanges its place for one of theirs.
+    async fn told(
+        &self,
+        stream: &mut TcpStream,
+        peer: SocketAddr,
+        untold: Place,
+        deadline: Instant,
+    ) -> Option<(SocketAddr, Place)> {
+        let read = tokio::select! {
+            read = tokio::time::timeout_at(deadline, proxy::read(stream)) => read,
+            () = untold.evicted() => {
+                tracing::debug!(balancer = %peer.ip(), "connection made room for another before its PROXY header");
+                return None;
+            }
+        };
+        let client = match read {
+            Ok(Ok(client)) => client.map_or(peer, canonical),
+            Ok(Err(no_header)) => {
+                self.no_header(&no_header, peer);
+                return None;
+            }
+            Err(_elapsed) => {
+                self.metrics.connection_failed(ConnectionError::ProxyHeaderTimeout);
+                tracing::debug!(balancer = %peer.ip(), "PROXY header took too long");
+                return None;
+            }
+        };
+        if !untold.works() {
+            return None;
+        }
+        // Only proven addresses wait.
+        match tokio::time::timeout_at(deadline, self.place_of(client.ip())).await.unwrap_or(Err(TurnedAway::Full)) {
+            Ok(place) => Some((client, place)),
+            Err(why) => {
+                self.turned_away(why, client);
+                None
+            }
+        }
+    }
+
+    fn no_header(&self, why: &NoHeader, peer: SocketAddr) {
+        let peer = peer.ip();
+        match why {
+            NoHeader::Silent => tracing::debug!(balancer = %peer, "connection closed before its PROXY header"),
+            NoHeader::Broken(error) => {
+                self.metrics.connection_failed(ConnectionError::Io);
+                tracing::debug!(%error, balancer = %peer, "connection ended before its PROXY header");
+            }
+            NoHeader::Malformed(detail) => {
+                let cause = ConnectionError::ProxyHeader;
+                self.metrics.connection_failed(cause);
+                tracing::info!(cause = cause.as_str(), detail, balancer = %peer, "connection ended");
+            }
+        }
+    }
+
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        deadline: Instant,
+        place: Place,
+    ) {
         let transport = match acceptor {
             None => Transport::Plain(stream),
-            Some(acceptor) => {
-                // On the heap: what a handshake needs is not to be part of the connection for all its life.
-                let handshake = Box::pin(acceptor.accept(stream));
-                match tokio::time::timeout(self.config.ingress.handshake_timeout, handshake).await {
-                    Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
-                    Ok(Err(error)) => {
-                        self.metrics.connection_failed(ConnectionError::Handshake);
-                        tracing::debug!(%error, peer = %peer.ip(), "TLS handshake failed");
-                        return;
-                    }
-                    Err(_elapsed) => {
-                        self.metrics.connection_failed(ConnectionError::HandshakeTimeout);
-                        tracing::debug!(peer = %peer.ip(), "TLS handshake took too long");
-                        return;
-                    }
+            Some(acceptor) => match tokio::time::timeout_at(deadline, Box::pin(handshake(&acceptor, stream))).await {
+                Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
+                Ok(Err(NoTls::ProxyHeader)) => {
+                    self.connection_failed(ConnectionError::ProxyUnexpected, peer, None);
+                    return;
                 }
-            }
+                Ok(Err(NoTls::Failed(error))) => {
+                    self.metrics.connection_failed(ConnectionError::Handshake);
+                    tracing::debug!(%error, peer = %peer.ip(), "TLS handshake failed");
+                    return;
+                }
+                Err(_elapsed) => {
+                    self.metrics.connection_failed(ConnectionError::HandshakeTimeout);
+                    tracing::debug!(peer = %peer.ip(), "TLS handshake took too long");
+                    return;
+                }
+            },
         };
         self.serve(Connection::new(transport, place, &self.config.ingress), peer).await;
     }
@@ -355,14 +398,18 @@ impl Server {
             self.metrics.sender_gone(outcome);
         }
         let malformed = ended.as_ref().is_err_and(|error| error.is_parse());
+        let rest = http.into_parts();
         match (ended, progress.expired()) {
             (_, Some(Expired::Idle)) => self.metrics.connection_closed_idle(),
             (_, Some(Expired::Headers)) => self.connection_failed(ConnectionError::HeaderTimeout, peer, None),
             (_, Some(Expired::Write)) => self.connection_failed(ConnectionError::WriteStalled, peer, None),
             (Ok(()), None) => {}
+            (Err(error), None) if malformed && proxy::begins(&rest.read_buf) => {
+                self.connection_failed(ConnectionError::ProxyUnexpected, peer, Some(&error));
+            }
             (Err(error), None) => self.connection_failed(cause_of(&error), peer, Some(&error)),
         }
-        http.into_parts().io.into_inner().close(malformed).await;
+        rest.io.into_inner().close(malformed).await;
     }
 
     fn connection_failed(&self, cause: ConnectionError, peer: SocketAddr, error: Option<&hyper::Error>) {
@@ -372,9 +419,30 @@ impl Server {
             // Nothing was refused: the sender closed, as most do after an early answer.
             tracing::debug!(cause = cause.as_str(), error, peer = %peer.ip(), "connection ended");
         } else {
-            tracing::info!(cause = cause.as_str(), error, peer = %peer.ip(), "connection ended");
+            let detail = (cause == ConnectionError::ProxyUnexpected)
+                .then_some("a PROXY header from an address that ingress.proxy_protocol does not name");
+            tracing::info!(cause = cause.as_str(), error, detail, peer = %peer.ip(), "connection ended");
         }
     }
+}
+
+/// Without the form that IPv4 has within IPv6.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
+
+/// Why a TLS handshake has no end.
+enum NoTls {
+    /// It would fail, and no error of TLS would say why.
+    ProxyHeader,
+    Failed(io::Error),
+}
+
+async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
+    if proxy::comes(&stream).await {
+        return Err(NoTls::ProxyHeader);
+    }
+    acceptor.accept(stream).await.map_err(NoTls::Failed)
 }
 
 fn cause_of(error: &hyper::Error) -> ConnectionError {

@@ -50,6 +50,12 @@ label! {
         Handshake = "handshake",
         /// The TLS handshake took too long.
         HandshakeTimeout = "handshake-timeout",
+        /// From a balancer of `ingress.proxy_protocol`, and it did not begin with a PROXY header.
+        ProxyHeader = "proxy-header",
+        /// From such a balancer, and its PROXY header took too long.
+        ProxyHeaderTimeout = "proxy-header-timeout",
+        /// It began with a PROXY header, and `ingress.proxy_protocol` does not name its address.
+        ProxyUnexpected = "proxy-unexpected",
         /// The peer did not take an answer's bytes.
         WriteStalled = "write-stalled",
         /// Reset or broken.
@@ -68,7 +74,7 @@ label! {
         Share = "share",
         /// There are as many as there may be.
         Full = "full",
-        /// It was unproven and had waited longest when another one came.
+        /// It was unproven, or had yet to tell whom it is from, and had waited longest when another one came.
         MadeRoom = "made-room",
     }
 }

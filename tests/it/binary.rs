@@ -476,16 +476,88 @@ async fn a_webhook_in_flight_at_sigterm_is_answered_and_the_end_is_0() {
     while !get(admin, "/metrics").await.1.contains("bridge_ingress_requests_in_flight 1\n") {
         assert!(Instant::now() < deadline + PATIENCE, "not in flight: {}", bridge.output());
     }
-    // Others read their files again at these, and would end by default.
-    for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
+    // These would end it by default.
+    bridge.signal(Signal::PIPE);
+    for (signal, said) in
+        [(Signal::HUP, "\"SIGHUP\""), (Signal::USR1, "\"signal\":10"), (Signal::USR2, "\"signal\":12")]
+    {
         bridge.signal(signal);
-        let taken = |line: &str| line.contains("nothing is done at this signal").then_some(());
-        bridge.line("the signal is taken", taken).await;
+        bridge.line("the signal is taken", |line| line.contains(said).then_some(())).await;
     }
     bridge.signal(Signal::TERM);
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     assert_eq!(bridge.end().await, Some(0), "{}", bridge.output());
+}
+
+/// All that is read from files, at a signal and long before it is looked at by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_sighup_files_are_read_at_once() {
+    let cluster = mock_cluster(1);
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("written");
+    let certify = || {
+        let made = certificates::self_made(certificates::LOCAL_NAMES).expect("a certificate is made");
+        write("tls.key", &made.private_key_pem);
+        write("tls.crt", &made.certificate_pem);
+        made.ca_pem
+    };
+    let settings = LOW_DEADLINES
+        .replace("value = \"an-invented-secret-for-tests\"", "value_file = \"secret\"")
+        .replace("path = \"/flinks/toolbox\"", "path_file = \"path\"")
+        .replace("grace_period = \"5600ms\"", "grace_period = \"60s\"")
+        .replace("[ingress]\n", "[ingress]\nreload_interval = \"1h\"\nplain_listen = \"127.0.0.1:0\"\n")
+        + "[kafka.property_files]\n\"sasl.password\" = \"password\"\n[ingress.tls]\n\
+           certificate = \"tls.crt\"\nprivate_key = \"tls.key\"\n";
+    write("bridge.toml", &settings.replace("[kafka]\n", "[kafka]\nreload_interval = \"1h\"\n"));
+    write("secret", "an-invented-secret-for-tests");
+    write("path", "/flinks/before");
+    write("password", "before");
+    certify();
+    let servers = cluster.bootstrap_servers();
+    let environment = [("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", &*servers)];
+    let mut bridge = Running::start(&["ingress", "--config", "bridge.toml"], directory.path(), &environment);
+    let (addresses, admin) = bridge.addresses().await;
+    let body = payload("kyc.json");
+    let post = async |secret: &str, path: &str| {
+        let headers = signed_with(Scheme::FlinksAuthenticityKey, secret, &body);
+        Client::connect(addresses[1]).await.post(path, &headers, &body).await.status
+    };
+    assert_eq!(post("an-invented-secret-for-tests", "/flinks/before").await, 200);
+
+    write("secret", "another-invented-secret");
+    write("path", "/flinks/after");
+    write("password", "after");
+    let authority = certify();
+    assert_eq!(post("an-invented-secret-for-tests", "/flinks/before").await, 200);
+    bridge.signal(Signal::HUP);
+    for said in ["secrets replaced", "paths of instances replaced", "certificate replaced", "takes the new credentials"]
+    {
+        bridge.line(said, |line| line.contains(said).then_some(())).await;
+    }
+    assert_eq!(post("an-invented-secret-for-tests", "/flinks/after").await, 401);
+    assert_eq!(post("another-invented-secret", "/flinks/after").await, 200);
+    let mut client = Client::connect_tls(addresses[0], &authority).await;
+    let headers = signed_with(Scheme::FlinksAuthenticityKey, "another-invented-secret", &body);
+    assert_eq!(client.post("/flinks/after", &headers, &body).await.status, 200);
+    assert_eq!(get(admin, "/livez").await.0, 200);
+    bridge.signal(Signal::TERM);
+    assert_eq!(bridge.end().await, Some(0), "{}", bridge.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_no_files_goes_on_at_sighup() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("low.toml"), LOW_DEADLINES).expect("the directory can be written");
+    let environment = [("FLINKS_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")];
+    let mut link = Running::start(&["link", "--config", "low.toml"], directory.path(), &environment);
+    link.line("it listens", |line| line.contains("\"listening\"").then_some(())).await;
+    for _ in 0..2 {
+        link.signal(Signal::HUP);
+    }
+    link.line("the signal is taken", |line| line.contains("no files to read again").then_some(())).await;
+    link.signal(Signal::TERM);
+    assert_eq!(link.end().await, Some(0), "{}", link.output());
 }
 
 #[tokio::test(flavor = "multi_thread")]

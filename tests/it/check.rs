@@ -210,6 +210,14 @@ async fn what_is_broken_without_a_network_is_named() {
             &[(Warning, Area::Settings, "ingress.shared_address")],
         ),
         (
+            "all senders have one address, and a balancer tells theirs",
+            |setup| {
+                let both = "[ingress]\nshared_address = true\nproxy_protocol = \"192.0.2.1\"\n";
+                setup.replace("[ingress]\n", both);
+            },
+            &[(Warning, Area::Settings, "although it is told who sends")],
+        ),
+        (
             "an API key is not set",
             |setup| drop(setup.environment.pop()),
             &[(Error, Area::Secrets, "instance.0.api.api_key_env")],

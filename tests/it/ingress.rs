@@ -192,7 +192,13 @@ async fn several_instances_and_addresses() {
         for path in [PATH, "/flinks/capital"] {
             assert_eq!(client.post(path, &[], &body).await.status, 200, "{address} {path}");
         }
-        for path in ["/", "/flinks", "/flinks/toolbox/", "/FLINKS/toolbox", "/flinks/%74oolbox", "//flinks/toolbox"] {
+        for path in ["/flinks/toolbox/", "/flinks/%74oolbox?x=/", "//flinks/toolbox", "http://a//flinks/toolbox"] {
+            // Found, and refused for another reason.
+            assert_eq!(client.post(path, &[], b"<x/>").await.error().as_deref(), Some("not-json"), "{path}");
+        }
+        for path in
+            ["/", "/flinks", "/flinks/./toolbox", "/FLINKS/toolbox", "/flinks%2Ftoolbox", "/flinks/x/../toolbox"]
+        {
             let mut client = Client::connect(*address).await;
             assert_eq!(client.post(path, &[], &body).await.error().as_deref(), Some("path-not-found"), "{path}");
         }

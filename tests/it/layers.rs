@@ -35,6 +35,7 @@ const GUARDS: &[Guard] = &[
     Guard { touching: &["rdkafka", "rdkafka_sys"], only: &["kafka", "workshop::embedded"] },
     Guard { touching: &["hyper::server", "hyper_util::server"], only: &["admin", "ingress", "workshop::stub"] },
     Guard { touching: &["hyper::client", "hyper_util::client"], only: &["admin", "workshop::simulate"] },
+    Guard { touching: &["proxy_header"], only: &["ingress::proxy"] },
     Guard { touching: &["reqwest"], only: &["http", "flinks"] },
     // `main` hands the process's variables to `config`, which asks for them through a lookup function.
     Guard {

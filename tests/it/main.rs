@@ -27,6 +27,7 @@ mod observability;
 mod plan;
 mod poison;
 mod privacy;
+mod proxy;
 mod publish;
 #[path = "../deploy/queries.rs"]
 mod queries;

@@ -89,7 +89,10 @@ impl Producers {
         threads.push(large.clone().start(broken.clone()));
         threads.push(probe.start(readiness, closing.clone()));
         if config.kafka.properties.in_files() {
-            threads.push(credentials::follow(config.kafka.clone(), published, metrics.clone(), closing.clone()));
+            let following = credentials::follow(config.kafka.clone(), published, metrics.clone(), closing.clone());
+            let thread = following.thread().clone();
+            config.rereading.on(move || thread.unpark());
+            threads.push(following);
         }
         Ok(Producers { small, large, threads: Mutex::new(threads), broken, closing })
     }

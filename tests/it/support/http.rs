@@ -74,6 +74,17 @@ impl Client<TlsStream<TcpStream>> {
         versions: &[&'static SupportedProtocolVersion],
         alpn: &[&str],
     ) -> io::Result<Client<TlsStream<TcpStream>>> {
+        let stream = TcpStream::connect(address).await.expect("the ingress accepts");
+        Client::tls_over(stream, ca_pem, versions, alpn).await
+    }
+
+    /// The same over this stream.
+    pub async fn tls_over(
+        stream: TcpStream,
+        ca_pem: &str,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+    ) -> io::Result<Client<TlsStream<TcpStream>>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).expect("PEM")).expect("a certificate");
         let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
@@ -82,7 +93,6 @@ impl Client<TlsStream<TcpStream>> {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(address).await.expect("the ingress accepts");
         let name = ServerName::try_from("localhost").expect("a name");
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         Ok(Client::over(stream))
