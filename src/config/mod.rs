@@ -438,8 +438,8 @@ settings! {
         /// kept there until it does. It is made if only itself is missing; one process may use it. Without it, what is
         /// sent once and Kafka does not take is lost.
         pub directory: Option<PathBuf> = with(rescue_directory),
-        /// How many bytes may be there.
-        pub max_bytes: usize = value("1GiB", bytes(1..=1 << 50)),
+        /// How many bytes may be there, of each file whole blocks of 4 KiB.
+        pub max_bytes: usize = value("1GiB", bytes(4096..=1 << 50)),
         /// Event types that are sent only once. Signatures must have been verified: of an instance without authentication
         /// nothing is kept.
         pub event_types: Vec<String> = list("pay-event", parse::event_type),

@@ -36,7 +36,7 @@ families! {
         "Records on disk that Kafka has not taken yet, those set aside included. Absent without ingress.rescue.directory, as \
          all of these.";
     BYTES: "gauge" "bridge_ingress_rescue_bytes" []
-        "Their bytes.";
+        "Their bytes, of each whole blocks of 4 KiB.";
     LIMIT: "gauge" "bridge_ingress_rescue_limit_bytes" []
         "What these bytes may reach: ingress.rescue.max_bytes.";
     OLDEST: "gauge" "bridge_ingress_rescue_oldest_timestamp_seconds" []

@@ -19,6 +19,8 @@ const LOCK: &str = "lock";
 /// How the name of a record's file ends, and that of one that is being written.
 const RECORD: &str = ".record";
 const UNFINISHED: &str = ".tmp";
+/// What a file system gives out at once, mostly: a small file takes as much.
+const BLOCK: u64 = 4096;
 
 /// A file's name: microseconds since 1970.
 pub type Name = u64;
@@ -66,7 +68,7 @@ pub enum ReadError {
 pub struct Holds {
     /// Files.
     pub records: usize,
-    /// Their bytes.
+    /// Their bytes, in whole blocks of 4 KiB.
     pub bytes: u64,
     /// When the oldest was written.
     pub oldest: Option<Name>,
@@ -129,7 +131,7 @@ impl Directory {
             let entry = entry?;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
             if let Some(name) = name.strip_suffix(RECORD).and_then(|name| name.parse().ok()) {
-                let bytes = entry.metadata()?.size();
+                let bytes = blocks(entry.metadata()?.size());
                 files.kept.insert(name, Kept { bytes, topic: None, held: false });
                 files.bytes += bytes;
                 files.last = files.last.max(name);
@@ -139,7 +141,10 @@ impl Directory {
         }
         drop(files);
         for name in unfinished {
-            self.finish(name)?;
+            if let Err(error) = self.finish(name) {
+                let file = self.file(name, UNFINISHED);
+                tracing::error!(file = %file.display(), %error, "left by a process that ended, and cannot be looked at");
+            }
         }
         Ok(())
     }
@@ -148,7 +153,7 @@ impl Directory {
     fn finish(&self, name: Name) -> io::Result<()> {
         let path = self.file(name, UNFINISHED);
         let bytes = fs::read(&path)?;
-        let size = bytes.len() as u64;
+        let size = blocks(bytes.len() as u64);
         if file::record(bytes.into()).is_err() {
             tracing::warn!(file = %path.display(), "cut short when its process ended, and removed");
             return fs::remove_file(path);
@@ -170,7 +175,7 @@ impl Directory {
     /// Why it was not kept; nothing of it is left then.
     pub fn keep(&self, record: &Record) -> Result<Name, KeepError> {
         let head = file::head(record);
-        let size = (head.len() + record.payload.len()) as u64;
+        let size = blocks((head.len() + record.payload.len()) as u64);
         let name = {
             let mut files = self.lock();
             if files.bytes + size > self.max_bytes {
@@ -295,6 +300,10 @@ fn private() -> OpenOptions {
     options
 }
 
+fn blocks(bytes: u64) -> u64 {
+    bytes.next_multiple_of(BLOCK)
+}
+
 fn now() -> Name {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(Name::MAX)
@@ -379,13 +388,12 @@ mod tests {
     #[test]
     fn it_never_holds_more_than_it_may() {
         let parent = tempfile::tempdir().expect("a directory");
-        let size = file::head(&record("")).len() as u64;
-        let directory = Directory::open(parent.path(), 2 * size).expect("it is ours");
+        let directory = Directory::open(parent.path(), 2 * BLOCK).expect("it is ours");
         let [one, _] = [(); 2].map(|()| directory.keep(&record("")).expect("there is room"));
         assert!(matches!(directory.keep(&record("")), Err(KeepError::Full)));
         directory.remove(one).expect("it is removed");
         directory.keep(&record("")).expect("there is room again");
-        assert_eq!(directory.holds().bytes, 2 * size);
+        assert_eq!(directory.holds().bytes, 2 * BLOCK);
     }
 
     #[test]

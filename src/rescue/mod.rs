@@ -568,7 +568,7 @@ mod tests {
     async fn a_directory_that_cannot_be_used_costs_what_would_be_lost_without_it() {
         let parent = tempfile::tempdir().expect("a directory");
         let path = parent.path().join("not/mounted");
-        let set = set(&path, "max_bytes = \"400B\"");
+        let set = set(&path, "max_bytes = \"4KiB\"");
         set.kafka.answers("pay", Some(PublishCause::Deadline));
         let end = CancellationToken::new();
         let running = tokio::spawn(set.rescue.clone().run(end.clone()));
