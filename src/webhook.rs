@@ -22,12 +22,14 @@ use thiserror::Error;
 
 pub use self::json::Malformed;
 use self::survey::Survey;
-pub use self::table::{AddError, Discriminator, EventType, EventTypes, KeySource, Rule};
+pub use self::table::{AddError, Discriminator, EventType, EventTypes, KeySource, RESPONSE_TYPE, Rule};
+pub use self::watched::MemberPath;
 use crate::record::{self, Head, Record, header};
 
 mod json;
 mod survey;
 mod table;
+mod watched;
 
 /// Why a webhook is set aside in the quarantine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,7 +91,7 @@ impl<'b> Webhook<'b> {
     pub fn parse(body: &'b [u8], types: &EventTypes) -> Result<Webhook<'b>, ParseError> {
         let text = std::str::from_utf8(body)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        Ok(Survey::of(text, types)?.judge(types))
+        Ok(Survey::of(text, types)?.judge())
     }
 
     /// Understands an answer of the Flinks API that says what a webhook of this event type would have said, about `id`.
@@ -715,6 +717,23 @@ mod tests {
         // Cut at a character's boundary, after cleaning.
         let long = format!(r#"{{"ResponseType":"{}{}"}}"#, r"\u0001".repeat(1 << 20), "\u{20ac}".repeat(1 << 20));
         check_headers(long, &[(TYPE, &"\u{20ac}".repeat(85))]);
+    }
+
+    #[test]
+    fn what_told_the_type_stands_in_the_header() {
+        let mut types = types();
+        types.tell_by("responseType");
+        types.tell_by("type");
+        for (body, expected) in [
+            (r#"{"type":"KYC","ResponseType":"Other"}"#, Some("Other")),
+            (r#"{"responseType":7,"type":"KYC"}"#, Some("KYC")),
+            (r#"{"responseType":"Drop\u0000out","type":"KYC"}"#, Some("Dropout")),
+            (r#"{"ResponseType":"KYC","ResponseType":"KYC"}"#, None),
+            (r#"{"other":"Dropout"}"#, None),
+        ] {
+            let webhook = Webhook::parse(body.as_bytes(), &types).expect("it is JSON");
+            assert_eq!(webhook.response_type.as_deref(), expected, "{body}");
+        }
     }
 
     #[test]

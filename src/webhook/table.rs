@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::watched::{MemberPath, Watched};
+
 /// An event type: what selects the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventType {
@@ -20,7 +22,7 @@ pub struct EventType {
 /// What in a body selects an event type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discriminator {
-    /// The top-level string `ResponseType` has this value.
+    /// The top-level string `ResponseType`, or a member that was taught to tell the type, has this value.
     ResponseType(String),
     /// Any top-level string has this value, or the member `sessionId` stands at the top or directly below it.
     PaySession(String),
@@ -50,6 +52,9 @@ pub struct Rule {
     pub key: KeySource,
 }
 
+/// The member that tells the type of what Flinks is known to send.
+pub const RESPONSE_TYPE: &str = "ResponseType";
+
 /// The table: event types and the rules that select them. Rules by `ResponseType` are asked first, then the others in
 /// their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +63,12 @@ pub struct EventTypes {
     pub types: Vec<EventType>,
     /// What selects them.
     pub rules: Vec<Rule>,
+    /// Members besides [`RESPONSE_TYPE`] that tell the type.
+    type_members: Vec<String>,
+    /// Where keys stand besides their rules' sources, by index of the event type.
+    keys: Vec<(usize, MemberPath)>,
+    /// What all of it asks about.
+    pub(super) watched: Watched,
 }
 
 impl EventTypes {
@@ -86,7 +97,10 @@ impl EventTypes {
             rule(members(&["requestId", "status"]), 2, KeySource::RequestId),
             rule(members(&["DocumentAnalysis"]), 3, KeySource::LoginId),
         ];
-        EventTypes { types, rules }
+        let mut table =
+            EventTypes { types, rules, type_members: Vec::new(), keys: Vec::new(), watched: Watched::default() };
+        table.watched = Watched::of(&table);
+        table
     }
 
     /// Adds an event type, before `unknown`, with a rule after those already there.
@@ -95,10 +109,78 @@ impl EventTypes {
     ///
     /// [`AddError`] if its name is taken or its rule could never select anything; the table is then as before.
     pub fn add(&mut self, event_type: EventType, discriminator: Discriminator, key: KeySource) -> Result<(), AddError> {
-        if self.types.iter().any(|other| other.name == event_type.name) {
+        if self.index_of(&event_type.name).is_some() {
             return Err(AddError::DuplicateName(event_type.name));
         }
-        match &discriminator {
+        self.check(&discriminator)?;
+        let index = self.unknown_index();
+        self.types.insert(index, event_type);
+        self.push(Rule { discriminator, event_type: index, key });
+        Ok(())
+    }
+
+    /// Teaches what else selects an event type, after all rules already there. Where its key comes from stays as its
+    /// first rule has it.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`] if there is no such type, or the rule could never select anything; the table is then as before.
+    pub fn select(&mut self, name: &str, discriminator: Discriminator) -> Result<(), AddError> {
+        let event_type = self.taught(name)?;
+        self.check(&discriminator)?;
+        let key = self.rules.iter().find(|rule| rule.event_type == event_type).map(|rule| rule.key);
+        self.push(Rule { discriminator, event_type, key: key.unwrap_or(KeySource::LoginId) });
+        Ok(())
+    }
+
+    /// Teaches where else the key of an event type stands. Such places are tried in their order, and before the source
+    /// that its rules name.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`] if there is no such type.
+    pub fn find_key(&mut self, name: &str, path: MemberPath) -> Result<(), AddError> {
+        let event_type = self.taught(name)?;
+        self.keys.push((event_type, path));
+        self.watched = Watched::of(self);
+        Ok(())
+    }
+
+    /// Teaches a further member that tells the type, beside [`RESPONSE_TYPE`]. Other than that it says nothing by a
+    /// value that no rule has: what had a type before keeps it.
+    pub fn tell_by(&mut self, member: &str) {
+        self.type_members.push(member.to_owned());
+        self.watched = Watched::of(self);
+    }
+
+    /// The members besides [`RESPONSE_TYPE`] that tell the type, in the order in which they were taught.
+    pub fn type_members(&self) -> impl Iterator<Item = &String> {
+        self.type_members.iter()
+    }
+
+    /// Where keys were taught to stand: the index of the event type, and the place.
+    pub fn keys(&self) -> impl Iterator<Item = (usize, &MemberPath)> + Clone {
+        self.keys.iter().map(|(event_type, path)| (*event_type, path))
+    }
+
+    fn index_of(&self, name: &str) -> Option<usize> {
+        self.types.iter().position(|event_type| *event_type.name == *name)
+    }
+
+    /// The index of a type that can be taught something: what is unknown cannot.
+    fn taught(&self, name: &str) -> Result<usize, AddError> {
+        let index = self.index_of(name).filter(|index| *index != self.unknown_index());
+        index.ok_or_else(|| AddError::NoSuchType(name.into()))
+    }
+
+    fn push(&mut self, rule: Rule) {
+        self.rules.push(rule);
+        self.watched = Watched::of(self);
+    }
+
+    /// Whether a rule after those already there could select anything.
+    fn check(&self, discriminator: &Discriminator) -> Result<(), AddError> {
+        match discriminator {
             Discriminator::ResponseType(value) if value.is_empty() => return Err(AddError::EmptyDiscriminator),
             Discriminator::Members(names) if names.is_empty() || names.iter().any(String::is_empty) => {
                 return Err(AddError::EmptyDiscriminator);
@@ -106,7 +188,7 @@ impl EventTypes {
             Discriminator::PaySession(_) => return Err(AddError::BuiltinDiscriminator),
             Discriminator::ResponseType(_) | Discriminator::Members(_) => {}
         }
-        let selected_earlier = |rule: &&Rule| match (&rule.discriminator, &discriminator) {
+        let selected_earlier = |rule: &&Rule| match (&rule.discriminator, discriminator) {
             (Discriminator::ResponseType(earlier), Discriminator::ResponseType(value)) => earlier == value,
             (Discriminator::Members(earlier), Discriminator::Members(names)) => {
                 earlier.iter().all(|name| names.contains(name))
@@ -114,13 +196,10 @@ impl EventTypes {
             (Discriminator::PaySession(_), Discriminator::Members(names)) => names.iter().any(|n| n == "sessionId"),
             _ => false,
         };
-        if let Some(rule) = self.rules.iter().find(selected_earlier) {
-            return Err(AddError::DuplicateDiscriminator(self.types[rule.event_type].name.clone()));
+        match self.rules.iter().find(selected_earlier) {
+            Some(rule) => Err(AddError::DuplicateDiscriminator(self.types[rule.event_type].name.clone())),
+            None => Ok(()),
         }
-        let index = self.unknown_index();
-        self.types.insert(index, event_type);
-        self.rules.push(Rule { discriminator, event_type: index, key });
-        Ok(())
     }
 
     /// The type of what has no other. Its topic is the quarantine.
@@ -140,8 +219,11 @@ pub enum AddError {
     /// Another event type has this name.
     #[error("event type `{0}` exists already")]
     DuplicateName(Arc<str>),
+    /// There is no event type of this name that could be taught anything.
+    #[error("there is no event type `{0}`")]
+    NoSuchType(Arc<str>),
     /// Whatever the rule would select, a rule of this event type selects before it.
-    #[error("discriminator already selects event type `{0}`")]
+    #[error("selects event type `{0}` already")]
     DuplicateDiscriminator(Arc<str>),
     /// A `ResponseType` or a member name is empty, or there is no member name.
     #[error("empty discriminator")]
@@ -187,5 +269,17 @@ mod tests {
         check("new", members(&[]), AddError::EmptyDiscriminator);
         check("new", members(&["a", ""]), AddError::EmptyDiscriminator);
         check("new", Discriminator::PaySession("E".into()), AddError::BuiltinDiscriminator);
+        // A type that is there is taught by the same rules.
+        let mut types = types();
+        assert_eq!(types.select("kyc", response_type("GetAccountsDetail")), Err(duplicate("accounts-detail")));
+        assert_eq!(types.select("kyc", members(&["padId", "state", "more"])), Err(duplicate("pad")));
+        for nobody in ["new", "unknown"] {
+            let no_such_type = Err(AddError::NoSuchType(nobody.into()));
+            assert_eq!(types.select(nobody, response_type("New")), no_such_type);
+            assert_eq!(types.find_key(nobody, "id".parse().unwrap()), no_such_type);
+        }
+        assert_eq!(types, self::types());
+        assert_eq!(types.select("pay-event", response_type("New")), Ok(()));
+        assert_eq!(types.rules.last().map(|rule| (rule.event_type, rule.key)), Some((2, KeySource::SessionId)));
     }
 }
