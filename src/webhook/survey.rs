@@ -115,6 +115,7 @@ impl<'t, 'b> Survey<'t, 'b> {
         self.note_below(value, is_login, below)
     }
 
+    #[cold]
     fn note_watched(&mut self, path: &'t MemberPath, value: &'b str) {
         match self.watched.iter_mut().find(|(known, _)| *known == path) {
             Some((_, member)) => member.note(value),
@@ -151,7 +152,9 @@ impl<'t, 'b> Survey<'t, 'b> {
                     }
                 }
             }
-            if let Some(path) = watched::find(below, name) {
+            if !below.is_empty()
+                && let Some(path) = watched::find(below, name)
+            {
                 self.note_watched(path, value);
             }
             Ok(())

@@ -114,6 +114,7 @@ impl Watched {
 }
 
 /// The one of this name among paths that are sorted by name and stand in one place.
+#[inline(never)]
 pub(super) fn find<'p>(paths: &'p [MemberPath], name: Text<'_>) -> Option<&'p MemberPath> {
     match name.without_escapes() {
         Some(plain) => paths.binary_search_by(|path| path.name.as_str().cmp(plain)).ok().map(|at| &paths[at]),
