@@ -29,6 +29,7 @@ use crate::record::{self, Head, Record, header};
 mod json;
 mod survey;
 mod table;
+mod text;
 mod watched;
 
 /// Why a webhook is set aside in the quarantine.

@@ -179,7 +179,8 @@ impl Config {
         let log = root.table("log", Log::read);
         let kafka = root.table("kafka", kafka::read);
         let ingress = root.table("ingress", Ingress::read);
-        let (event_types, own_topics, topic_shapes) = topics::read(root);
+        let (mut event_types, own_topics, mut topic_shapes) = topics::read(root);
+        topic_shapes.event_types.extend(event_type::read(root, &mut event_types));
         let instances = instance::read_all(root, &event_types);
         let flinks = root.table("flinks", flinks::read);
         let enrich = root.table("enrich", |table| consume::read_enrich(table, &event_types));

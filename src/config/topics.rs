@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::parse::{self, duration, number};
 use super::read::{At, Reader, Table};
-use super::{Config, QUARANTINE, UNKNOWN, event_type, topic_key};
+use super::{Config, QUARANTINE, UNKNOWN, topic_key};
 use crate::webhook::EventTypes;
 
 /// Topics of what the bridge makes itself, in `[topics]`.
@@ -116,10 +116,10 @@ pub const MOST_PARTITIONS: i32 = 10_000;
 const HOUR: Duration = Duration::from_secs(3_600);
 const TEN_YEARS: Duration = Duration::from_secs(10 * 31_557_600);
 
-/// Reads both: the built-in event types with what configuration adds, and the bridge's own topics.
+/// Reads the built-in event types with their topics, and the topics of the bridge itself.
 pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicShapes) {
     let mut event_types = EventTypes::builtin();
-    let (own_topics, mut shapes) = root.table("topics", |table| {
+    let (own_topics, shapes) = root.table("topics", |table| {
         for event_type in &mut event_types.types {
             let name = topic_key(&event_type.name);
             let help = match name {
@@ -152,7 +152,6 @@ pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicSha
         };
         (own_topics, read_shapes(table, &event_types))
     });
-    shapes.event_types.extend(event_type::read(root, &mut event_types));
     (event_types, own_topics, shapes)
 }
 

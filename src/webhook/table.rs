@@ -99,7 +99,7 @@ impl EventTypes {
         ];
         let mut table =
             EventTypes { types, rules, type_members: Vec::new(), keys: Vec::new(), watched: Watched::default() };
-        table.watched = Watched::of(&table);
+        table.watch();
         table
     }
 
@@ -142,7 +142,7 @@ impl EventTypes {
     pub fn find_key(&mut self, name: &str, path: MemberPath) -> Result<(), AddError> {
         let event_type = self.taught(name)?;
         self.keys.push((event_type, path));
-        self.watched = Watched::of(self);
+        self.watch();
         Ok(())
     }
 
@@ -150,7 +150,7 @@ impl EventTypes {
     /// value that no rule has: what had a type before keeps it.
     pub fn tell_by(&mut self, member: &str) {
         self.type_members.push(member.to_owned());
-        self.watched = Watched::of(self);
+        self.watch();
     }
 
     /// The members besides [`RESPONSE_TYPE`] that tell the type, in the order in which they were taught.
@@ -175,7 +175,19 @@ impl EventTypes {
 
     fn push(&mut self, rule: Rule) {
         self.rules.push(rule);
-        self.watched = Watched::of(self);
+        self.watch();
+    }
+
+    /// Notes what all of it asks about.
+    fn watch(&mut self) {
+        let of_rules = self.rules.iter().filter_map(|rule| match &rule.discriminator {
+            Discriminator::Members(names) => Some(names),
+            Discriminator::ResponseType(_) | Discriminator::PaySession(_) => None,
+        });
+        let names = of_rules.flatten().chain(&self.type_members);
+        let told_by_name = |rule: &Rule| matches!(rule.discriminator, Discriminator::ResponseType(_));
+        let sessions_below = self.rules.iter().any(|rule| rule.key == KeySource::SessionId && told_by_name(rule));
+        self.watched = Watched::of(names, self.keys.iter().map(|(_, path)| path), sessions_below);
     }
 
     /// Whether a rule after those already there could select anything.

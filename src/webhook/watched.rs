@@ -6,8 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::survey::Text;
-use super::table::{Discriminator, EventTypes, KeySource};
+use super::text::Text;
 
 /// Where a member stands: at the top of a body, or in an object directly below it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,15 +71,15 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn of(types: &EventTypes) -> Watched {
-        let of_rules = types.rules.iter().filter_map(|rule| match &rule.discriminator {
-            Discriminator::Members(names) => Some(names),
-            Discriminator::ResponseType(_) | Discriminator::PaySession(_) => None,
-        });
-        let names = of_rules.flatten().chain(types.type_members()).map(|name| MemberPath::top(name));
-        let keys = types.keys().map(|(_, path)| path);
-        let mut paths: Vec<MemberPath> = names.chain(keys.clone().cloned()).collect();
-        paths.extend(keys.filter_map(MemberPath::above).map(MemberPath::top));
+    /// Of these names at the top, and of these places.
+    pub(super) fn of<'n>(
+        names: impl Iterator<Item = &'n String>,
+        places: impl Iterator<Item = &'n MemberPath> + Clone,
+        sessions_below: bool,
+    ) -> Watched {
+        let mut paths: Vec<MemberPath> =
+            names.map(|name| MemberPath::top(name)).chain(places.clone().cloned()).collect();
+        paths.extend(places.filter_map(MemberPath::above).map(MemberPath::top));
         paths.sort();
         paths.dedup();
         let at_top = paths.partition_point(|path| path.above.is_none());
@@ -88,9 +87,6 @@ impl Watched {
         for byte in paths[..at_top].iter().filter_map(|path| path.name.bytes().next()).chain([b'\\']) {
             first[usize::from(byte / 64)] |= 1 << (byte % 64);
         }
-        let told_by_name = |discriminator: &Discriminator| matches!(discriminator, Discriminator::ResponseType(_));
-        let sessions_below =
-            types.rules.iter().any(|rule| rule.key == KeySource::SessionId && told_by_name(&rule.discriminator));
         Watched { paths, at_top, first, sessions_below }
     }
 
@@ -126,6 +122,7 @@ pub(super) fn find<'p>(paths: &'p [MemberPath], name: Text<'_>) -> Option<&'p Me
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::webhook::EventTypes;
 
     #[test]
     fn paths_have_one_step_or_two() {
@@ -147,7 +144,7 @@ mod tests {
             types.find_key("kyc", path.parse().unwrap()).unwrap();
         }
         types.tell_by("responseType");
-        let watched = Watched::of(&types);
+        let watched = &types.watched;
         let at_top = |name| watched.top(Text::written(name)).map(MemberPath::to_string);
         for name in ["p", "payload", "responseType", "requestId", "session_id", "status", "DocumentAnalysis", "z"] {
             assert_eq!(at_top(name).as_deref(), Some(name));
