@@ -80,10 +80,11 @@ fn read_event_type(
     if name == QUARANTINE {
         table.fault("name", "the name of what has no event type");
     } else if !name.is_empty() {
-        let mut added = Some(EventType { name: name.as_str().into(), topic: topic.into(), ce_type: ce_type.into() });
-        let select = |types: &mut EventTypes, discriminator| match added.take() {
-            Some(event_type) => types.add(event_type, discriminator, source),
-            None => types.select(&name, discriminator),
+        let added = EventType { name: name.as_str().into(), topic: topic.into(), ce_type: ce_type.into() };
+        let mut is_there = false;
+        let select = |types: &mut EventTypes, discriminator| match is_there {
+            true => types.select(&name, discriminator),
+            false => types.add(added.clone(), discriminator, source).inspect(|()| is_there = true),
         };
         teach(table, event_types, &name, (values, members, paths), select);
     }

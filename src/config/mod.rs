@@ -908,6 +908,14 @@ response_type = ["B", "KYC"]
 ! event_type.0.response_type = ["B","KYC"] (bridge.toml:5): KYC selects event type `kyc` already
 
 [[event_type]]
+name = "a"
+topic = "t"
+response_type = ["KYC", "GetAccountsDetail"]
+members = ["DocumentAnalysis", "b"]
+! event_type.0.response_type = ["KYC","GetAccountsDetail"] (bridge.toml:5): KYC selects event type `kyc` already
+! event_type.0.members = ["DocumentAnalysis","b"] (bridge.toml:6): selects event type `upload-fraud-alert` already
+
+[[event_type]]
 name = "pay-event"
 response_type = "PayEvent"
 [[event_type]]
