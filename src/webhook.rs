@@ -2,7 +2,8 @@
 //!
 //! Once the ingress has read and verified a body, [`Webhook::parse`] says which event type it is, by which key it is
 //! ordered and which facts go into headers; [`Webhook::into_record`] then makes the record to publish. An event type is
-//! a row of a table ([`EventTypes`]) that configuration can extend, so a new `ResponseType` needs no code.
+//! a row of a table ([`EventTypes`]) that configuration can extend, so a new `ResponseType` needs no code, and neither
+//! does another name of a known one.
 //!
 //! Flinks documents its bodies only in part (docs.flinks.com guides/webhooks/introduction), so this module judges as
 //! little as it can. It never changes the body, never looks deeper than one level below the top, never builds a tree,
@@ -506,6 +507,13 @@ mod tests {
             assert_eq!((webhook.http_status_code, webhook.flinks_code), (None, None), "{body}");
         }
         assert!(Webhook::of_answer(b"no JSON", &types, detail, "asked").is_err());
+        // Where a key was taught to stand it stands in an answer too.
+        let mut types = types;
+        types.find_key("accounts-detail", "login_id".parse().unwrap()).unwrap();
+        for (body, key) in [(r#"{"Login":{"Id":"l"},"login_id":"m"}"#, "m"), (r#"{"Login":{"Id":"l"}}"#, "l")] {
+            let webhook = Webhook::of_answer(body.as_bytes(), &types, detail, "asked").expect("JSON");
+            assert_eq!(webhook.key(), Some(key), "{body}");
+        }
     }
 
     #[test]

@@ -188,8 +188,8 @@ mod tests {
     /// Reads settings as they stand in a file, without what they need besides.
     fn read(settings: &str) -> Config {
         let text = format!(
-            "{settings}\n[kafka]\nbootstrap_servers = \"127.0.0.1:1\"\n[[instance]]\nname = \"toolbox\"\npath = \"/t\"\n\
-             authentication = \"none\"\n"
+            "{settings}\n[kafka]\nbootstrap_servers = \"127.0.0.1:1\"\n[[instance]]\nname = \"toolbox\"\n\
+             path = \"/t\"\nauthentication = \"none\"\n"
         );
         let loaded = Config::parse(&text, Path::new("bridge.toml"), &[], Needs::NEITHER);
         loaded.unwrap_or_else(|faults| panic!("{faults}\nin\n{settings}")).config

@@ -64,8 +64,8 @@ impl<'b> Text<'b> {
         Unescaped(self.0.chars())
     }
 
-    /// The text as it is, if that can be: 1 to 256 bytes, nothing that [`disturbs`], no lone surrogates (all of which would
-    /// become the same replacement character).
+    /// The text as it is, if that can be: 1 to 256 bytes, nothing that [`disturbs`], no lone surrogates (all of which
+    /// would become the same replacement character).
     pub(super) fn exact(self) -> Option<Cow<'b, str>> {
         if let Some(plain) = self.plain() {
             return Some(Cow::Borrowed(plain));

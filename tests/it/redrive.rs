@@ -234,7 +234,7 @@ fn a_learnt_type_goes_to_its_topic_as_if_freshly_received() {
     }
 }
 
-/// A Pay event under a name that nobody knew: it was set aside without a key, and goes to the others with its session's.
+/// A Pay event under a name that nobody knew was set aside without a key, and goes to the others with its session's.
 #[test]
 fn a_built_in_type_goes_to_its_topic_once_it_was_taught_the_name() {
     let (_cluster, scene) = mock();

@@ -401,8 +401,8 @@ const TAUGHT: &str = r#"
     members = "document_analysis"
 "#;
 
-/// What is sent under names that settings teach is stored as the ledger says by a bridge that has the same settings; one
-/// that has not sets it aside, and the audit says so.
+/// What is sent under names that settings teach is stored as the ledger says by a bridge that has the same settings;
+/// one that has not sets it aside, and the audit says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn taught_names_are_sent_and_audited() {
     for (of_bridge, code) in [(TAUGHT, 0), ("", 1)] {

@@ -1,9 +1,10 @@
 //! Role `simulate`: sends webhooks as Flinks does, to any URL, and keeps a ledger of what it did: the sandbox that
 //! Flinks does not have.
 //!
-//! `population` says what there is to send, `taught` under which other names, `schedule` when and how often, `target` where to and how it is signed,
-//! `client` sends it, `report` counts what came of it. Here is the loop that drives them: it alone decides what is sent
-//! next, so that a webhook has one attempt at a time (but for a duplicate, which is asked for).
+//! `population` says what there is to send, `taught` under which other names, `schedule` when and how often, `target`
+//! where to and how it is signed, `client` sends it, `report` counts what came of it. Here is the loop that drives
+//! them: it alone decides what is sent next, so that a webhook has one attempt at a time (but for a duplicate, which
+//! is asked for).
 //!
 //! In the open loop webhooks arrive at a rate, whether earlier ones were answered or not, and an answer's latency counts
 //! from when its attempt should have begun: a slow bridge cannot slow the measurement down. In the closed loop each of
@@ -209,7 +210,9 @@ pub async fn run(options: Simulate, shutdown: CancellationToken) -> Result<Summa
     // Also with a share of none: a place that was taught may hold another key of a known body.
     let taught = Taught::of(&event_types, what.taught.unwrap_or(0.0));
     if what.taught.is_some() && taught.is_none() {
-        return Err(Failure::Usage("--taught: --config teaches no built-in event type anything".to_owned()));
+        return Err(Failure::Usage(
+            "--taught: no settings of --config teach a built-in event type anything".to_owned(),
+        ));
     }
     let began = SystemTime::now();
     // Short enough to be typed again, and for tools that read JSON's numbers as floating point.

@@ -1,9 +1,9 @@
-//! Bodies under the names that settings teach the built-in event types, so that it can be tried whether the bridge knows
-//! them before Flinks sends them.
+//! Bodies under the names that settings teach the built-in event types, so that it can be tried whether the bridge
+//! knows them before Flinks sends them.
 //!
-//! What `population` made is written anew with other names for the same things, so type and key stay what they were. Which
-//! names follows from the settings alone: each value by each member that tells the type, each set of members, and each
-//! place of the key, together with the known ones.
+//! What `population` made is written anew with other names for the same things, so type and key stay what they were.
+//! Which names follows from the settings alone: each value by each member that tells the type, each set of members, and
+//! each place of the key, together with the known ones.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
