@@ -90,14 +90,14 @@ impl Taught {
 }
 
 fn selectors(rule: &Rule, types: &EventTypes, is_builtin: bool) -> Vec<Selector> {
-    let top = |name: &String| name.parse::<MemberPath>().ok();
+    // A name with a dot in it would be taken for two.
+    let top = |name: &String| name.parse().ok().filter(|path: &MemberPath| path.above().is_none());
     match &rule.discriminator {
         Discriminator::ResponseType(value) => {
             let known = (!is_builtin).then(|| RESPONSE_TYPE.to_owned());
             let members = known.iter().chain(types.type_members()).filter_map(top);
             members.map(|member| Selector::Value { member, value: value.clone() }).collect()
         }
-        // A name with a dot in it cannot be said here.
         Discriminator::Members(members) if !is_builtin => {
             members.iter().map(top).collect::<Option<_>>().map(Selector::Members).into_iter().collect()
         }
@@ -307,7 +307,8 @@ mod tests {
     #[test]
     fn what_teaches_no_built_in_type_has_no_variants() {
         assert!(Taught::of(&EventTypes::builtin(), 1.0).is_none());
-        let new = "kafka.bootstrap_servers = \"127.0.0.1:1\"\n[[event_type]]\nname = \"a\"\nresponse_type = \"A\"\n\
+        let new = "kafka.bootstrap_servers = \"127.0.0.1:1\"\nwebhook.type_members = [\"ResponseType\", \"a.b\"]\n\
+                   [[event_type]]\nname = \"a\"\nresponse_type = \"A\"\n\
                    key = \"b\"\ntopic = \"t\"\n[[instance]]\nname = \"i\"\npath = \"/i\"\nauthentication = \"none\"\n";
         assert!(Taught::of(&types(new), 1.0).is_none());
     }
