@@ -2,7 +2,8 @@
 //!
 //! Once the ingress has read and verified a body, [`Webhook::parse`] says which event type it is, by which key it is
 //! ordered and which facts go into headers; [`Webhook::into_record`] then makes the record to publish. An event type is
-//! a row of a table ([`EventTypes`]) that configuration can extend, so a new `ResponseType` needs no code.
+//! a row of a table ([`EventTypes`]) that configuration can extend, so a new `ResponseType` needs no code, and neither
+//! does another name of a known one.
 //!
 //! Flinks documents its bodies only in part (docs.flinks.com guides/webhooks/introduction), so this module judges as
 //! little as it can. It never changes the body, never looks deeper than one level below the top, never builds a tree,
@@ -22,155 +23,15 @@ use thiserror::Error;
 
 pub use self::json::Malformed;
 use self::survey::Survey;
+pub use self::table::{AddError, Discriminator, EventType, EventTypes, KeySource, RESPONSE_TYPE, Rule};
+pub use self::watched::MemberPath;
 use crate::record::{self, Head, Record, header};
 
 mod json;
 mod survey;
-
-/// An event type: what selects the topic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventType {
-    /// Name in metrics, logs and configuration, such as `accounts-detail`.
-    pub name: Arc<str>,
-    /// Topic of its records.
-    pub topic: Arc<str>,
-    /// `ce_type` of its records.
-    pub ce_type: Arc<str>,
-}
-
-/// What in a body selects an event type.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Discriminator {
-    /// The top-level string `ResponseType` has this value.
-    ResponseType(String),
-    /// Any top-level string has this value, or the member `sessionId` stands at the top or directly below it.
-    PaySession(String),
-    /// All these members stand at the top.
-    Members(Vec<String>),
-}
-
-/// Where the key of a record comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeySource {
-    /// `Login.Id`, else `Login.LoginId`, else `LoginId`.
-    LoginId,
-    /// `sessionId`, at the top, else in the one object directly below it that has it; without any, as `RequestId`.
-    SessionId,
-    /// `requestId` at the top.
-    RequestId,
-}
-
-/// A row of the table of event types: what selects which type, and where its key comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// What selects it.
-    pub discriminator: Discriminator,
-    /// Index into [`EventTypes::types`].
-    pub event_type: usize,
-    /// Where the key comes from.
-    pub key: KeySource,
-}
-
-/// The table: event types and the rules that select them. Rules by `ResponseType` are asked first, then the others in
-/// their order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventTypes {
-    /// All event types; the last is `unknown`, whose topic is the quarantine.
-    pub types: Vec<EventType>,
-    /// What selects them.
-    pub rules: Vec<Rule>,
-}
-
-impl EventTypes {
-    /// The event types that Flinks is known to send: KYC and accounts detail (docs.flinks.com api/connect/webhooks),
-    /// Flinks Pay (guides/pay/geft/webhooks/session-status; e-Transfers by changelog/2025-08 and the shape of their
-    /// status endpoint) and Flinks Upload fraud alerts (by the shape of api/upload/endpoints/fraud/fraud-analysis).
-    pub fn builtin() -> EventTypes {
-        let event_type = |name: &str, topic: &str, ce_type: &str| EventType {
-            name: name.into(),
-            topic: topic.into(),
-            ce_type: ce_type.into(),
-        };
-        let types = vec![
-            event_type("kyc", "flinks.kyc", "com.flinks.kyc"),
-            event_type("accounts-detail", "flinks.accounts-detail", "com.flinks.accounts-detail"),
-            event_type("pay-event", "flinks.pay-events", "com.flinks.pay-event"),
-            event_type("upload-fraud-alert", "flinks.upload-fraud-alerts", "com.flinks.upload-fraud-alert"),
-            event_type("unknown", "flinks.quarantine", "com.flinks.unknown"),
-        ];
-        let members = |names: &[&str]| Discriminator::Members(names.iter().map(|&name| name.to_owned()).collect());
-        let rule = |discriminator, event_type, key| Rule { discriminator, event_type, key };
-        let rules = vec![
-            rule(Discriminator::ResponseType("KYC".into()), 0, KeySource::LoginId),
-            rule(Discriminator::ResponseType("GetAccountsDetail".into()), 1, KeySource::LoginId),
-            rule(Discriminator::PaySession("SessionSetupStatusChanged".into()), 2, KeySource::SessionId),
-            rule(members(&["requestId", "status"]), 2, KeySource::RequestId),
-            rule(members(&["DocumentAnalysis"]), 3, KeySource::LoginId),
-        ];
-        EventTypes { types, rules }
-    }
-
-    /// Adds an event type, before `unknown`, with a rule after those already there.
-    ///
-    /// # Errors
-    ///
-    /// [`AddError`] if its name is taken or its rule could never select anything; the table is then as before.
-    pub fn add(&mut self, event_type: EventType, discriminator: Discriminator, key: KeySource) -> Result<(), AddError> {
-        if self.types.iter().any(|other| other.name == event_type.name) {
-            return Err(AddError::DuplicateName(event_type.name));
-        }
-        match &discriminator {
-            Discriminator::ResponseType(value) if value.is_empty() => return Err(AddError::EmptyDiscriminator),
-            Discriminator::Members(names) if names.is_empty() || names.iter().any(String::is_empty) => {
-                return Err(AddError::EmptyDiscriminator);
-            }
-            Discriminator::PaySession(_) => return Err(AddError::BuiltinDiscriminator),
-            Discriminator::ResponseType(_) | Discriminator::Members(_) => {}
-        }
-        let selected_earlier = |rule: &&Rule| match (&rule.discriminator, &discriminator) {
-            (Discriminator::ResponseType(earlier), Discriminator::ResponseType(value)) => earlier == value,
-            (Discriminator::Members(earlier), Discriminator::Members(names)) => {
-                earlier.iter().all(|name| names.contains(name))
-            }
-            (Discriminator::PaySession(_), Discriminator::Members(names)) => names.iter().any(|n| n == "sessionId"),
-            _ => false,
-        };
-        if let Some(rule) = self.rules.iter().find(selected_earlier) {
-            return Err(AddError::DuplicateDiscriminator(self.types[rule.event_type].name.clone()));
-        }
-        let index = self.unknown_index();
-        self.types.insert(index, event_type);
-        self.rules.push(Rule { discriminator, event_type: index, key });
-        Ok(())
-    }
-
-    /// The type of what has no other. Its topic is the quarantine.
-    pub fn unknown(&self) -> &EventType {
-        &self.types[self.unknown_index()]
-    }
-
-    /// The index of [`EventTypes::unknown`], which is the last.
-    pub fn unknown_index(&self) -> usize {
-        self.types.len().saturating_sub(1)
-    }
-}
-
-/// Why an event type could not be added to the table.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum AddError {
-    /// Another event type has this name.
-    #[error("event type `{0}` exists already")]
-    DuplicateName(Arc<str>),
-    /// Whatever the rule would select, a rule of this event type selects before it.
-    #[error("discriminator already selects event type `{0}`")]
-    DuplicateDiscriminator(Arc<str>),
-    /// A `ResponseType` or a member name is empty, or there is no member name.
-    #[error("empty discriminator")]
-    EmptyDiscriminator,
-    /// [`Discriminator::PaySession`] is for the built-in type alone.
-    #[error("discriminator is reserved for Flinks Pay sessions")]
-    BuiltinDiscriminator,
-}
+mod table;
+mod text;
+mod watched;
 
 /// Why a webhook is set aside in the quarantine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -232,7 +93,7 @@ impl<'b> Webhook<'b> {
     pub fn parse(body: &'b [u8], types: &EventTypes) -> Result<Webhook<'b>, ParseError> {
         let text = std::str::from_utf8(body)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        Ok(Survey::of(text, types)?.judge(types))
+        Ok(Survey::of(text, types)?.judge())
     }
 
     /// Understands an answer of the Flinks API that says what a webhook of this event type would have said, about `id`.
@@ -646,6 +507,13 @@ mod tests {
             assert_eq!((webhook.http_status_code, webhook.flinks_code), (None, None), "{body}");
         }
         assert!(Webhook::of_answer(b"no JSON", &types, detail, "asked").is_err());
+        // Where a key was taught to stand it stands in an answer too.
+        let mut types = types;
+        types.find_key("accounts-detail", "login_id".parse().unwrap()).unwrap();
+        for (body, key) in [(r#"{"Login":{"Id":"l"},"login_id":"m"}"#, "m"), (r#"{"Login":{"Id":"l"}}"#, "l")] {
+            let webhook = Webhook::of_answer(body.as_bytes(), &types, detail, "asked").expect("JSON");
+            assert_eq!(webhook.key(), Some(key), "{body}");
+        }
     }
 
     #[test]
@@ -861,6 +729,23 @@ mod tests {
     }
 
     #[test]
+    fn what_told_the_type_stands_in_the_header() {
+        let mut types = types();
+        types.tell_by("responseType");
+        types.tell_by("type");
+        for (body, expected) in [
+            (r#"{"type":"KYC","ResponseType":"Other"}"#, Some("Other")),
+            (r#"{"responseType":7,"type":"KYC"}"#, Some("KYC")),
+            (r#"{"responseType":"Drop\u0000out","type":"KYC"}"#, Some("Dropout")),
+            (r#"{"ResponseType":"KYC","ResponseType":"KYC"}"#, None),
+            (r#"{"other":"Dropout"}"#, None),
+        ] {
+            let webhook = Webhook::parse(body.as_bytes(), &types).expect("it is JSON");
+            assert_eq!(webhook.response_type.as_deref(), expected, "{body}");
+        }
+    }
+
+    #[test]
     fn the_whole_record() {
         let body = include_bytes!("../tests/payloads/accounts_detail.json");
         let types = types();
@@ -925,30 +810,6 @@ mod tests {
         assert_eq!(&*types.unknown().topic, "flinks.quarantine");
         let of_rules: Vec<_> = types.rules.iter().map(|r| &*types.types[r.event_type].name).collect();
         assert_eq!(of_rules, [KYC, DETAIL, PAY, PAY, FRAUD, "statements", "pad"]);
-    }
-
-    #[test]
-    fn refused_rows() {
-        let response_type = |value: &str| Discriminator::ResponseType(value.into());
-        let members = |names: &[&str]| Discriminator::Members(names.iter().map(|&name| name.into()).collect());
-        let check = |name: &str, discriminator, expected| {
-            let mut types = types();
-            let event_type = EventType { name: name.into(), topic: "t".into(), ce_type: "c".into() };
-            assert_eq!(types.add(event_type, discriminator, KeySource::LoginId), Err(expected));
-            assert_eq!(types, self::types());
-        };
-        let duplicate = |name: &str| AddError::DuplicateDiscriminator(name.into());
-        check("kyc", response_type("New"), AddError::DuplicateName("kyc".into()));
-        check("unknown", response_type("New"), AddError::DuplicateName("unknown".into()));
-        check("new", response_type("KYC"), duplicate(KYC));
-        check("new", response_type("Statements"), duplicate("statements"));
-        check("new", members(&["status", "requestId"]), duplicate(PAY));
-        check("new", members(&["DocumentAnalysis", "more"]), duplicate(FRAUD));
-        check("new", members(&["sessionId"]), duplicate(PAY));
-        check("new", response_type(""), AddError::EmptyDiscriminator);
-        check("new", members(&[]), AddError::EmptyDiscriminator);
-        check("new", members(&["a", ""]), AddError::EmptyDiscriminator);
-        check("new", Discriminator::PaySession("E".into()), AddError::BuiltinDiscriminator);
     }
 
     #[test]

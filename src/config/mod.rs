@@ -12,6 +12,7 @@
 
 mod bounds;
 mod consume;
+mod event_type;
 mod fault;
 mod flinks;
 mod instance;
@@ -184,7 +185,8 @@ impl Config {
         let log = root.table("log", Log::read);
         let kafka = root.table("kafka", kafka::read);
         let ingress = root.table("ingress", Ingress::read);
-        let (event_types, own_topics, topic_shapes) = topics::read(root);
+        let (mut event_types, own_topics, mut topic_shapes) = topics::read(root);
+        topic_shapes.event_types.extend(event_type::read(root, &mut event_types));
         let instances = instance::read_all(root, &event_types);
         let flinks = root.table("flinks", flinks::read);
         let enrich = root.table("enrich", |table| consume::read_enrich(table, &event_types));
@@ -946,7 +948,7 @@ $ FLINKS_BRIDGE__INSTANCE__1__AUTHENTICATION=no
 [[event_type]]
 name = "a"
 topic = "t"
-! event_type.0: exactly one of response_type and members is required
+! event_type.0: response_type or members is required
 
 [[event_type]]
 name = "quarantine"
@@ -955,16 +957,108 @@ response_type = "A"
 ! event_type.0.name = "quarantine" (bridge.toml:3): the name of what has no event type
 
 [[event_type]]
-name = "kyc"
+name = "unknown"
 topic = "t"
-members = "A"
-! event_type.0.name = "kyc" (bridge.toml:3): event type `kyc` exists already
+response_type = ["A", "B"]
+! event_type.0.name = "unknown" (bridge.toml:3): event type `unknown` exists already
 
 [[event_type]]
 name = "a"
 topic = "t"
-response_type = "KYC"
-! event_type.0.name = "a" (bridge.toml:3): discriminator already selects event type `kyc`
+response_type = ["B", "KYC"]
+! event_type.0.response_type = ["B","KYC"] (bridge.toml:5): KYC selects event type `kyc` already
+
+[[event_type]]
+name = "a"
+topic = "t"
+response_type = ["KYC", "GetAccountsDetail"]
+members = ["DocumentAnalysis", "b"]
+! event_type.0.response_type = ["KYC","GetAccountsDetail"] (bridge.toml:5): KYC selects event type `kyc` already
+! event_type.0.members = ["DocumentAnalysis","b"] (bridge.toml:6): selects event type `upload-fraud-alert` already
+
+[[event_type]]
+name = "pay-event"
+response_type = "PayEvent"
+[[event_type]]
+name = "a"
+topic = "t"
+response_type = "PayEvent"
+! event_type.1.response_type = ["PayEvent"] (bridge.toml:8): PayEvent selects event type `pay-event` already
+
+[[event_type]]
+name = "kyc"
+members = ["login_id", "sessionId"]
+! event_type.0.members = ["login_id","sessionId"] (bridge.toml:4): selects event type `pay-event` already
+
+[[event_type]]
+name = "kyc"
+members = ["holders"]
+[[event_type]]
+name = "upload-fraud-alert"
+members = ["holders", "documents"]
+! event_type.1.members = ["holders","documents"] (bridge.toml:7): selects event type `kyc` already
+
+[[event_type]]
+name = "kyc"
+response_type = ["A", "B", "A"]
+members = ["c", "c"]
+key = ["d", "e", "d"]
+! event_type.0.key = ["d","e","d"] (bridge.toml:6): d is given twice
+! event_type.0.response_type = ["A","B","A"] (bridge.toml:4): A is given twice
+! event_type.0.members = ["c","c"] (bridge.toml:5): c is given twice
+
+[[event_type]]
+name = "kyc"
+key = ["a.b.c", "a..b", "login-id", ""]
+! event_type.0.key = ["a.b.c","a..b","login-id",""] (bridge.toml:4): "": expected a text that is not empty
+! event_type.0.key = ["a.b.c","a..b","login-id",""] (bridge.toml:4):
+  a.b.c: expected one step or two, such as LoginId or Login.Id: nothing deeper is looked at
+! event_type.0.key = ["a.b.c","a..b","login-id",""] (bridge.toml:4):
+  a..b: expected names of members that are not empty, such as LoginId or Login.Id
+! event_type.0.key = ["a.b.c","a..b","login-id",""] (bridge.toml:4):
+  login-id: a built-in type has its own; name members that are tried before it
+
+[[event_type]]
+name = "a"
+topic = "t"
+members = "A"
+key = ["session-id", "session_id"]
+! event_type.0.key = ["session-id","session_id"] (bridge.toml:6):
+  session-id: must stand last, since members are tried before it
+
+[[event_type]]
+name = "kyc"
+! event_type.0: teaches kyc nothing: response_type, members or key is required
+
+[[event_type]]
+name = "kyc"
+response_type = "A"
+[[event_type]]
+name = "kyc"
+response_type = "B"
+! event_type.1.name = "kyc" (bridge.toml:6): another [[event_type]] has this name
+
+[[event_type]]
+name = "kyc"
+response_type = "A"
+topic = "t"
+ce_type = "c"
+partitions = 5
+retention = "1h"
+! event_type.0.topic = "t" (bridge.toml:5): of a built-in type it is topics.kyc
+! event_type.0.ce_type = "c" (bridge.toml:6): of a built-in type it never changes
+! event_type.0.partitions = "5" (bridge.toml:7): of a built-in type it is topics.partitions.kyc
+! event_type.0.retention = "1h" (bridge.toml:8): of a built-in type it is topics.retention.kyc
+
+webhook.type_members = ["responseType"]
+! webhook.type_members = ["responseType"] (bridge.toml:2):
+  ResponseType must be among them, by which Flinks is known to tell types
+
+webhook.type_members = ["ResponseType", "a", "a"]
+! webhook.type_members = ["ResponseType","a","a"] (bridge.toml:2): a is given twice
+
+webhook.type_membres = ["ResponseType"]
+! webhook.type_membres (bridge.toml:2): no such setting, did you mean type_members?
 
 ingress.body_timeout = "25s"
 ! ingress.header_timeout = "10s" (default) + ingress.body_timeout = "25s" (bridge.toml:2)

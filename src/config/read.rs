@@ -342,6 +342,11 @@ impl<'r, 'a> Table<'r, 'a> {
         self.reader.fault_of(kind, &join(&self.key, name), what);
     }
 
+    /// Whether this table's setting of that name has a fault already.
+    pub(super) fn is_faulty(&self, name: &str) -> bool {
+        self.reader.is_faulty(&join(&self.key, name))
+    }
+
     /// A setting with a default.
     pub(super) fn value<T>(&mut self, at: At<'_>, default: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let text = self.one(at, default, str::to_owned);

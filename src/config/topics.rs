@@ -1,4 +1,4 @@
-//! `[topics]` and `[[event_type]]`: which topic holds what, and what each must look like.
+//! `[topics]`: which topic holds what, and what each must look like.
 //!
 //! Roles ask for the names. How many partitions and copies a topic has and how long it keeps records is for whoever
 //! makes it (role `topics`) and whoever looks at it (role `check`): a webhook's journey never depends on the shapes.
@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::parse::{self, choice, duration, number};
+use super::parse::{self, duration, number};
 use super::read::{At, Reader, Table};
 use super::{Config, QUARANTINE, UNKNOWN, topic_key};
-use crate::webhook::{Discriminator, EventType, EventTypes, KeySource};
+use crate::webhook::EventTypes;
 
 /// Topics of what the bridge makes itself, in `[topics]`.
 #[derive(Debug, Clone)]
@@ -116,10 +116,10 @@ pub const MOST_PARTITIONS: i32 = 10_000;
 const HOUR: Duration = Duration::from_secs(3_600);
 const TEN_YEARS: Duration = Duration::from_secs(10 * 31_557_600);
 
-/// Reads both: the built-in event types with what configuration adds, and the bridge's own topics.
+/// Reads the built-in event types with their topics, and the topics of the bridge itself.
 pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicShapes) {
     let mut event_types = EventTypes::builtin();
-    let (own_topics, mut shapes) = root.table("topics", |table| {
+    let (own_topics, shapes) = root.table("topics", |table| {
         for event_type in &mut event_types.types {
             let name = topic_key(&event_type.name);
             let help = match name {
@@ -151,11 +151,6 @@ pub(super) fn read(root: &mut Table<'_, '_>) -> (EventTypes, OwnTopics, TopicSha
             ),
         };
         (own_topics, read_shapes(table, &event_types))
-    });
-    root.tables("event_type", |table| {
-        if let Some((name, shape)) = read_event_type(table, &mut event_types) {
-            shapes.event_types.insert(name, shape);
-        }
     });
     (event_types, own_topics, shapes)
 }
@@ -251,44 +246,12 @@ fn read_shapes(table: &mut Table<'_, '_>, builtin: &EventTypes) -> TopicShapes {
     }
 }
 
-/// One `[[event_type]]`; `None` where it has a fault.
-fn read_event_type(table: &mut Table<'_, '_>, event_types: &mut EventTypes) -> Option<(String, TopicShape)> {
-    let at = At::new("name", "A further event type: its name in metrics, logs and topic settings.");
-    let name: String = table.required(at, parse::event_type);
-    let at = At::new("response_type", "The `ResponseType` that selects it. Either this or `members`.");
-    let response_type = table.optional(at, parse::text);
-    let at = At::new("members", "Members whose presence at the top of a body selects it. Or `response_type`.");
-    let members = table.list(at, "", parse::text);
-    let topic: String = table.required(At::new("topic", "Topic of its records."), parse::topic);
-    let ce_type = format!("com.flinks.{}", if name.is_empty() { "<name>" } else { &name });
-    let ce_type = table.value(At::new("ce_type", "`ce_type` of its records."), &ce_type, parse::ce_type);
-    let at = At::new("key", "What is the key of its records: `login-id`, `session-id` or `request-id`.");
-    let key = table.value(at, "login-id", choice(&KEY_SOURCES));
+/// The shape of an event type's own topic.
+pub(super) fn read_shape(table: &mut Table<'_, '_>) -> TopicShape {
     let partitions = table.value(At::new("partitions", "Partitions of its topic."), PARTITIONS, self::partitions);
     let at = At::new("retention", "How long records stay on its topic.");
-    let retention = table.value(at, RETENTION, self::retention);
-
-    let discriminator = match (response_type, members) {
-        (Some(value), members) if members.is_empty() => Discriminator::ResponseType(value),
-        (None, members) if !members.is_empty() => Discriminator::Members(members),
-        _ => {
-            table.fault("", "exactly one of response_type and members is required");
-            return None;
-        }
-    };
-    let added = EventType { name: name.as_str().into(), topic: topic.into(), ce_type: ce_type.into() };
-    if name == QUARANTINE {
-        table.fault("name", "the name of what has no event type");
-    } else if !name.is_empty()
-        && let Err(what) = event_types.add(added, discriminator, key)
-    {
-        table.fault("name", what);
-    }
-    Some((name, TopicShape { partitions, retention }))
+    TopicShape { partitions, retention: table.value(at, RETENTION, self::retention) }
 }
-
-const KEY_SOURCES: [(&str, KeySource); 3] =
-    [("login-id", KeySource::LoginId), ("session-id", KeySource::SessionId), ("request-id", KeySource::RequestId)];
 
 fn partitions(text: &str) -> Result<i32, String> {
     number(1..=MOST_PARTITIONS)(text)

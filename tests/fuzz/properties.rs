@@ -18,14 +18,19 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A body: what it is said to be agrees with a plain reading of the rules, and nothing of the sender's text gets out
-/// unlimited.
+/// unlimited. Once by the built-in types with some added, and once by what these can be taught.
 pub fn body(input: &[u8]) {
-    let types = event_types();
+    body_by(input, &Names::default());
+    body_by(input, &taught());
+}
+
+fn body_by(input: &[u8], names: &Names) {
+    let types = event_types(names);
     let parsed = Webhook::parse(input, &types);
     let tree = std::str::from_utf8(input).ok().map(|text| text.strip_prefix('\u{feff}').unwrap_or(text)).map(read);
     match (&parsed, tree) {
-        (Ok(webhook), Some(Reading::Object(members))) => agrees(webhook, &members, &types),
-        (Ok(webhook), Some(Reading::Other)) => agrees(webhook, &[], &types),
+        (Ok(webhook), Some(Reading::Object(members))) => agrees(webhook, &members, &types, names),
+        (Ok(webhook), Some(Reading::Other)) => agrees(webhook, &[], &types, names),
         (_, Some(Reading::TooMuchForSerde)) => {}
         (Err(_), Some(Reading::NotJson) | None) => {}
         (parsed, _) => panic!("JSON for one and not for the other: {parsed:?}"),
@@ -60,13 +65,56 @@ pub fn body(input: &[u8]) {
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a header stands there twice: {names:?}");
 }
 
-/// The built-in event types with one of each kind that configuration can add.
-fn event_types() -> EventTypes {
+/// What types are taught besides what they know, as this file's own reading has it.
+#[derive(Default)]
+struct Names {
+    /// Members that tell the type besides `ResponseType`.
+    type_members: Vec<&'static str>,
+    /// Values of such members, with the event type and where its key comes from.
+    values: Vec<(&'static str, &'static str, KeySource)>,
+    /// A member whose presence selects an event type.
+    members: Vec<(&'static str, &'static str, KeySource)>,
+    /// Where keys of an event type stand, in their order: in an object or not, and by which name.
+    keys: Vec<(&'static str, Option<&'static str>, &'static str)>,
+}
+
+fn taught() -> Names {
+    Names {
+        type_members: vec!["responseType", "type"],
+        values: vec![
+            ("KycReady", "kyc", KeySource::LoginId),
+            ("PayEvent", "pay-event", KeySource::SessionId),
+            ("pay", "pay-event", KeySource::SessionId),
+        ],
+        members: vec![("session_id", "pay-event", KeySource::SessionId)],
+        keys: vec![
+            ("accounts-detail", None, "login_id"),
+            ("accounts-detail", Some("Login"), "login_id"),
+            ("kyc", Some("payload"), "id"),
+            ("pay-event", Some("payload"), "session_id"),
+            ("pay-event", None, "session_id"),
+        ],
+    }
+}
+
+/// The built-in event types with one of each kind that configuration can add, and what they are taught.
+fn event_types(names: &Names) -> EventTypes {
     let mut types = EventTypes::builtin();
     let added = |name: &str| EventType { name: name.into(), topic: name.into(), ce_type: name.into() };
     let members = Discriminator::Members(vec!["padId".into(), "state".into()]);
     types.add(added("statements"), Discriminator::ResponseType("Statements".into()), KeySource::LoginId).expect("new");
     types.add(added("pad"), members, KeySource::RequestId).expect("new");
+    for (value, name, _) in &names.values {
+        types.select(name, Discriminator::ResponseType((*value).to_owned())).expect("new");
+    }
+    for (member, name, _) in &names.members {
+        types.select(name, Discriminator::Members(vec![(*member).to_owned()])).expect("new");
+    }
+    for (of, above, name) in &names.keys {
+        let path = above.iter().map(|above| format!("{above}.")).collect::<String>() + name;
+        types.find_key(of, path.parse().expect("two steps")).expect("it is there");
+    }
+    names.type_members.iter().for_each(|member| types.tell_by(member));
     types
 }
 
@@ -191,10 +239,15 @@ fn login_id(top: &[(String, Node)]) -> Result<Option<String>, ()> {
 }
 
 /// The event type by its name (of the quarantine: `None`), and the key; `Err` if ambiguous.
-fn decide(top: &[(String, Node)]) -> Result<(Option<&'static str>, Option<String>), ()> {
-    let event_type = event_type(top)?;
+fn decide(top: &[(String, Node)], names: &Names) -> Result<(Option<&'static str>, Option<String>), ()> {
+    let event_type = event_type(top, names)?;
     for name in ["RequestId", "HttpStatusCode", "FlinksCode"] {
         once(top, name)?;
+    }
+    if let Some((event_type, _)) = event_type
+        && let Some(key) = taught_key(top, event_type, names)?
+    {
+        return Ok((Some(event_type), Some(key)));
     }
     let key = match event_type {
         Some((_, KeySource::RequestId)) => key_of(top, "requestId")?,
@@ -207,14 +260,47 @@ fn decide(top: &[(String, Node)]) -> Result<(Option<&'static str>, Option<String
     Ok((event_type.map(|(name, _)| name), key))
 }
 
-fn event_type(top: &[(String, Node)]) -> Result<Option<(&'static str, KeySource)>, ()> {
-    if let Some(Node::Text(response_type)) = once(top, "ResponseType")? {
-        return Ok(match response_type.as_str() {
-            "KYC" => Some(("kyc", KeySource::LoginId)),
-            "GetAccountsDetail" => Some(("accounts-detail", KeySource::LoginId)),
-            "Statements" => Some(("statements", KeySource::LoginId)),
-            _ => None,
-        });
+/// The first place taught for a type that has a key.
+fn taught_key(top: &[(String, Node)], event_type: &str, names: &Names) -> Result<Option<String>, ()> {
+    for (_, above, name) in names.keys.iter().filter(|(of, ..)| *of == event_type) {
+        let key = match above {
+            None => key_of(top, name)?,
+            Some(above) => match once(top, above)? {
+                Some(Node::Object(members)) => key_of(members, name)?,
+                _ => None,
+            },
+        };
+        if key.is_some() {
+            return Ok(key);
+        }
+    }
+    Ok(None)
+}
+
+/// What the values of members say: `Some(None)` where `ResponseType` has one that nobody knows.
+fn told(top: &[(String, Node)], names: &Names) -> Result<Option<Option<(&'static str, KeySource)>>, ()> {
+    let known = |value: &str| match value {
+        "KYC" => Some(("kyc", KeySource::LoginId)),
+        "GetAccountsDetail" => Some(("accounts-detail", KeySource::LoginId)),
+        "Statements" => Some(("statements", KeySource::LoginId)),
+        _ => names.values.iter().find(|(other, ..)| *other == value).map(|(_, name, key)| (*name, *key)),
+    };
+    let mut said = Vec::new();
+    if let Some(Node::Text(value)) = once(top, "ResponseType")? {
+        said.push(known(value));
+    }
+    for member in &names.type_members {
+        if let Some(Node::Text(value)) = once(top, member)? {
+            said.extend(known(value).map(Some));
+        }
+    }
+    let name = |said: &Option<(&'static str, KeySource)>| said.map(|(name, _)| name);
+    if said.iter().any(|one| name(one) != name(&said[0])) { Err(()) } else { Ok(said.first().copied()) }
+}
+
+fn event_type(top: &[(String, Node)], names: &Names) -> Result<Option<(&'static str, KeySource)>, ()> {
+    if let Some(told) = told(top, names)? {
+        return Ok(told);
     }
     let is_event = |value: &Node| matches!(value, Node::Text(text) if text == "SessionSetupStatusChanged");
     // Any member may carry the event's name; the first that does is the discriminator.
@@ -230,17 +316,22 @@ fn event_type(top: &[(String, Node)]) -> Result<Option<(&'static str, KeySource)
         return Ok(Some(("pay-event", KeySource::SessionId)));
     }
     // In their order, and no further than the first member that is missing.
-    for (names, name, key) in [
+    for (members, name, key) in [
         (&["requestId", "status"][..], "pay-event", KeySource::RequestId),
         (&["DocumentAnalysis"][..], "upload-fraud-alert", KeySource::LoginId),
         (&["padId", "state"][..], "pad", KeySource::RequestId),
     ] {
         let mut there = true;
-        for name in names {
-            there = there && once(top, name)?.is_some();
+        for member in members {
+            there = there && once(top, member)?.is_some();
         }
         if there {
             return Ok(Some((name, key)));
+        }
+    }
+    for (member, name, key) in &names.members {
+        if once(top, member)?.is_some() {
+            return Ok(Some((name, *key)));
         }
     }
     Ok(None)
@@ -263,8 +354,8 @@ fn session_id(top: &[(String, Node)]) -> Result<Option<String>, ()> {
     Ok(found)
 }
 
-fn agrees(webhook: &Webhook<'_>, top: &[(String, Node)], types: &EventTypes) {
-    let (expected, key) = match decide(top) {
+fn agrees(webhook: &Webhook<'_>, top: &[(String, Node)], types: &EventTypes, names: &Names) {
+    let (expected, key) = match decide(top, names) {
         Ok((Some(name), key)) => (Ok(name), key),
         Ok((None, key)) => (Err(QuarantineReason::UnknownType), key),
         Err(()) => (Err(QuarantineReason::AmbiguousType), login_id(top).unwrap_or(None)),
@@ -413,7 +504,8 @@ pub fn config(input: &[u8]) {
             assert!(!said.is_empty());
             for fault in said.lines() {
                 // A name that is no setting may look like anything, and then its line is told.
-                let tables = ["log", "kafka", "ingress", "topics", "event_type", "instance", "admin", "shutdown"];
+                let tables =
+                    ["log", "kafka", "ingress", "topics", "webhook", "event_type", "instance", "admin", "shutdown"];
                 let mut tables = tables.into_iter().chain(["flinks", "enrich", "link"]);
                 let is_setting = tables.any(|table| fault.starts_with(table));
                 let is_variable = fault.to_ascii_uppercase().starts_with("FLINKS_BRIDGE__");

@@ -293,6 +293,34 @@ async fn what_kafka_does_not_take() {
     }
 }
 
+/// What the alert for lost Pay events counts: also one under a name that was taught by settings.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taught_pay_event_that_is_lost_is_counted_as_one() {
+    let taught = r#"
+        [webhook]
+        type_members = ["ResponseType", "responseType"]
+        [[event_type]]
+        name = "pay-event"
+        response_type = "PayEvent"
+        members = ["session_id"]
+    "#;
+    let lost = |bridge: &Bridge, event_type: &str| {
+        let labels = [("outcome", "kafka-refused"), ("instance", "toolbox"), ("event_type", event_type)];
+        bridge.metric("bridge_ingress_requests_total", &labels)
+    };
+    for (more, event_type, other) in [(taught, "pay-event", "unknown"), ("", "unknown", "pay-event")] {
+        let fake = Arc::new(Fake::Fails(PublishCause::Topic));
+        let bridge = Bridge::start_with(settings("127.0.0.1:1", more), None, Some(fake));
+        let mut client = Client::connect(bridge.address).await;
+        for (n, body) in [r#"{"responseType":"PayEvent"}"#, r#"{"session_id":"s"}"#].into_iter().enumerate() {
+            let answer = client.post(PATH, &signed(body.as_bytes()), body.as_bytes()).await;
+            assert_eq!(answer.status, 503, "{body}");
+            assert_eq!((lost(&bridge, event_type), lost(&bridge, other)), ((n + 1) as f64, 0.0), "{body}");
+        }
+        bridge.stop().await;
+    }
+}
+
 /// Writes all of a large body before it reads: the answer must be there, not a reset.
 async fn check_late_reader<S: AsyncRead + AsyncWrite + Unpin>(
     mut client: Client<S>,

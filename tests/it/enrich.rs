@@ -28,7 +28,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{Cluster, ClusterOptions, OwnedRecord, free_ports};
-use crate::support::{Stored, eventually, mock_cluster, payload, read_back, settings_for, sum};
+use crate::support::http::Client as Sender;
+use crate::support::{
+    Bridge, PATH, Stored, TOPICS, eventually, mock_cluster, payload, read_back, settings, settings_for, signed, sum,
+};
 
 const ATTRIBUTES: &str = "flinks.attributes";
 const DEAD_LETTERS: &str = "flinks.attributes.dead-letter";
@@ -227,6 +230,70 @@ async fn each_endpoints_answer_is_published_byte_for_byte() {
     }
     role.stop().await;
     assert_eq!(stub.counts().most_at_once_of_a_login, 1);
+}
+
+/// Names that no built-in type has, taught by settings.
+const TAUGHT: &str = r#"
+    [webhook]
+    type_members = ["ResponseType", "responseType"]
+    [[event_type]]
+    name = "kyc"
+    response_type = "KycReady"
+    key = "login_id"
+    [[event_type]]
+    name = "accounts-detail"
+    response_type = ["AccountsReady", "accounts"]
+    key = ["login_id", "payload.loginId"]
+    [[event_type]]
+    name = "pay-event"
+    response_type = "PayEvent"
+    members = ["session_id"]
+    key = "session_id"
+    [[event_type]]
+    name = "upload-fraud-alert"
+    members = "document_analysis"
+    key = "login_id"
+"#;
+
+/// From the door to the attributes, with bodies of which the built-in types know no name.
+#[tokio::test(flavor = "multi_thread")]
+async fn taught_webhooks_are_stored_by_type_and_key_and_enriched() {
+    let cluster = cluster();
+    let servers = cluster.bootstrap_servers();
+    let bridge = Bridge::start(settings(&servers, TAUGHT));
+    let cases = [
+        (r#"{"responseType":"KycReady","login_id":"login-1"}"#, TOPICS[0], "kyc", "login-1"),
+        (r#"{"ResponseType":"AccountsReady","login_id":"login-2"}"#, TOPICS[1], "accounts-detail", "login-2"),
+        (r#"{"responseType":"accounts","payload":{"loginId":"login-3"}}"#, TOPICS[1], "accounts-detail", "login-3"),
+        (r#"{"ResponseType":"PayEvent","session_id":"session-1"}"#, TOPICS[2], "pay-event", "session-1"),
+        (r#"{"event":"unheard of","session_id":"session-2"}"#, TOPICS[2], "pay-event", "session-2"),
+        (r#"{"document_analysis":[],"login_id":"login-4"}"#, TOPICS[3], "upload-fraud-alert", "login-4"),
+    ];
+    let mut sender = Sender::connect(bridge.address).await;
+    for (body, ..) in cases {
+        assert_eq!(sender.post(PATH, &signed(body.as_bytes()), body.as_bytes()).await.status, 200, "{body}");
+    }
+    let stored = read_back(&servers, &TOPICS, |stored| stored.len() >= cases.len());
+    for (body, topic, name, key) in cases {
+        let record = stored.iter().find(|record| record.payload == body.as_bytes()).expect("each has its record");
+        assert_eq!((&*record.topic, record.key.as_deref()), (topic, Some(key)), "{body}");
+        assert_eq!(
+            (&*record.headers["ce_subject"], &*record.headers["ce_type"]),
+            (key, &*format!("com.flinks.{name}"))
+        );
+        let labels = [("event_type", name), ("outcome", "acked"), ("instance", "toolbox")];
+        assert!(bridge.metric("bridge_ingress_requests_total", &labels) > 0.0, "{name} is counted as such");
+    }
+    bridge.stop().await;
+
+    let stub = Stub::start(StubOptions::default()).await.expect("it starts");
+    let role = Role::start(&config(&servers, &stub, TAUGHT));
+    let results = read(&servers, ATTRIBUTES, 4);
+    eventually("both offsets may be stored", PATIENCE, || role.ended("enriched") == 2.0).await;
+    let mut enriched: Vec<&str> = results.iter().filter_map(|result| result.key.as_deref()).collect();
+    enriched.sort_unstable();
+    assert_eq!(enriched, ["login-2", "login-2", "login-3", "login-3"], "two endpoints of each");
+    role.stop().await;
 }
 
 /// A cluster, a stand-in, and what enriches between them, with records of LoginIds `login-0` and on already stored.

@@ -518,6 +518,9 @@ fn topics_are_those_of_the_event_types_and_instances() {
         topics = { kyc = "eu.kyc", accounts-detail = "eu.accounts" }
     "#;
     assert_eq!(topics(more), own(&["eu.kyc", "flinks.kyc", "flinks.quarantine"]));
+    // Where else a LoginId stands changes nothing.
+    let taught = "[[event_type]]\nname = \"kyc\"\nresponse_type = \"KycReady\"\nkey = \"login_id\"\n";
+    assert_eq!(topics(taught), topics(""));
     let error = topics("link.event_types = [\"kyc\", \"pay-event\"]").expect_err("another key");
     assert!(error.contains("link.event_types") && error.contains("pay-event"), "{error}");
 }

@@ -53,6 +53,16 @@ response_type = "Notice"
 topic = "flinks.notices"
 "#;
 
+/// A built-in type has learnt how it may be called.
+const TAUGHT_PAY: &str = r#"
+[webhook]
+type_members = ["ResponseType", "responseType"]
+[[event_type]]
+name = "pay-event"
+response_type = "PayEvent"
+key = "session_id"
+"#;
+
 /// And an instance whose records stay apart.
 const RESIDENT: &str = r#"
 [[event_type]]
@@ -221,6 +231,38 @@ fn a_learnt_type_goes_to_its_topic_as_if_freshly_received() {
         assert_eq!(text(record, header::TYPE), "com.flinks.statements");
         assert_eq!((text(record, header::RESPONSE_TYPE), text(record, header::REDRIVEN)), ("Statements", "1"));
         assert_eq!(record.header(header::QUARANTINE_REASON), None);
+    }
+}
+
+/// A Pay event under a name that nobody knew was set aside without a key, and goes to the others with its session's.
+#[test]
+fn a_built_in_type_goes_to_its_topic_once_it_was_taught_the_name() {
+    let (_cluster, scene) = mock();
+    let event = |n: usize| {
+        let member = if n.is_multiple_of(2) { "ResponseType" } else { "responseType" };
+        received(&format!(r#"{{"{member}":"PayEvent","session_id":"session-{n}"}}"#))
+    };
+    let events: Vec<Record> = (0..8).map(event).collect();
+    for record in &events {
+        assert_eq!((&*record.topic, record.subject()), (QUARANTINE, None));
+    }
+    publish(&scene.servers, &events);
+    let from = ["--from", "quarantine"];
+    assert_eq!(scene.done(UNTAUGHT, &from), "stays=8");
+    let one = ["--from", "quarantine", "--type", "pay-event", "--login-id", "session-3"];
+    assert_eq!(scene.done(TAUGHT_PAY, &one), "not selected=7 put back=1");
+    assert_eq!(scene.done(TAUGHT_PAY, &from), "put back=7");
+    assert_eq!(scene.done(TAUGHT_PAY, &from), "");
+    let back = scene.all("flinks.pay-events");
+    assert_eq!((back.len(), ids(&back)), (8, ids(&events)));
+    for record in &back {
+        let subject = text(record, header::SUBJECT);
+        assert!(subject.starts_with("session-"), "{subject}");
+        assert_eq!(record.key.as_deref(), Some(subject.as_bytes()));
+        assert_eq!(
+            (text(record, header::TYPE), text(record, header::RESPONSE_TYPE)),
+            ("com.flinks.pay-event", "PayEvent")
+        );
     }
 }
 

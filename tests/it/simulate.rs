@@ -379,6 +379,68 @@ async fn the_settings_of_an_ingress_name_instances_secrets_and_schemes() {
     bridge.stop().await;
 }
 
+/// Names that no built-in type has.
+const TAUGHT: &str = r#"
+    [webhook]
+    type_members = ["ResponseType", "responseType"]
+    [[event_type]]
+    name = "kyc"
+    response_type = "KycReady"
+    key = ["login_id", "payload.loginId"]
+    [[event_type]]
+    name = "accounts-detail"
+    response_type = "AccountsReady"
+    key = "Login.login_id"
+    [[event_type]]
+    name = "pay-event"
+    response_type = "PayEvent"
+    members = ["session_id"]
+    key = "session_id"
+    [[event_type]]
+    name = "upload-fraud-alert"
+    members = "document_analysis"
+"#;
+
+/// What is sent under names that settings teach is stored as the ledger says by a bridge that has the same settings;
+/// one that has not sets it aside, and the audit says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn taught_names_are_sent_and_audited() {
+    for (of_bridge, code) in [(TAUGHT, 0), ("", 1)] {
+        let cluster = mock_cluster(1);
+        let servers = cluster.bootstrap_servers();
+        let bridge = Bridge::start(settings(&servers, of_bridge));
+        let (folder, ledger) = folder();
+        let file = folder.path().join("flinks-bridge.toml");
+        let instance = format!(
+            "[kafka]\nbootstrap_servers = \"{servers}\"\n[[instance]]\nname = \"toolbox\"\npath = \"{PATH}\"\n\
+             [[instance.secret]]\nscheme = \"flinks-authenticity-key\"\nlabel = \"a\"\nvalue = \"{SECRET}\"\n"
+        );
+        std::fs::write(&file, format!("{TAUGHT}\n{instance}")).expect("a file is written");
+        let to = |file: &Path, more: &str| {
+            let (file, address) = (file.display(), bridge.address);
+            format!("--config {file} --url-base http://{address} --max-size 4KB --time-scale 1000000 --seed 9 {more}")
+        };
+        let options = to(&file, &format!("--taught 0.7 --count 200 --ledger {ledger}"));
+        let summary = simulate(&options).await.expect("it runs to its end");
+        assert_eq!(summary.all.delivered, 200, "{}", summary.table());
+        let aside = bridge.metric("bridge_ingress_requests_total", &[("event_type", "unknown"), ("outcome", "acked")]);
+        assert_eq!(aside > 20.0, code == 1, "{aside} were set aside");
+
+        let mut audit = std::process::Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
+        audit.args(["audit", "--quiet", "--exclusive", "--possibly-persisted", "0", "--possibly-doubled", "0"]);
+        let audited = audit.arg("--ledger").arg(&ledger).arg("--config").arg(&file).output().expect("the binary runs");
+        let said = String::from_utf8_lossy(&audited.stdout).into_owned();
+        assert_eq!(audited.status.code(), Some(code), "{said}\n{}", String::from_utf8_lossy(&audited.stderr));
+
+        // Without anything taught there is nothing to send.
+        let untaught = folder.path().join("untaught.toml");
+        std::fs::write(&untaught, instance).expect("a file is written");
+        let none = simulate(&to(&untaught, "--taught 0.5")).await;
+        assert!(matches!(&none, Err(Failure::Usage(fault)) if fault.contains("--taught")), "{none:?}");
+        bridge.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_ends_it_with_a_result_and_faults_are_told() {
     let fake = Arc::new(Fake { refusals: 1_000, ..Fake::default() });

@@ -179,6 +179,10 @@ fn quarantined(config: &Config, record: &Record, facts: &mut Facts) -> Result<Re
     }
     let event_type = &config.event_types.types[webhook.event_type()];
     facts.event_type = event_type.name.to_string();
+    if let Some(key) = webhook.key() {
+        // It may have had none when it was set aside.
+        facts.login_id = Some(Bytes::copy_from_slice(key.as_bytes()));
+    }
     let instance = config.instances.iter().find(|instance| instance.name == facts.instance);
     let instance = instance.ok_or(Why::NoInstance)?;
     let reception = Reception {
@@ -335,6 +339,23 @@ mod tests {
             assert_eq!(back.headers, expected.headers);
             assert_eq!(back, expected);
         }
+    }
+
+    #[test]
+    fn a_built_in_type_that_was_taught_a_name_is_found_by_its_key() {
+        let now =
+            config("[[event_type]]\nname = \"pay-event\"\nresponse_type = \"PayEvent\"\nkey = [\"session_id\"]\n");
+        let body = br#"{"ResponseType":"PayEvent","session_id":"s"}"#;
+        let record = set_aside("toolbox", body, &EventTypes::builtin());
+        assert_eq!(record.subject(), None);
+        let before = verdict(&config(""), &record);
+        assert_eq!((&before.back, before.facts.login_id), (&Err(Why::StillUnknown), None));
+        let verdict = verdict(&now, &record);
+        let chosen = Selection { login_ids: vec!["s".to_owned()], ..Selection::default() };
+        assert!(chosen.wants(&verdict.facts), "{:?}", verdict.facts);
+        let (kind, back) = returned(verdict);
+        assert_eq!((&*kind, &*back.topic), ("unknown-type pay-event toolbox", "flinks.pay-events"));
+        assert_eq!((back.key.as_deref(), back.subject().map(|key| &key[..])), (Some(&b"s"[..]), Some(&b"s"[..])));
     }
 
     #[test]

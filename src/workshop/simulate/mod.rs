@@ -1,9 +1,10 @@
 //! Role `simulate`: sends webhooks as Flinks does, to any URL, and keeps a ledger of what it did: the sandbox that
 //! Flinks does not have.
 //!
-//! `population` says what there is to send, `schedule` when and how often, `target` where to and how it is signed,
-//! `client` sends it, `report` counts what came of it. Here is the loop that drives them: it alone decides what is sent
-//! next, so that a webhook has one attempt at a time (but for a duplicate, which is asked for).
+//! `population` says what there is to send, `taught` under which other names, `schedule` when and how often, `target`
+//! where to and how it is signed, `client` sends it, `report` counts what came of it. Here is the loop that drives
+//! them: it alone decides what is sent next, so that a webhook has one attempt at a time (but for a duplicate, which
+//! is asked for).
 //!
 //! In the open loop webhooks arrive at a rate, whether earlier ones were answered or not, and an answer's latency counts
 //! from when its attempt should have begun: a slow bridge cannot slow the measurement down. In the closed loop each of
@@ -18,6 +19,7 @@ mod population;
 mod report;
 mod schedule;
 mod target;
+mod taught;
 
 use std::collections::BinaryHeap;
 use std::fs::File;
@@ -40,7 +42,8 @@ use self::population::{Kind, Plan, Population};
 use self::report::Tally;
 pub use self::report::{Latency, Row, Run, Summary};
 use self::schedule::{APART, Arrivals, DUPLICATE, attempts, compressed};
-use self::target::{Target, Where};
+use self::target::{Target, Where, share};
+use self::taught::Taught;
 use crate::config;
 use crate::signature::ContentHash;
 use crate::tls::HandshakeError;
@@ -95,6 +98,10 @@ struct What {
     /// attempt on.
     #[arg(long, value_name = "NAME=SHARE,...", default_value = "", hide_default_value = true)]
     misbehave: Shares,
+    /// Share of webhooks under the names that --config teaches their event types: values, members and places of keys,
+    /// in every combination. A body that would be larger than --max-size stays as it is.
+    #[arg(long, value_name = "SHARE", requires = "config", value_parser = share)]
+    taught: Option<f64>,
 }
 
 fn max_size(text: &str) -> Result<usize, String> {
@@ -199,7 +206,14 @@ impl Pace {
 /// cannot be written.
 pub async fn run(options: Simulate, shutdown: CancellationToken) -> Result<Summary, Failure> {
     let Simulate { place, what, pace, told } = options;
-    let targets = place.targets().map_err(Failure::Usage)?;
+    let (targets, event_types) = place.targets().map_err(Failure::Usage)?;
+    // Also with a share of none: a place that was taught may hold another key of a known body.
+    let taught = Taught::of(&event_types, what.taught.unwrap_or(0.0));
+    if what.taught.is_some() && taught.is_none() {
+        return Err(Failure::Usage(
+            "--taught: no settings of --config teach a built-in event type anything".to_owned(),
+        ));
+    }
     let began = SystemTime::now();
     // Short enough to be typed again, and for tools that read JSON's numbers as floating point.
     let seed =
@@ -209,9 +223,15 @@ pub async fn run(options: Simulate, shutdown: CancellationToken) -> Result<Summa
     if !told.quiet {
         let to: Vec<String> = targets.iter().map(|t| format!("{} at {}", t.instance, t.endpoint)).collect();
         eprintln!("seed {seed}, to {}", to.join(", "));
+        if let Some(taught) = taught.as_ref().filter(|_| what.taught.is_some()) {
+            eprintln!("taught, forms by event type: {}", taught.describe());
+        }
     }
 
-    let population = Population::new(seed, what.max_size, what.misbehave);
+    let mut population = Population::new(seed, what.max_size, what.misbehave);
+    if let Some(taught) = taught {
+        population = population.with(taught);
+    }
     let sender = Arc::new(Sender { population, targets, journal, patience: place.patience, ids: AtomicU64::new(0) });
     let (tally, unfinished, elapsed) = drive(&sender, &pace, told.quiet, shutdown).await?;
 

@@ -14,6 +14,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::misbehave::{Misbehaviour, Shares};
+use super::taught::Taught;
 
 /// Webhooks in a block.
 pub const BLOCK: u64 = 16;
@@ -78,6 +79,7 @@ pub struct Population {
     seed: u64,
     max_size: usize,
     shares: Shares,
+    taught: Option<Taught>,
 }
 
 /// A webhook before it is made: cheap to have for any index.
@@ -128,7 +130,12 @@ enum Part {
 impl Population {
     /// The population of a seed, with bodies of at most `max_size` bytes and this share of misbehaving senders.
     pub fn new(seed: u64, max_size: usize, shares: Shares) -> Population {
-        Population { seed, max_size: max_size.clamp(SMALLEST_LIMIT, LARGEST), shares }
+        Population { seed, max_size: max_size.clamp(SMALLEST_LIMIT, LARGEST), shares, taught: None }
+    }
+
+    /// The same with some bodies under names that were taught.
+    pub fn with(self, taught: Taught) -> Population {
+        Population { taught: Some(taught), ..self }
     }
 
     /// What the webhook of this index will be.
@@ -188,6 +195,14 @@ impl Population {
             }
             (_, Part::Fraud) => (fraud_alert(&login, &mut rng), login),
         };
+        if !matches!(plan.kind, Kind::BrokenJson | Kind::UnknownType)
+            && let Some(taught) = &self.taught
+        {
+            let mut dice = self.rng(plan.index, Stream::Names);
+            let dice = (dice.unit(), dice.unit());
+            let (body, key) = taught.write(plan.kind.event_type(), dice, body, key, self.max_size);
+            return Webhook { key: Some(key), body: body.into_bytes() };
+        }
         let mut body = body.into_bytes();
         if plan.kind != Kind::BrokenJson {
             return Webhook { key: Some(key), body };
@@ -466,6 +481,7 @@ enum Stream {
     Holders,
     Request,
     Borrower,
+    Names,
 }
 
 struct Accounts {

@@ -12,6 +12,7 @@ use crate::config::{self, Authentication, Config, Needs, NotJson, SecretSource};
 use crate::error::chain;
 use crate::signature::{Form, Scheme, Secret, sign};
 use crate::tls;
+use crate::webhook::EventTypes;
 use crate::workshop::ledger::Expect;
 
 /// Where to.
@@ -66,7 +67,7 @@ pub struct Where {
     pub patience: Duration,
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(super) fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
@@ -91,11 +92,11 @@ struct Key {
 }
 
 impl Where {
-    /// The targets, at least one.
+    /// The targets, at least one, and the event types that they know.
     ///
     /// # Errors
     /// Every fault found, one a line: of the command line, the settings, a secret or an authority.
-    pub fn targets(&self) -> Result<Vec<Target>, String> {
+    pub fn targets(&self) -> Result<(Vec<Target>, EventTypes), String> {
         let secure = |url: &Option<String>| url.as_ref().is_some_and(|url| url.starts_with("https:"));
         let tls = if secure(&self.url) || secure(&self.url_base) {
             let fault = |error: tls::TlsError| format!("--cacert: {}", chain(&error));
@@ -103,8 +104,8 @@ impl Where {
         } else {
             None
         };
-        let targets = match (&self.url, &self.config, &self.url_base) {
-            (Some(url), _, _) => vec![self.by_flags(url, tls.as_ref())?],
+        let (targets, event_types) = match (&self.url, &self.config, &self.url_base) {
+            (Some(url), _, _) => (vec![self.by_flags(url, tls.as_ref())?], EventTypes::builtin()),
             (None, Some(file), Some(base)) => self.by_settings(file, base, tls.as_ref())?,
             _ => return Err("--url, or --config and --url-base, are required".to_owned()),
         };
@@ -112,7 +113,7 @@ impl Where {
         if self.old_share > 0.0 && !one_old {
             return Err("--old-share: there is no old secret".to_owned());
         }
-        Ok(targets)
+        Ok((targets, event_types))
     }
 
     fn by_flags(&self, url: &str, tls: Option<&tls::Client>) -> Result<Target, String> {
@@ -158,7 +159,7 @@ impl Where {
         file: &std::path::Path,
         base: &str,
         tls: Option<&tls::Client>,
-    ) -> Result<Vec<Target>, String> {
+    ) -> Result<(Vec<Target>, EventTypes), String> {
         let loaded =
             Config::load(Some(file), &config::variables(), Needs::WEBHOOKS).map_err(|faults| faults.to_string())?;
         let mut targets = Vec::new();
@@ -196,7 +197,7 @@ impl Where {
         if let Some(unknown) = unknown.first() {
             return Err(format!("--instance: {} has no instance `{unknown}`", file.display()));
         }
-        Ok(targets)
+        Ok((targets, loaded.config.event_types))
     }
 }
 
