@@ -90,6 +90,7 @@ ready_at=$(date +%s%N)
 started=$(date -d "$(docker inspect --format '{{.State.StartedAt}}' "$(docker compose ps -q ingress)")" +%s%N)
 say "ingress ready $(((ready_at - started) / 1000000)) ms after its container's start, $(((ready_at - began) / 1000000)) ms after the command"
 metric() { curl -fsS "$admin/metrics" | awk -v name="$1" '$1 ~ "^" name "(\\{|$)" { sum += $2 } END { printf "%d\n", sum }'; }
+[[ $(metric bridge_ingress_rescue_usable) == 1 ]] || die 'the ingress cannot use the volume for what is sent once'
 say "ingress idle: $(($(metric process_resident_memory_bytes) / 1048576)) MiB resident"
 
 # ---- a thousand webhooks, and a node killed meanwhile -------------------------------------------------------------------

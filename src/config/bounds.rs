@@ -22,6 +22,8 @@ const FETCHED: (u64, u64) = (16 << 20, 4 << 20);
 const ANSWER: u64 = 4 << 20;
 /// A link in the table of role `link`, with what the table needs while it grows (`link::table`).
 const LINK: u64 = 340;
+/// What waits for the disk, and what comes from it (`rescue`).
+const RESCUE: u64 = (16 + 8) << 20;
 /// librdkafka's `batch.size`: the largest request of more than one record.
 const BATCH: u64 = 1_000_000;
 
@@ -40,7 +42,8 @@ pub struct Memory {
     /// What is sure to be taken under load: the byte budget, the process, and what lies between bodies of all sizes, which
     /// is taken to be no more than a largest record.
     pub sure: u64,
-    /// What may be taken on top: connections, requests under way to brokers, what was fetched ahead.
+    /// What may be taken on top: connections, requests under way to brokers, what was fetched ahead, what waits for a
+    /// disk.
     pub beside: u64,
 }
 
@@ -71,9 +74,10 @@ impl Config {
         let connection = if ingress.tls.is_some() { CONNECTION.1 } else { CONNECTION.0 };
         // A copy, at worst not smaller than the record, for each broker; the small lane's requests are a batch each.
         let under_way = brokers * (largest_record(ingress.body_limit) as u64 + BATCH);
+        let rescue = if ingress.rescue.directory.is_some() { RESCUE } else { 0 };
         Memory {
             sure: ingress.bytes_in_flight as u64 + ingress.body_limit as u64 + PROCESS,
-            beside: ingress.max_connections as u64 * connection + under_way,
+            beside: ingress.max_connections as u64 * connection + under_way + rescue,
         }
     }
 

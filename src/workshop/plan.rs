@@ -55,6 +55,9 @@ const PARTITIONS: f64 = 12.0;
 const SEGMENT: f64 = 86_400.0;
 /// A pod's memory limit is above the sum of its bounds by so much, and a multiple of so many bytes.
 const MEMORY_MARGIN: (f64, f64) = (1.1, 64.0 * MIB);
+/// What a file of a record takes on disk: a block. Pay events have 240 to 450 B (`tests/payloads`), key and headers come
+/// on top, so none is larger.
+const FILE: f64 = 4096.0;
 /// Kafka's default for `socket.request.max.bytes` of a broker.
 const BROKER_REQUEST: usize = 104_857_600;
 
@@ -83,6 +86,12 @@ pub struct Plan {
     /// Pods of the ingress. The load must be carried when one of them is away.
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub pods: u32,
+    /// Of these webhooks, how many a second are sent only once (ingress.rescue.event_types). Their disk is worked out.
+    #[arg(long, value_name = "NUMBER", value_parser = rate)]
+    pub sent_once: Option<f64>,
+    /// For how long Kafka may be away until the disk for what is sent once is full.
+    #[arg(long, value_name = "TIME", default_value = "4h", value_parser = humantime::parse_duration)]
+    pub outage: Duration,
     /// Configuration file whose settings are in use; without it, the defaults are. Variables override
     /// both.
     #[arg(long, value_name = "FILE")]
@@ -150,6 +159,8 @@ struct Load {
     retention: Duration,
     replicas: i32,
     pods: u32,
+    /// Webhooks a second that are sent only once, and for how long they are to be kept on disk.
+    once: Option<(f64, Duration)>,
 }
 
 impl Load {
@@ -169,7 +180,11 @@ impl Load {
             Some(mean) => mean as f64,
             None => (p99 as f64 * MEAN_OF_P99).ceil(),
         };
-        Ok(Load { rate, mean, mean_assumed: options.mean_size.is_none(), p99, retention, replicas, pods })
+        if let Some(once) = options.sent_once.filter(|once| *once > rate) {
+            return Err(format!("--sent-once {once} is above --rate {rate}, of which it is a part"));
+        }
+        let once = options.sent_once.map(|once| (once, options.outage));
+        Ok(Load { rate, mean, mean_assumed: options.mean_size.is_none(), p99, retention, replicas, pods, once })
     }
 
     /// Pods that carry the load when one is away.
@@ -267,6 +282,7 @@ fn plan(load: &Load, config: &Config) -> Planned {
     body_limit(&mut planned, load, config, &mut wanted);
     let held = budget(&mut planned, load, config, &mut wanted);
     let partitions = shapes(&mut planned, load, config, &mut wanted);
+    let on_disk = rescue(&mut planned, load, config, &mut wanted);
     planned.settings = settings(config, &wanted);
 
     let Load { rate, mean, p99, replicas, pods, .. } = *load;
@@ -303,8 +319,9 @@ fn plan(load: &Load, config: &Config) -> Planned {
     let most = wanted.ingress_memory(brokers).most();
     let ingress = &wanted.ingress;
     let tls = if ingress.tls.is_some() { "36 KiB with TLS" } else { "30 KiB without TLS" };
+    let disk = if ingress.rescue.directory.is_some() { " + 24 MiB to and from the disk" } else { "" };
     let formula = format!(
-        "{} budget + {} body limit + 24 MiB + {} connections x {tls} + {brokers} brokers x ({} + 64 KiB + 1 MB)",
+        "{} budget + {} body limit + 24 MiB + {} connections x {tls} + {brokers} brokers x ({} + 64 KiB + 1 MB){disk}",
         mib(ingress.bytes_in_flight as u64),
         mib(ingress.body_limit as u64),
         ingress.max_connections,
@@ -340,6 +357,9 @@ fn plan(load: &Load, config: &Config) -> Planned {
     );
     let connections = held.connections.max(1);
     add(group, "connections", "connections", connections as f64, connections.to_string(), formula);
+    if let Some((bytes, formula)) = on_disk {
+        add(group, "rescue_bytes", "disk for what is sent once", bytes, decimal(bytes), formula);
+    }
     let inbound = load.bytes() * 8.0 / serving;
     let formula = format!("{rate}/s x {} x 8 / {serving} left", decimal(mean));
     add(group, "inbound_bits_per_second", "from Flinks", inbound, mbit(inbound), formula);
@@ -485,6 +505,27 @@ fn budget(planned: &mut Planned, load: &Load, config: &Config, wanted: &mut Conf
     held
 }
 
+/// The disk of each pod for what is sent once, and how that is worked out.
+fn rescue(planned: &mut Planned, load: &Load, config: &Config, wanted: &mut Config) -> Option<(f64, String)> {
+    let (rate, outage) = load.once?;
+    let shown = humantime::format_duration(outage);
+    let bytes = (rate * outage.as_secs_f64() / load.serving()).ceil() * FILE;
+    let used = &config.ingress.rescue;
+    if used.directory.is_none() {
+        let what = "not set: what is sent once is lost where Kafka does not take it";
+        planned.find(Severity::Warning, "ingress.rescue.directory", what, "one on a disk that outlives the process");
+    }
+    let needed = whole_mib(bytes).min(1 << 30 << 20) as usize;
+    if needed > used.max_bytes {
+        wanted.ingress.rescue.max_bytes = needed;
+        let what = format!("{} is full before {shown} are over", show_size(used.max_bytes));
+        let todo = format!("ingress.rescue.max_bytes = \"{}\", and a disk of that size", show_size(needed));
+        planned.find(Severity::Warning, "ingress.rescue.max_bytes", what, todo);
+    }
+    let formula = format!("{rate}/s x {shown} x a block of 4 KiB a file / {} left", load.serving());
+    Some((bytes, formula))
+}
+
 /// What the topics must look like. Returns the partitions of each that webhooks go to.
 fn shapes(planned: &mut Planned, load: &Load, config: &Config, wanted: &mut Config) -> i32 {
     let (records, bytes) = CONSUMER;
@@ -580,6 +621,7 @@ fn settings(used: &Config, wanted: &Config) -> Vec<(String, String, String)> {
     set("ingress", "bytes_in_flight", size(from.bytes_in_flight), size(to.bytes_in_flight));
     set("ingress", "small_reserve", size(from.small_reserve), size(to.small_reserve));
     set("ingress", "max_connections", from.max_connections.to_string(), to.max_connections.to_string());
+    set("ingress.rescue", "max_bytes", size(from.rescue.max_bytes), size(to.rescue.max_bytes));
     let (from, to) = (&used.topic_shapes, &wanted.topic_shapes);
     set("topics", "replication", from.replication.to_string(), to.replication.to_string());
     let min_insync = |shapes: &config::TopicShapes| shapes.min_insync_replicas.to_string();
@@ -802,7 +844,7 @@ mod tests {
     /// The example of `deploy/OPERATE.md`, "Size it".
     fn example() -> Load {
         let (p99, mean) = (2_000_000, 35_000.0);
-        Load { rate: 200.0, mean, mean_assumed: false, p99, retention: 7 * DAY, replicas: 3, pods: 2 }
+        Load { rate: 200.0, mean, mean_assumed: false, p99, retention: 7 * DAY, replicas: 3, pods: 2, once: None }
     }
 
     fn figures(planned: &Planned) -> BTreeMap<String, f64> {
@@ -961,6 +1003,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_sent_once_takes_disk_and_memory() {
+        let load = Load { rate: 10.0, pods: 3, once: Some((10.0, DAY)), ..example() };
+        let planned = plan(&load, &config(""));
+        // 10/s x 86400 s x 4096 B / 2 = 1.77 GB, which is 1687.5 MiB
+        assert_eq!(figures(&planned)["per_pod.rescue_bytes"], 1_769_472_000.0);
+        let missing =
+            [(Severity::Warning, "ingress.rescue.directory"), (Severity::Warning, "ingress.rescue.max_bytes")];
+        assert_eq!(found(&planned), missing);
+        assert!(planned.toml().contains("[ingress.rescue]\nmax_bytes = \"1688MiB\"\n"), "{}", planned.toml());
+        let directory = "[ingress.rescue]\ndirectory = \"rescue\"\n";
+        let with_disk = plan(&load, &config(&format!("{directory}max_bytes = \"1688MiB\"\n")));
+        assert_eq!((found(&with_disk), with_disk.exit_code()), (vec![], 0), "{}", with_disk.text());
+        let memory = |planned: &Planned| figures(planned)["per_pod.memory_bytes"];
+        assert_eq!(memory(&with_disk) - memory(&planned), 24.0 * MIB);
+        assert_eq!(memory(&plan(&example(), &config(directory))) - memory(&planned), 24.0 * MIB);
+    }
+
     /// As many pods as it asks for are enough, and one less is not.
     #[test]
     fn the_pods_that_are_asked_for_are_enough() {
@@ -992,6 +1052,8 @@ mod tests {
             retention: DAY,
             replicas: 3,
             pods: 2,
+            sent_once: None,
+            outage: DAY,
             config: None,
             json: false,
         };
@@ -1003,6 +1065,8 @@ mod tests {
             assert!(told.starts_with("--mean-size ") && told.contains(fault), "{told}");
         }
         assert!(Load::of(&options(Some(20_000))).is_ok() && Load::of(&options(Some(2_000_000))).is_ok());
+        let told = Load::of(&Plan { sent_once: Some(1.5), ..options(None) }).expect_err("more than all");
+        assert!(told.starts_with("--sent-once 1.5 is above --rate 1"), "{told}");
         for bad in ["0", "-1", "1e9", "NaN", "inf", "many", ""] {
             assert!(rate(bad).is_err(), "{bad}");
         }
@@ -1051,7 +1115,7 @@ mod tests {
         (rate, size, 0.01..1.0_f64, 1..3_650_u32, 1..=100_i32, 1..50_u32).prop_map(
             |(rate, p99, share, days, replicas, pods)| {
                 let mean = (p99 as f64 * share).ceil();
-                Load { rate, mean, mean_assumed: false, p99, retention: days * DAY, replicas, pods }
+                Load { rate, mean, mean_assumed: false, p99, retention: days * DAY, replicas, pods, once: None }
             },
         )
     }

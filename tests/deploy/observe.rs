@@ -87,7 +87,7 @@ fn main() -> ExitCode {
     );
     run.fault("a key that Flinks does not take any more", &["FlinksRefusesUs"], key);
     run.fault("the Flinks API away", &["FlinksAway"], flinks);
-    run.fault("the topic of Pay events deleted", &["TopicMissing", "PayEventLost"], topic);
+    run.fault("the topic of Pay events deleted", &["TopicMissing", "PayEventLost", "RescueFails"], topic);
     run.fault("every broker hangs", &["IngressNotReady", "WebhooksUnavailable", "RecordsPossiblyTwice"], brokers);
     run.recover();
     let faults = run.judge();
@@ -438,6 +438,10 @@ reload_interval = "1s"
 [ingress.tls]
 certificate = "tls.crt"
 private_key = "tls.key"
+# Room for a few events: the disk is full at once, and the others are lost.
+[ingress.rescue]
+directory = "rescue"
+max_bytes = "4KiB"
 [flinks]
 poll_interval = "1s"
 [[instance]]

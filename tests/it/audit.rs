@@ -544,6 +544,106 @@ const CASES: &[Case] = &[
     ),
 ];
 
+/// What is sent once: how an attempt of each ended, and which records of it are there, from disk or not.
+const ONCE: &[Case] = &[
+    (
+        "published from disk, after a 503, after none and after a 200 that a crash has overtaken",
+        |scene| {
+            for (number, end) in [(1, UNAVAILABLE), (2, End::Cut), (3, OK)] {
+                scene.attempt(&pay(number), Expect::Stored, end);
+                if end == OK {
+                    scene.store(&pay(number));
+                }
+                from_disk(scene, &pay(number));
+            }
+        },
+        &["--rescued", "pay-event", "--possibly-persisted", "0", "--possibly-doubled", "0", "--exclusive"],
+        0,
+        "kept=3 rescued=2",
+    ),
+    (
+        "stored after all, published from disk twice, and sent again",
+        |scene| {
+            scene.attempt(&pay(1), Expect::Stored, UNAVAILABLE);
+            scene.sent(&pay(1));
+            scene.store(&pay(1));
+            set(scene.store(&pay(1)), header::TIME, Some("2026-01-01T00:00:00.000Z"));
+            (0..2).for_each(|_| from_disk(scene, &pay(1)));
+        },
+        &["--possibly-persisted", "1", "--possibly-doubled", "0"],
+        0,
+        "kept=3",
+    ),
+    (
+        "a second record of a 200 beside one from disk",
+        |scene| {
+            scene.sent(&pay(1));
+            scene.store(&pay(1));
+            set(scene.store(&pay(1)), header::TIME, Some("2026-01-01T00:00:00.000Z"));
+            from_disk(scene, &pay(1));
+        },
+        &["--possibly-doubled", "0"],
+        1,
+        "kept=3 unexplained=1",
+    ),
+    (
+        "a 200 has a record of its own",
+        |scene| {
+            scene.attempt(&pay(1), Expect::Stored, UNAVAILABLE);
+            scene.sent(&pay(1));
+            from_disk(scene, &pay(1));
+        },
+        &[],
+        1,
+        "fewer-than-answered=1 kept=2",
+    ),
+    (
+        "from disk, and was refused",
+        |scene| {
+            scene.attempt(&pay(1), Expect::Stored, UNAUTHORIZED);
+            from_disk(scene, &pay(1));
+        },
+        &["--possibly-doubled", "0"],
+        1,
+        "kept=2 unanswered=1 unexplained=1",
+    ),
+    (
+        "answered 503 or not at all, and neither kept nor there",
+        |scene| {
+            for (number, end) in [(1, UNAVAILABLE), (2, End::Cut), (3, End::TimedOut)] {
+                scene.attempt(&pay(number), Expect::Stored, end);
+            }
+            // What was not sent whole, was refused, or is of another type.
+            scene.attempt(&pay(4), Expect::Unsure, End::Cut);
+            scene.attempt(&pay(5), Expect::Stored, End::NoConnection);
+            scene.attempt(&pay(6), Expect::Refused, UNAUTHORIZED);
+            scene.attempt(&kyc("c", 7), Expect::Stored, UNAVAILABLE);
+        },
+        &["--rescued", "pay-event"],
+        1,
+        "kept=2 neither-nor=4 not-rescued=3",
+    ),
+    (
+        "the same, and nobody asks for it",
+        |scene| scene.attempt(&pay(1), Expect::Stored, UNAVAILABLE),
+        &["--rescued", "kyc"],
+        0,
+        "kept=2 neither-nor=1",
+    ),
+];
+
+fn pay(number: u64) -> Vec<u8> {
+    format!(r#"{{"sessionId":"session-{number}","status":"COMPLETED"}}"#).into_bytes()
+}
+
+/// As the disk of an ingress has it: with the `ce_time` of its first publish.
+fn from_disk(scene: &mut Scene, body: &[u8]) {
+    let same = scene.records.iter().find(|record| record.payload == body).cloned();
+    let mut record = same.unwrap_or_else(|| record_of(INSTANCE, body));
+    set(&mut record, header::RESCUED, Some("true"));
+    scene.records.push(record);
+}
+
 /// Two bodies answered 503 and then 200, there twice each.
 fn two_after_503(scene: &mut Scene) {
     for number in [3, 4] {
@@ -571,6 +671,23 @@ fn every_fault_is_found_and_nothing_else_is_called_one() {
             scope.spawn(move || cases.iter().for_each(check));
         }
     });
+}
+
+#[test]
+fn what_comes_from_disk_is_told_apart_and_asked_for() {
+    ONCE.iter().for_each(check);
+    // Each missing one is named.
+    let mut scene = Scene::new();
+    scene.sent(&kyc("a", 1));
+    scene.attempt(&pay(1), Expect::Stored, UNAVAILABLE);
+    scene.store(&kyc("a", 1));
+    let cluster = mock_cluster(1);
+    publish(&cluster.bootstrap_servers(), &scene.records);
+    let (_directory, ledger) = written(&scene.text());
+    let (_, report) = audit(&ledger, &cluster.bootstrap_servers(), &["--rescued", "pay-event"]);
+    let named = &report["examples"]["not-rescued"][0];
+    assert_eq!(named["ce_id"], format!("{INSTANCE}:{}", hex(&ContentHash::of(&pay(1)))), "{report:#}");
+    assert_eq!((&named["topic"], &named["detail"]), (&"flinks.pay-events".into(), &"answered 503".into()));
 }
 
 fn check((name, make_up, more, code, expected): &Case) {
@@ -843,8 +960,9 @@ fn ledgers_at_fault() {
 fn the_command_line_at_fault() {
     let (_directory, ledger) = written(&Scene::new().text());
     let ledger = ledger.to_str().expect("UTF-8");
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 9] = [
         &[],
+        &["--ledger", ledger, "--brokers", "127.0.0.1:1", "--rescued", "pay-events"],
         &["--ledger", ledger, "--brokers", "127.0.0.1:1", "--metrics", "127.0.0.1:9464"],
         &["--ledger", ledger, "--brokers", "127.0.0.1:1", "--metrics", "http://user:word@127.0.0.1:9464/metrics"],
         &["--brokers", "127.0.0.1:1"],
@@ -1021,7 +1139,7 @@ fn what_compaction_took_cannot_be_told() {
     transaction(BaseRecord::to(QUARANTINE).key("another").payload("{}"));
     let (code, counts, why) = audited();
     assert_eq!((code, &*counts), (69, "foreign=1 kept=2"), "{why}");
-    let told = "topic flinks.quarantine: compacted, and offsets are missing; of 1 bodies answered 200";
+    let told = "topic flinks.quarantine: compacted, and offsets are missing; of 1 bodies that have to be there";
     assert!(why.contains(told), "{why}");
 
     cluster.alter_topic(QUARANTINE, "cleanup.policy", "delete");

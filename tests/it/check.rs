@@ -1,7 +1,7 @@
 //! Role `check`: broken set-ups, each of which must be named rightly and alone, and good ones.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -70,7 +70,12 @@ impl Setup {
                 ("AUTHORIZE_KEY".to_owned(), AUTHORIZE_KEY.to_owned()),
                 ("API_KEY".to_owned(), API_KEY.to_owned()),
             ],
-            machine: Machine { root: directory.path().join("root"), open_files: Some(20_000), now: SystemTime::now() },
+            machine: Machine {
+                root: directory.path().join("root"),
+                open_files: Some(20_000),
+                user: fs::metadata(directory.path()).expect("a directory").uid(),
+                now: SystemTime::now(),
+            },
             options: Check { config: None, whom: Whom::All, offline: false, json: false },
             directory,
         };
@@ -98,6 +103,19 @@ impl Setup {
     /// Adds to `[kafka.properties]`.
     fn properties(&mut self, properties: &str) {
         self.replace("[ingress]\n", &format!("[kafka.properties]\n{properties}\n[ingress]\n"));
+    }
+
+    /// Sets `[ingress.rescue]` for an instance that takes Pay events.
+    fn rescue(&mut self, settings: &str) {
+        self.replace("[ingress.tls]\n", &format!("[ingress.rescue]\n{settings}\n[ingress.tls]\n"));
+        self.replace("\"flinks-authenticity-key\"", "\"x-webhook-signature\"");
+    }
+
+    /// Makes the directory `rescue`.
+    fn rescue_directory(&self, mode: u32) {
+        let directory = self.directory.path().join("rescue");
+        fs::create_dir(&directory).expect("a directory is made");
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode)).expect("it is ours");
     }
 
     fn made(&self, name: &str) -> String {
@@ -322,6 +340,78 @@ async fn what_is_broken_without_a_network_is_named() {
             &[(Warning, Area::Memory, "and may take 400 MiB (the control group's memory.limit_in_bytes)")],
         ),
         (
+            "no disk for what is sent once",
+            |setup| setup.rescue(""),
+            &[(Warning, Area::Disk, "no ingress.rescue.directory: pay-event, which is sent once, is lost")],
+        ),
+        (
+            "no disk for another type that is sent once",
+            |setup| {
+                setup.rescue("event_types = [\"kyc\"]");
+                setup.replace("\"x-webhook-signature\"", "\"flinks-authenticity-key\"");
+            },
+            &[(
+                Warning,
+                Area::Disk,
+                "kyc, which is sent once, is lost where Kafka does not take it (instance toolbox)",
+            )],
+        ),
+        ("nothing is sent once", |setup| setup.rescue("event_types = []"), &[]),
+        ("a disk that is made", |setup| setup.rescue("directory = \"rescue\""), &[]),
+        (
+            "a disk that is there",
+            |setup| {
+                setup.rescue("directory = \"rescue\"");
+                setup.rescue_directory(0o700);
+            },
+            &[],
+        ),
+        (
+            "a disk that is not mounted",
+            |setup| setup.rescue("directory = \"mounted/rescue\""),
+            &[(Error, Area::Disk, "nothing would be kept")],
+        ),
+        (
+            "a file in the place of a disk",
+            |setup| setup.rescue("directory = \"secret.txt\""),
+            &[(Error, Area::Disk, "secret.txt: is no directory")],
+        ),
+        (
+            "a disk that is everybody's, and somebody else's",
+            |setup| {
+                setup.rescue("directory = \"rescue\"");
+                setup.rescue_directory(0o755);
+                setup.machine.user += 1;
+            },
+            &[
+                (Warning, Area::Disk, "every user of this machine may look into it"),
+                (Warning, Area::Disk, "rescue: belongs to user "),
+            ],
+        ),
+        (
+            "a disk that is too small",
+            |setup| setup.rescue("directory = \"rescue\"\nmax_bytes = \"1048576GiB\""),
+            &[(Warning, Area::Disk, "MiB are free, and ingress.rescue.max_bytes is ")],
+        ),
+        (
+            "a disk that is memory",
+            |setup| {
+                setup.rescue("directory = \"rescue\"");
+                let there = fs::canonicalize(setup.directory.path()).expect("a directory");
+                let mounts = format!("none / overlay rw 0 0\nnone {} tmpfs rw 0 0\n", there.display());
+                setup.write("root/proc/self/mounts", &mounts, 0o644);
+            },
+            &[(Warning, Area::Disk, "lies in memory")],
+        ),
+        (
+            "a disk that goes with its container",
+            |setup| {
+                setup.rescue("directory = \"rescue\"");
+                setup.write("root/proc/self/mounts", "none / overlay rw 0 0\nnone /var ext4 rw 0 0\n", 0o644);
+            },
+            &[(Warning, Area::Disk, "lies in the container's own layer")],
+        ),
+        (
             "few open files",
             |setup| setup.machine.open_files = Some(1024),
             &[(Warning, Area::Files, "1024 files may be open (hard limit), 10300 are needed")],
@@ -417,6 +507,22 @@ async fn an_rsa_certificate_is_noted_and_another_is_not() {
 }
 
 /// Each role is looked at for what it needs, and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_signs_is_not_kept_and_only_the_ingress_has_a_disk() {
+    let mut setup = Setup::new("127.0.0.1:1", "http://127.0.0.1:1");
+    setup.options.offline = true;
+    setup.rescue("directory = \"rescue\"");
+    setup.toml.push_str("[[instance]]\nname = \"open\"\npath = \"/open\"\nauthentication = \"none\"\n");
+    let findings = setup.check().await;
+    let of_disk: Vec<_> = findings.0.iter().filter(|finding| finding.area == Area::Disk).collect();
+    let told: Vec<_> =
+        of_disk.iter().map(|finding| (finding.severity, finding.what.contains("instance open"))).collect();
+    assert_eq!(told, [(Severity::Ok, false), (Severity::Note, true)], "{}", findings.text());
+    setup.options.whom = Whom::Enrich;
+    let findings = setup.check().await;
+    assert!(findings.0.iter().all(|finding| finding.area != Area::Disk), "{}", findings.text());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_is_checked_for_its_own_needs() {
     for (whom, certificate, memory) in [

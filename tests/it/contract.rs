@@ -291,7 +291,7 @@ fn everywhere(value: &mut Value, change: Change) {
     change(value);
 }
 
-/// Records that `dev` has no occasion for: recovered ones, orders, redriven ones, tombstones.
+/// Records that `dev` has no occasion for: recovered ones, orders, rescued and redriven ones, tombstones.
 fn others(facts: &mut Facts, config: &Config) {
     let types = EventTypes::builtin();
     let recovered = |file: &str, event_type: &str, id: &str| {
@@ -322,6 +322,11 @@ fn others(facts: &mut Facts, config: &Config) {
     };
     let redriven = DeadLetter::parse(&record).expect("a dead letter").into_order();
     facts.good("redriven order", &stored(&redriven.into_record(&config.own_topics.retry[0].as_str().into())));
+    let mut rescued = facts.of("flinks.pay-events");
+    rescued.headers.insert(header::RESCUED.to_owned(), "true".to_owned());
+    facts.good("rescued Pay", &rescued);
+    rescued.headers.insert(header::RESCUED.to_owned(), "1".to_owned());
+    facts.bad("rescued = 1", &rescued);
     let mut redriven = facts.of("flinks.kyc");
     redriven.headers.insert(header::REDRIVEN.to_owned(), "1".to_owned());
     facts.good("redriven webhook", &redriven);

@@ -36,6 +36,8 @@ const FETCHED_AT_ONCE: usize = 4 * MIB;
 const ANSWER: usize = 4 * MIB;
 /// What each of the two consumers of orders holds, beside what it has fetched ahead, twice that (`config::consume`).
 const ORDERS: usize = 2 * MIB;
+/// What waits for the disk, and what comes from it (`config::bounds`).
+const RESCUE: usize = 24 * MIB;
 /// Links that role link holds, and what they take (`link::table`): each, and while the table grows.
 const LINKS: usize = 1_000_000;
 const LINK: usize = 290;
@@ -110,6 +112,22 @@ fn lay_over(base: &mut Value, patch: &Value) {
     }
 }
 
+/// Carries out a JSON patch; of a spec, so that what it does to the rest is left to kustomize.
+fn operate(spec: &mut Value, operations: &[Value]) {
+    for operation in operations {
+        let Some(path) = text(&operation["path"]).strip_prefix("/spec") else { continue };
+        let (parent, last) = path.rsplit_once('/').expect("a path in the spec");
+        let parent = spec.pointer_mut(parent).unwrap_or_else(|| panic!("{path} is not there"));
+        match (text(&operation["op"]), parent) {
+            ("add", Value::Array(list)) if last == "-" => list.push(operation["value"].clone()),
+            ("add", Value::Object(map)) => drop(map.insert(last.to_owned(), operation["value"].clone())),
+            ("remove", Value::Object(map)) => drop(map.remove(last).expect("it is there")),
+            ("replace", Value::Object(map)) => *map.get_mut(last).expect("it is there") = operation["value"].clone(),
+            (op, _) => panic!("{op} of {path} is nothing that this test carries out"),
+        }
+    }
+}
+
 fn array(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
@@ -151,9 +169,30 @@ impl Workload {
         match self.role {
             "ingress" => Needs::WEBHOOKS,
             "enrich" => Needs::ENRICH,
-            "link" | "topics" => Needs::NEITHER,
+            "link" | "topics" | "rescue" => Needs::NEITHER,
             role => panic!("{role} is no role here"),
         }
+    }
+
+    /// Whether it runs to an end.
+    fn is_job(&self) -> bool {
+        ["topics", "rescue"].contains(&self.role)
+    }
+
+    /// The Kafka user that it logs in as, and the Secret with that one's password.
+    fn user(&self) -> String {
+        let whose = if self.role == "rescue" { "ingress" } else { self.role };
+        format!("flinks-bridge-{whose}")
+    }
+
+    /// The disk that it has: the volume's name and where it is mounted.
+    fn disk(&self) -> Option<(&str, &Path)> {
+        let templates = array(&self.spec["volumeClaimTemplates"]).iter().map(|claim| &claim["metadata"]["name"]);
+        let volumes = array(&self.pod()["volumes"]).iter();
+        let claimed = volumes.filter(|volume| !volume["persistentVolumeClaim"].is_null()).map(|volume| &volume["name"]);
+        let name = templates.chain(claimed).next()?;
+        let mount = array(&self.container()["volumeMounts"]).iter().find(|mount| mount["name"] == *name);
+        Some((text(name), Path::new(text(&mount.expect("it is mounted")["mountPath"]))))
     }
 
     /// The Secrets that it mounts.
@@ -169,7 +208,8 @@ impl Workload {
         let root = tempfile::tempdir().expect("a directory");
         let there = root.path().display().to_string();
         let moved = |text: &str| text.replace("/etc/flinks-bridge", &there);
-        for mount in array(&self.container()["volumeMounts"]) {
+        let disk = self.disk().map(|(name, _)| name);
+        for mount in array(&self.container()["volumeMounts"]).iter().filter(|mount| mount["name"].as_str() != disk) {
             assert_eq!(mount["readOnly"], true, "{}: {mount}", self.name);
             assert!(mount["subPath"].is_null(), "{}: what is mounted by subPath never changes: {mount}", self.name);
             let into = PathBuf::from(moved(text(&mount["mountPath"])));
@@ -255,21 +295,27 @@ fn workloads() -> Vec<Workload> {
     let mut ingress = patched("overlay production", &["tls"], production);
     let kustomization = &documents("overlays/production/kustomization.yaml")[0];
     assert!(array(&kustomization["components"]).iter().any(|component| component == "../../components/tls"));
-    for patch in array(&kustomization["patches"]).iter().filter(|patch| patch["target"]["kind"] == "Deployment") {
+    // The other components change the Deployment, which is one no more after this.
+    let last = array(&kustomization["components"]).last().expect("components");
+    assert_eq!(last, "../../components/rescue");
+    let on_disk = documents("components/rescue/stateful-set.yaml");
+    operate(&mut ingress.spec, array(&on_disk[0]));
+    for patch in array(&kustomization["patches"]).iter().filter(|patch| patch["target"]["kind"] == "StatefulSet") {
         assert_eq!(patch["target"]["name"], "flinks-bridge-ingress", "what this test lays over");
         let operations = YamlOwned::load_from_str(text(&patch["patch"])).expect("YAML");
-        for operation in array(&json(&operations[0])) {
-            assert_eq!(operation["op"], "replace", "what this test lays over");
-            let path = text(&operation["path"]).strip_prefix("/spec").expect("a path in the spec");
-            *ingress.spec.pointer_mut(path).expect("it is there") = operation["value"].clone();
-        }
+        operate(&mut ingress.spec, array(&json(&operations[0])));
     }
     all.push(ingress);
+    let mut with_disk = base("ingress");
+    operate(&mut with_disk.spec, array(&on_disk[0]));
+    all.push(Workload { name: "rescue, ingress".to_owned(), ..with_disk });
     for role in ["enrich", "link"] {
         all.push(Workload { name: format!("overlay production, {role}"), settings: read(production), ..base(role) });
     }
-    let job = resource("components/topics/job.yaml", "Job", "flinks-bridge-topics");
-    all.push(Workload { name: "topics".to_owned(), role: "topics", spec: job["spec"].clone(), ..base("link") });
+    for (component, role) in [("topics", "topics"), ("rescue-job", "rescue")] {
+        let job = resource(&format!("components/{component}/job.yaml"), "Job", &format!("flinks-bridge-{role}"));
+        all.push(Workload { name: component.to_owned(), role, spec: job["spec"].clone(), ..base("link") });
+    }
     all
 }
 
@@ -283,7 +329,8 @@ fn memory_of(role: &str, config: &Config) -> usize {
             // What lies between bodies of all sizes is at most a large one; each broker is being sent a request of each lane.
             let requests = BROKERS * (body + SMALL_REQUEST);
             let connections = config.ingress.max_connections * CONNECTION;
-            config.ingress.bytes_in_flight + body + requests + connections + PROCESS
+            let rescue = if config.ingress.rescue.directory.is_some() { RESCUE } else { 0 };
+            config.ingress.bytes_in_flight + body + requests + connections + rescue + PROCESS
         }
         "enrich" => {
             let apis = config.instances.iter().filter_map(|instance| instance.api.as_ref());
@@ -293,6 +340,7 @@ fn memory_of(role: &str, config: &Config) -> usize {
         "link" => consumer(config.link.consumer.bytes_in_flight) + LINKS * LINK + LINKS_GROW,
         // It describes and creates, and holds no records.
         "topics" => 3 * PROCESS,
+        "rescue" => RESCUE + body + BROKERS * (body + SMALL_REQUEST) + PROCESS,
         role => panic!("{role} is no role here"),
     }
 }
@@ -302,7 +350,7 @@ fn each_role_finds_what_it_reads_and_no_more() {
     for workload in workloads() {
         let warnings = workload.load().warnings;
         assert_eq!(warnings, Vec::<String>::new(), "{}", workload.name);
-        let own = format!("flinks-bridge-{}", workload.role);
+        let own = workload.user();
         let mut expected = BTreeSet::from([&*own, "flinks-bridge-kafka-ca"]);
         match workload.role {
             "ingress" => drop(expected.insert("flinks-bridge-webhooks")),
@@ -341,7 +389,7 @@ fn memory_follows_from_the_byte_budget() {
         );
         assert_eq!(resources["requests"]["memory"], resources["limits"]["memory"], "{}", workload.name);
         assert!(resources["requests"]["cpu"].is_string(), "{}: requests no CPU", workload.name);
-        if workload.name == "base, ingress" || workload.name == "overlay production, ingress" {
+        if ["base, ingress", "rescue, ingress", "overlay production, ingress"].contains(&&*workload.name) {
             let row = format!("| {} |", limit / MIB);
             assert!(read("README.md").contains(&row), "README's table has no limit of {} MiB", limit / MIB);
         }
@@ -350,12 +398,18 @@ fn memory_follows_from_the_byte_budget() {
 
 #[test]
 fn a_pod_is_given_the_time_to_end() {
-    for workload in workloads().iter().filter(|workload| workload.role != "topics") {
+    for workload in workloads().iter().filter(|workload| !workload.is_job()) {
         let shutdown = workload.load().config.shutdown;
         let sleep = &workload.container()["lifecycle"]["preStop"]["sleep"]["seconds"];
         let needed = Duration::from_secs(sleep.as_u64().unwrap_or(0)) + shutdown.grace_period + AFTER_GRACE;
         let given = Duration::from_secs(number(&workload.pod()["terminationGracePeriodSeconds"]));
         assert!(given >= needed, "{}: terminationGracePeriodSeconds {given:?}, needed {needed:?}", workload.name);
+        if workload.disk().is_some() {
+            // Its successor has the same disk, and waits for its end.
+            assert_eq!(workload.spec["updateStrategy"]["type"], "RollingUpdate", "{}", workload.name);
+            assert!(workload.spec["strategy"].is_null(), "{}", workload.name);
+            continue;
+        }
         let update = &workload.spec["strategy"]["rollingUpdate"];
         assert_eq!((&update["maxUnavailable"], &update["maxSurge"]), (&0.into(), &1.into()), "{}", workload.name);
     }
@@ -363,7 +417,7 @@ fn a_pod_is_given_the_time_to_end() {
 
 #[test]
 fn ports_are_those_that_the_settings_listen_on() {
-    for workload in workloads().iter().filter(|workload| workload.role != "topics") {
+    for workload in workloads().iter().filter(|workload| !workload.is_job()) {
         let config = workload.load().config;
         let ports = array(&workload.container()["ports"]);
         let port =
@@ -466,6 +520,49 @@ fn replicas_partitions_and_budgets_agree() {
         assert_eq!(budget["selector"], deployment["selector"], "{role}");
         assert_eq!(budget["selector"]["matchLabels"], deployment["template"]["metadata"]["labels"], "{role}");
     }
+}
+
+#[test]
+fn what_is_sent_once_has_a_disk_of_its_own() {
+    let all = workloads();
+    let with_disk: Vec<&Workload> = all.iter().filter(|workload| workload.disk().is_some()).collect();
+    let names: Vec<&str> = with_disk.iter().map(|workload| &*workload.name).collect();
+    assert_eq!(names, ["overlay production, ingress", "rescue, ingress", "rescue-job"]);
+    let least = number(
+        &resource("base/ingress.yaml", "HorizontalPodAutoscaler", "flinks-bridge-ingress")["spec"]["minReplicas"],
+    );
+    let job = with_disk[2];
+    let emptied = Path::new(text(&job.container()["args"][1]));
+    for workload in &with_disk[..2] {
+        let (name, (volume, mount)) = (&workload.name, workload.disk().expect("it has one"));
+        let variables = array(&workload.container()["env"]);
+        let directory =
+            variables.iter().find(|variable| variable["name"] == "FLINKS_BRIDGE__INGRESS__RESCUE__DIRECTORY");
+        let directory = Path::new(text(&directory.expect("the directory")["value"]));
+        // The role makes the directory itself, for its user alone, and cannot where nothing is mounted.
+        assert_eq!((directory.parent(), directory), (Some(mount), emptied), "{name}");
+        assert!(number(&workload.spec["replicas"]) > least, "{name}: one is away in a rollout");
+        let claim = &workload.spec["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"];
+        let size = text(claim).strip_suffix("Gi").and_then(|gib| gib.parse::<usize>().ok()).expect("a size in Gi");
+        let most = workload.load().config.ingress.rescue.max_bytes;
+        assert!(size << 30 >= 2 * most, "{name}: the disk has {claim}, ingress.rescue.max_bytes is {most}");
+        let kept = &workload.spec["persistentVolumeClaimRetentionPolicy"];
+        assert_eq!((text(&kept["whenDeleted"]), text(&kept["whenScaled"])), ("Retain", "Retain"), "{name}");
+        let claim = array(&job.pod()["volumes"])
+            .iter()
+            .find_map(|volume| volume["persistentVolumeClaim"]["claimName"].as_str());
+        let number = claim.and_then(|name| name.strip_prefix(&format!("{volume}-flinks-bridge-ingress-")));
+        assert!(
+            number.is_some_and(|number| number.parse::<u32>().is_ok()),
+            "the Job's claim is none of {name}: {claim:?}"
+        );
+        assert_eq!(job.disk().map(|(_, mount)| mount), Some(mount));
+        let (fs_group, user) =
+            (&workload.pod()["securityContext"]["fsGroup"], &workload.pod()["securityContext"]["runAsUser"]);
+        assert_eq!(fs_group, user, "{name}: its user may write to the disk");
+    }
+    let governing = resource("components/rescue/service.yaml", "Service", text(&with_disk[0].spec["serviceName"]));
+    assert_eq!(governing["spec"]["selector"], with_disk[0].spec["selector"]["matchLabels"]);
 }
 
 #[test]
@@ -590,11 +687,6 @@ fn kafka_users_may_do_what_their_role_needs_and_no_more() {
     // Each Deployment logs in as the user of its role.
     for workload in workloads() {
         let config = workload.load().config;
-        assert_eq!(
-            config.kafka.properties.current().values["sasl.username"],
-            format!("flinks-bridge-{}", workload.role),
-            "{}",
-            workload.name
-        );
+        assert_eq!(config.kafka.properties.current().values["sasl.username"], workload.user(), "{}", workload.name);
     }
 }

@@ -12,11 +12,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use flinks_bridge::answer::{Outcome, Refusal};
 use flinks_bridge::config::topics_of;
 use flinks_bridge::dead_letter::Cause;
 use flinks_bridge::metrics::{
     self, BrokerStatistics, ConsumerMetrics, EnrichMetrics, FlinksMetrics, Lane, LinkMetrics, Metrics, Names,
-    ProducerStatistics, Quantiles,
+    ProducerStatistics, Quantiles, RescueMetrics,
 };
 use flinks_bridge::order::Class;
 use flinks_bridge::signature::Scheme;
@@ -66,6 +67,7 @@ fn exposed() -> BTreeMap<String, Family> {
     };
     let metrics = Metrics::new(&registry, &names).expect("the registry is new");
     // What is absent until something is known of it.
+    metrics.request_ended(Some(0), Some(0), None, Outcome::Refused(Refusal::Rescued), Duration::ZERO);
     metrics.certificate_expires(1);
     metrics.kafka_certificate_expires(1);
     let latency = Quantiles::default();
@@ -87,6 +89,7 @@ fn exposed() -> BTreeMap<String, Family> {
         own.retry.iter().chain([&own.later]).for_each(|topic| enrich.ordered(topic, cause));
     }
     LinkMetrics::new(&registry).expect("the registry has none");
+    RescueMetrics::new(&registry).expect("the registry has none");
 
     let mut families = BTreeMap::new();
     for family in registry.gather() {

@@ -50,6 +50,8 @@ pub enum Area {
     Files,
     /// Memory.
     Memory,
+    /// The disk for what is sent once.
+    Disk,
     /// Least bandwidth.
     Bandwidth,
     /// Whether Kafka can be reached and lets this client in.
@@ -76,6 +78,7 @@ impl Area {
             Area::Deadlines => "deadlines",
             Area::Files => "files",
             Area::Memory => "memory",
+            Area::Disk => "disk",
             Area::Bandwidth => "bandwidth",
             Area::Kafka => "kafka",
             Area::Brokers => "brokers",

@@ -16,6 +16,8 @@ pub struct Machine {
     pub root: PathBuf,
     /// How many files this process may have open at the most; `None` for any number.
     pub open_files: Option<u64>,
+    /// Whom this process belongs to.
+    pub user: u32,
     /// What time it is.
     pub now: SystemTime,
 }
@@ -24,7 +26,8 @@ impl Machine {
     /// This one.
     pub fn this() -> Machine {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        Machine { root: PathBuf::from("/"), open_files: limit.maximum, now: SystemTime::now() }
+        let user = rustix::process::geteuid().as_raw();
+        Machine { root: PathBuf::from("/"), open_files: limit.maximum, user, now: SystemTime::now() }
     }
 
     /// How much memory this process may take, in bytes, and what says so: the least of the limits of its control groups

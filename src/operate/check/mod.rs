@@ -6,10 +6,11 @@
 //! and no record comes into a finding.
 //!
 //! What asks Kafka is in `kafka::administer::doctor`, what asks Flinks in `crate::flinks`; here is decided what an
-//! answer means. The parts, in the order in which they look: `settings` (secrets and certificates too), `machine`,
-//! `cluster`, `flinks`. Each puts what it sees into [`Findings`] and knows nothing of the others.
+//! answer means. The parts, in the order in which they look: `settings` (secrets and certificates too), `disk`,
+//! `machine`, `cluster`, `flinks`. Each puts what it sees into [`Findings`] and knows nothing of the others.
 
 mod cluster;
+mod disk;
 mod findings;
 mod flinks;
 mod machine;
@@ -90,7 +91,7 @@ impl Whom {
 pub async fn run(options: &Check, environment: &[(String, String)], machine: &Machine) -> Findings {
     let mut findings = Findings::default();
     let Some((loaded, whole)) = settings::load(&mut findings, options, environment) else {
-        let all = "certificate, files, memory, Kafka, Flinks and clock";
+        let all = "certificate, disk, files, memory, Kafka, Flinks and clock";
         findings.note(Area::Settings, format_args!("not checked: {all}, since the settings cannot be used"), "");
         return findings;
     };
@@ -116,6 +117,9 @@ pub async fn run(options: &Check, environment: &[(String, String)], machine: &Ma
     settings::client_certificate(&mut findings, &config.kafka, machine.now);
     if findings.is_good(Area::Deadlines) {
         findings.ok(Area::Deadlines, "each deadline holds the ones within it");
+    }
+    if roles.ingress {
+        disk::look(&mut findings, config, machine);
     }
     machine::files(&mut findings, &roles, config, machine);
     machine::bandwidth(&mut findings, config);

@@ -47,7 +47,9 @@ pub struct Body {
     pub unavailable: u16,
     /// Records with exactly these bytes.
     pub copies: u16,
-    /// Of these, further ones of one publish: they stand on one partition and have the same `ce_time`.
+    /// Of these, those that come from the disk of an ingress.
+    pub rescued: u16,
+    /// Of the others, further ones of one publish: they stand on one partition and have the same `ce_time`.
     pub doubled: u16,
     /// The publishes that left the newest two copies: hashes of partition and `ce_time`, or 0.
     pub newest: [u64; 2],
@@ -55,6 +57,8 @@ pub struct Body {
     pub small: bool,
     /// Whether any attempt should, or could, have been stored.
     pub wanted: bool,
+    /// Whether it was sent whole, and answered 503 or not at all: an ingress may have it on its disk.
+    pub owed: bool,
     /// Whether an attempt that had to be refused was answered 200.
     pub accepted: bool,
     /// Whether it was set aside, and a tombstone says that it was put back or discarded.
@@ -72,6 +76,8 @@ pub struct Route {
     pub ce_type: Arc<str>,
     /// Whether it is a quarantine: keyed by `ce_id`, and perhaps compacted.
     pub set_aside: bool,
+    /// Whether what was not answered 200 has to be there as well.
+    pub rescued: bool,
 }
 
 /// All bodies of all ledgers.
@@ -90,6 +96,8 @@ pub struct Bodies {
     pub routes: Vec<Route>,
     /// Names of the instances.
     pub instances: Vec<String>,
+    /// Event types of which what was not answered 200 has to be there as well.
+    rescued: BTreeSet<String>,
     index: HashMap<(u16, [u8; 16]), u32>,
 }
 
@@ -126,13 +134,15 @@ pub fn hashed(value: &impl Hash) -> u64 {
 }
 
 impl Bodies {
-    /// Reads the ledgers. The texts are warnings: what is odd, and no fault.
+    /// Reads the ledgers; of the event types `rescued` what was not answered 200 has to be there as well. The texts are
+    /// warnings: what is odd, and no fault.
     ///
     /// # Errors
     /// When one of them cannot be read, is malformed elsewhere than in a last line cut off, or holds nothing.
     pub fn read(
         files: &[PathBuf],
         config: &Config,
+        rescued: &[String],
         bar: impl Fn(u64) -> ProgressBar,
     ) -> Result<(Bodies, Vec<String>), LedgerFault> {
         let mut bodies = Bodies {
@@ -143,6 +153,7 @@ impl Bodies {
             rows: Vec::new(),
             routes: Vec::new(),
             instances: Vec::new(),
+            rescued: rescued.iter().cloned().collect(),
             index: HashMap::new(),
         };
         let mut warnings = Vec::new();
@@ -263,10 +274,12 @@ impl Bodies {
                     open: 0,
                     unavailable: 0,
                     copies: 0,
+                    rescued: 0,
                     doubled: 0,
                     newest: [0; 2],
                     small: sent.bytes <= config.ingress.small_body as u64,
                     wanted: false,
+                    owed: false,
                     accepted: false,
                     ended: false,
                 });
@@ -308,6 +321,7 @@ impl Bodies {
             topic: own.map_or_else(|| described.topic.clone(), |own| own.as_str().into()),
             ce_type: described.ce_type.clone(),
             set_aside: described.name == config.event_types.unknown().name,
+            rescued: self.rescued.contains(event_type),
         });
         u16::try_from(self.routes.len() - 1).map_err(too_many)
     }
@@ -326,6 +340,12 @@ impl Bodies {
     /// Where a body belongs.
     pub fn route_of(&self, body: &Body) -> &Route {
         &self.routes[usize::from(body.route)]
+    }
+
+    /// Whether records are missing: each 200 has one of its own, which no disk had; and whatever else an ingress has to have
+    /// kept is there.
+    pub fn lacks(&self, body: &Body) -> bool {
+        body.copies - body.rescued < body.acked || (body.owed && body.copies == 0 && self.route_of(body).rescued)
     }
 
     /// The topics of those that were set aside.
@@ -347,6 +367,8 @@ enum SentFault {
 impl Body {
     /// Counts an attempt's end: what it may have left in a topic, going by its answer.
     fn ended(&mut self, expect: Expect, end: Option<(End, u64)>) {
+        let in_vain = matches!(end, Some((End::Answered { status: 503 } | End::Cut | End::TimedOut, _)));
+        self.owed |= in_vain && expect == Expect::Stored;
         let counter = match end {
             Some((End::Answered { status: 200 }, at)) => {
                 self.first_acked = self.first_acked.min(at);

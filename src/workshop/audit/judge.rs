@@ -3,7 +3,8 @@
 //! A record belongs to the body that its bytes hash to, whatever its headers say; what its headers say is then judged.
 //! How many copies of a body there may be follows from the answers alone: one for each 200; one for each attempt that
 //! ended without an answer; one for each 503, but of those no more, over all bodies, than the bridge has counted as
-//! possibly persisted. Attempts that were refused, by intent or with a 4xx, explain none. One publish leaves two records
+//! possibly persisted. One that comes from the disk of an ingress (`ce_rescued`) needs no answer of its own: what was tried
+//! for it may have been stored as well, and so may each try from disk. Attempts that were refused, by intent or with a 4xx, explain none. One publish leaves two records
 //! only where librdkafka sent it again in a new epoch: both then have the same `ce_time`, which another attempt has not,
 //! and there are no more such bodies than the bridge has counted as possibly doubled.
 //!
@@ -157,7 +158,10 @@ impl Judge {
         } else if body.place == place_index {
             body.offset = body.offset.min(record.offset);
         }
-        if let Some(time) = only(record, header::TIME) {
+        if record.header(header::RESCUED).is_some() {
+            body.rescued = body.rescued.saturating_add(1);
+            self.report.rescued += 1;
+        } else if let Some(time) = only(record, header::TIME) {
             let publish = hashed(&(place_index, time));
             if body.newest.contains(&publish) {
                 body.doubled = body.doubled.saturating_add(1);
@@ -237,7 +241,7 @@ impl Judge {
     pub fn gapped(&self) -> Vec<(Arc<str>, bool)> {
         let with_gaps = self.places.iter().filter(|place| place.gaps || place.has_gap(place.end));
         let with_gaps: BTreeSet<&str> = with_gaps.map(|place| &*place.topic).collect();
-        let lacking = self.bodies.rows.iter().filter(|body| body.copies < body.acked && !self.is_explained(body));
+        let lacking = self.bodies.rows.iter().filter(|body| self.bodies.lacks(body) && !self.is_explained(body));
         let routes = lacking.map(|body| self.bodies.route_of(body));
         let routes: BTreeSet<_> = routes.map(|route| (route.topic.clone(), route.set_aside)).collect();
         routes.into_iter().filter(|(topic, _)| with_gaps.contains(&**topic)).collect()
@@ -290,7 +294,7 @@ impl Judge {
         let (mut perhaps_doubled, mut doubled_by_503) = (0, 0);
         let more_may_be_doubled = known.possibly_doubled.why_more().is_some();
         for body in &self.bodies.rows {
-            let Body { acked, copies, .. } = *body;
+            let Body { acked, copies, rescued, .. } = *body;
             let example = |detail: String| {
                 let place = self.places.get(body.place as usize);
                 Example {
@@ -304,13 +308,17 @@ impl Judge {
             if body.accepted {
                 report.note(Class::RefusedButAnswered, || example("had to be refused, was answered 200".to_owned()));
             }
-            if copies < acked && !self.is_explained(body) {
+            let lacking = self.bodies.lacks(body) && !self.is_explained(body);
+            if lacking {
                 let topic = &self.bodies.route_of(body).topic;
                 let doubtful = doubtful_until.get(&**topic).is_some_and(|until| body.first_sent <= *until);
                 if doubtful {
                     *trimmed.entry(topic.clone()).or_default() += 1;
                 } else if known.compacted.contains(topic) && gapped.iter().any(|(gapped, _)| gapped == topic) {
                     *compacted.entry(topic.clone()).or_default() += 1;
+                } else if acked == 0 {
+                    let what = if body.unavailable > 0 { "answered 503" } else { "sent, and not answered" };
+                    report.note(Class::NotRescued, || example(what.to_owned()));
                 } else if copies == 0 {
                     report.note(Class::Missing, || example(format!("answered 200 {}", times(acked))));
                 } else {
@@ -324,7 +332,7 @@ impl Judge {
                 let stood = self.is_explained(body);
                 if stood && !body.wanted {
                     report.note(Class::RefusedButStored, || example("was there, and has ended".to_owned()));
-                } else if acked == 0 {
+                } else if acked == 0 && !lacking {
                     report.count(if stood { Class::Unanswered } else { Class::NeitherNor }, 1);
                 }
                 continue;
@@ -333,11 +341,13 @@ impl Judge {
                 report.note(Class::RefusedButStored, || example(format!("there {}", times(copies))));
                 continue;
             }
-            if acked == 0 {
-                report.count(Class::Unanswered, 1);
-            }
             let explained = acked.saturating_add(body.open);
-            let mut extra = copies.saturating_sub(explained);
+            // One from disk is explained by whatever its ingress did not hear of, or heard too late.
+            let from_disk = if explained == 0 && body.unavailable == 0 { 0 } else { rescued };
+            if acked == 0 {
+                report.count(if from_disk > 0 { Class::Rescued } else { Class::Unanswered }, 1);
+            }
+            let mut extra = (copies - from_disk).saturating_sub(explained);
             // First of all, since their `ce_time` shows that no other attempt has left them.
             let doubled = extra.min(body.doubled);
             if doubled > 0 && may_be_doubled > 0 {
@@ -406,7 +416,7 @@ impl Judge {
             report.unknown(
                 69,
                 format!(
-                    "topic {topic}: compacted, and offsets are missing; of {count} bodies answered 200 it cannot be told \
+                    "topic {topic}: compacted, and offsets are missing; of {count} bodies that have to be there it cannot be told \
                      whether they were there"
                 ),
             );
@@ -415,7 +425,7 @@ impl Judge {
             report.unknown(
                 69,
                 format!(
-                    "topic {topic}: trimmed by retention; of {count} bodies answered 200 it cannot be told whether they \
+                    "topic {topic}: trimmed by retention; of {count} bodies that have to be there it cannot be told whether they \
                      were there"
                 ),
             );

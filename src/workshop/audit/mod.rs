@@ -56,6 +56,11 @@ pub struct Audit {
     /// copy makes the audit say that it cannot tell.
     #[arg(long, value_name = "N")]
     pub possibly_doubled: Option<u64>,
+    /// Event types that are kept on disk (ingress.rescue.event_types): what was sent whole and answered 503, or not at all,
+    /// has to be there too; once for each. What an ingress that was killed had for less than a second may be missing all the
+    /// same.
+    #[arg(long, value_name = "TYPE")]
+    pub rescued: Vec<String>,
     /// Nobody else publishes to these topics: a record that no ledger knows is a fault.
     #[arg(long)]
     pub exclusive: bool,
@@ -76,6 +81,9 @@ enum CannotTell {
     /// The settings are at fault.
     #[error("the settings are not usable:\n{0}")]
     Settings(#[from] Faults),
+    /// There is no such event type.
+    #[error("--rescued {0}: there is no such event type")]
+    EventType(String),
     /// A ledger cannot be read or makes no sense.
     #[error("{}", chain(.0))]
     Ledger(#[from] LedgerFault),
@@ -97,7 +105,7 @@ const UNAVAILABLE: u8 = 69;
 impl CannotTell {
     fn exit_code(&self) -> u8 {
         match self {
-            CannotTell::Settings(_) => USAGE,
+            CannotTell::Settings(_) | CannotTell::EventType(_) => USAGE,
             CannotTell::Ledger(_) => LEDGER,
             CannotTell::Kafka(ScanError::Settings(_)) => USAGE,
             CannotTell::Counters(CounterError::Client(_) | CounterError::Status(..) | CounterError::NoFamily(..)) => {
@@ -132,7 +140,12 @@ pub fn run(options: &Audit, environment: &[(String, String)]) -> u8 {
 
 fn audit(options: &Audit, environment: &[(String, String)]) -> Result<Report, CannotTell> {
     let Loaded { config, .. } = settings(options, environment)?;
-    let (bodies, mut warnings) = Bodies::read(&options.ledger, &config, |bytes| bar(options, "ledger", bytes))?;
+    let known = |name: &String| config.event_types.types.iter().any(|known| *known.name == **name);
+    if let Some(unknown) = options.rescued.iter().find(|name| !known(name)) {
+        return Err(CannotTell::EventType(unknown.clone()));
+    }
+    let progress = |bytes| bar(options, "ledger", bytes);
+    let (bodies, mut warnings) = Bodies::read(&options.ledger, &config, &options.rescued, progress)?;
     let began = UNIX_EPOCH + Duration::from_millis(bodies.began_ms);
     let since = began.checked_sub(options.slack).unwrap_or(UNIX_EPOCH);
     let since_ms = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();

@@ -17,12 +17,16 @@ pub enum Class {
     Kept,
     /// There, and never answered 200: delivery is at least once.
     Unanswered,
+    /// Never answered 200, and published from the disk of an ingress.
+    Rescued,
     /// Neither answered 200 nor there.
     NeitherNor,
     /// In a topic, and in no ledger.
     Foreign,
     /// Answered 200, and not there.
     Missing,
+    /// Answered 503 or not at all, of an event type that is kept on disk, and not there.
+    NotRescued,
     /// Answered 200 more often than it is there: each 200 had a record of its own.
     FewerThanAnswered,
     /// There more often than answers explain.
@@ -44,12 +48,14 @@ pub enum Class {
 }
 
 impl Class {
-    const ALL: [Class; 14] = [
+    const ALL: [Class; 16] = [
         Class::Kept,
         Class::Unanswered,
+        Class::Rescued,
         Class::NeitherNor,
         Class::Foreign,
         Class::Missing,
+        Class::NotRescued,
         Class::FewerThanAnswered,
         Class::Unexplained,
         Class::WrongTopic,
@@ -65,9 +71,11 @@ impl Class {
         match self {
             Class::Kept => "answered 200 and there",
             Class::Unanswered => "there without a 200 (at-least-once)",
+            Class::Rescued => "there without a 200, from disk",
             Class::NeitherNor => "neither answered 200 nor there",
             Class::Foreign => "records that no ledger knows",
             Class::Missing => "ANSWERED 200 AND MISSING",
+            Class::NotRescued => "TO BE KEPT ON DISK, AND MISSING",
             Class::FewerThanAnswered => "answered 200 more often than there",
             Class::Unexplained => "copies that no answer explains",
             Class::WrongTopic => "on the wrong topic",
@@ -82,9 +90,10 @@ impl Class {
 
     fn is_fault(self, exclusive: bool) -> bool {
         match self {
-            Class::Kept | Class::Unanswered | Class::NeitherNor => false,
+            Class::Kept | Class::Unanswered | Class::Rescued | Class::NeitherNor => false,
             Class::Foreign => exclusive,
             Class::Missing
+            | Class::NotRescued
             | Class::FewerThanAnswered
             | Class::Unexplained
             | Class::WrongTopic
@@ -149,6 +158,8 @@ pub struct Report {
     pub possibly_persisted: u64,
     /// Further records that one publish has left, explained by what the bridge counted as possibly doubled.
     pub doubled: u64,
+    /// Records that come from the disk of an ingress.
+    pub rescued: u64,
     /// How many there are of each class; of copies the records, else bodies.
     pub counts: BTreeMap<Class, u64>,
     /// Of each class some.
@@ -234,6 +245,9 @@ impl Report {
         }
         if !brief && self.doubled > 0 {
             writeln!(out, "  {:<40}{:>12}", "further records of one publish", HumanCount(self.doubled).to_string())?;
+        }
+        if !brief && self.rescued > 0 {
+            writeln!(out, "  {:<40}{:>12}", "records from disk", HumanCount(self.rescued).to_string())?;
         }
         // What is no fault is not told one by one.
         for (class, examples) in self.examples.iter().filter(|(class, _)| self.faulty.contains(class)) {
