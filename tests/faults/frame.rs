@@ -683,7 +683,7 @@ impl Scene<'_> {
             let why = report["could_not_tell"].to_string();
             row.failures.push(format!("audit: exit code {:?}: {some} {why}", row.exits[1].unwrap_or(-1)));
         }
-        for class in ["missing", "fewer-than-answered", "unexplained"] {
+        for class in ["missing", "not-rescued", "fewer-than-answered", "unexplained"] {
             if expect.caught.is_some() {
                 // As it should be: nothing to find out.
                 break;
