@@ -22,8 +22,10 @@ const FETCHED: (u64, u64) = (16 << 20, 4 << 20);
 const ANSWER: u64 = 4 << 20;
 /// A link in the table of role `link`, with what the table needs while it grows (`link::table`).
 const LINK: u64 = 340;
-/// What waits for the disk, and what comes from it (`rescue`).
-const RESCUE: u64 = (16 + 8) << 20;
+/// What waits for the disk and what comes from it (`rescue`); and what is known of each file, of which a block of
+/// `ingress.rescue.max_bytes` has one at most.
+const RESCUE: (u64, u64) = ((16 + 8) << 20, 64);
+const BLOCK: u64 = 4096;
 /// librdkafka's `batch.size`: the largest request of more than one record.
 const BATCH: u64 = 1_000_000;
 
@@ -74,7 +76,8 @@ impl Config {
         let connection = if ingress.tls.is_some() { CONNECTION.1 } else { CONNECTION.0 };
         // A copy, at worst not smaller than the record, for each broker; the small lane's requests are a batch each.
         let under_way = brokers * (largest_record(ingress.body_limit) as u64 + BATCH);
-        let rescue = if ingress.rescue.directory.is_some() { RESCUE } else { 0 };
+        let files = ingress.rescue.max_bytes as u64 / BLOCK;
+        let rescue = if ingress.rescue.directory.is_some() { RESCUE.0 + files * RESCUE.1 } else { 0 };
         Memory {
             sure: ingress.bytes_in_flight as u64 + ingress.body_limit as u64 + PROCESS,
             beside: ingress.max_connections as u64 * connection + under_way + rescue,

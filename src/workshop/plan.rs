@@ -319,7 +319,9 @@ fn plan(load: &Load, config: &Config) -> Planned {
     let most = wanted.ingress_memory(brokers).most();
     let ingress = &wanted.ingress;
     let tls = if ingress.tls.is_some() { "36 KiB with TLS" } else { "30 KiB without TLS" };
-    let disk = if ingress.rescue.directory.is_some() { " + 24 MiB to and from the disk" } else { "" };
+    let kept = mib(ingress.rescue.max_bytes as u64);
+    let disk = ingress.rescue.directory.is_some();
+    let disk = disk.then(|| format!(" + 24 MiB to and from the disk + {kept} there / 64")).unwrap_or_default();
     let formula = format!(
         "{} budget + {} body limit + 24 MiB + {} connections x {tls} + {brokers} brokers x ({} + 64 KiB + 1 MB){disk}",
         mib(ingress.bytes_in_flight as u64),
@@ -1017,8 +1019,8 @@ mod tests {
         let with_disk = plan(&load, &config(&format!("{directory}max_bytes = \"1688MiB\"\n")));
         assert_eq!((found(&with_disk), with_disk.exit_code()), (vec![], 0), "{}", with_disk.text());
         let memory = |planned: &Planned| figures(planned)["per_pod.memory_bytes"];
-        assert_eq!(memory(&with_disk) - memory(&planned), 24.0 * MIB);
-        assert_eq!(memory(&plan(&example(), &config(directory))) - memory(&planned), 24.0 * MIB);
+        assert_eq!(memory(&with_disk) - memory(&planned), (24.0 + 1688.0 / 64.0) * MIB);
+        assert_eq!(memory(&plan(&example(), &config(directory))) - memory(&planned), (24.0 + 16.0) * MIB);
     }
 
     /// As many pods as it asks for are enough, and one less is not.

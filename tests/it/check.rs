@@ -391,7 +391,11 @@ async fn what_is_broken_without_a_network_is_named() {
         (
             "a disk that is too small",
             |setup| setup.rescue("directory = \"rescue\"\nmax_bytes = \"1048576GiB\""),
-            &[(Warning, Area::Disk, "MiB are free, and ingress.rescue.max_bytes is ")],
+            &[
+                (Warning, Area::Disk, "MiB are free, and ingress.rescue.max_bytes is "),
+                // A 64th of it, to know the files.
+                (Warning, Area::Memory, "role ingress takes up to 16778003 MiB"),
+            ],
         ),
         (
             "a disk that is memory",

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flinks_bridge::answer::{Outcome, Refusal};
@@ -90,6 +91,7 @@ fn exposed() -> BTreeMap<String, Family> {
     }
     LinkMetrics::new(&registry).expect("the registry has none");
     RescueMetrics::new(&registry).expect("the registry has none");
+    metrics::log::register(&registry, Arc::new(|| 0)).expect("the registry has none");
 
     let mut families = BTreeMap::new();
     for family in registry.gather() {
