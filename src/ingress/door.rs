@@ -258,7 +258,7 @@ impl Places {
         let unproven = (!proven).then_some(address);
         taken.places.insert(number, Entry { half, unproven, waits_since: None, evicted: evicted.clone() });
         drop(taken);
-        let place = Place { places: self.clone(), number, unproven: AtomicBool::new(!proven), evicted };
+        let place = Place { named: true, places: self.clone(), number, unproven: AtomicBool::new(!proven), evicted };
         place.waits();
         Ok(place)
     }
@@ -337,6 +337,8 @@ impl Taken {
 
 /// A connection's place, given back when dropped.
 pub struct Place {
+    /// Whether it is known whose it is: a balancer may not say for whom it stands, and then it may stand for anybody.
+    pub named: bool,
     places: Arc<Places>,
     number: u64,
     unproven: AtomicBool,

@@ -294,8 +294,8 @@ impl Server {
                 return None;
             }
         };
-        let client = match read {
-            Ok(Ok(client)) => client.map_or(peer, canonical),
+        let named = match read {
+            Ok(Ok(named)) => named,
             Ok(Err(no_header)) => {
                 self.no_header(&no_header, peer);
                 return None;
@@ -309,9 +309,13 @@ impl Server {
         if !untold.works() {
             return None;
         }
+        let client = named.map_or(peer, canonical);
         // Only proven addresses wait.
         match tokio::time::timeout_at(deadline, self.place_of(client.ip())).await.unwrap_or(Err(TurnedAway::Full)) {
-            Ok(place) => Some((client, place)),
+            Ok(mut place) => {
+                place.named = named.is_some();
+                Some((client, place))
+            }
             Err(why) => {
                 self.turned_away(why, client);
                 None
