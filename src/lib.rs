@@ -2,9 +2,9 @@
 //!
 //! # One webhook's journey, with what can go wrong
 //!
-//! 1. [`ingress`] accepts a connection under a permit, and in the connection's own task hears from a balancer whom it is
-//!    from and finishes the TLS handshake. *At the connection limit nothing is accepted; a handshake, headers or a peer
-//!    that stall are closed.*
+//! 1. [`ingress`] accepts a connection under a permit, and in the connection's own task hears from a balancer whom it
+//!    is from and finishes the TLS handshake. *At the connection limit nothing is accepted; a handshake, headers or a
+//!    peer that stall are closed.*
 //! 2. It finds the instance by path, looks at method, address, encoding and declared size, and asks that every
 //!    signature header be there once and well-formed. *404, 405, 403, 415, 413, 401: nothing was spent on a body yet.*
 //! 3. It waits for a share of the byte budget and reads the body, while [`signature`] and the content hash see each

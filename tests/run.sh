@@ -4,7 +4,7 @@
 # (as root or with sudo that asks no password); otherwise it names what is missing and stops. It never skips.
 #
 #   tests/run.sh                    everything, with the slowest tests and rows at the end
-#   tests/run.sh --quick            what needs no real Kafka or haproxy, for those who change something: a minute and a half
+#   tests/run.sh --quick            what needs no real Kafka or haproxy, for those who change something: 90 s
 #   tests/run.sh ARGUMENTS          goes to `cargo test`, without the fault matrix and the counts
 #
 # FLINKS_BRIDGE_LONG_FAULTS, set to anything, makes the fault matrix' loads longer, runs the rows that cost too much

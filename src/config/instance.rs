@@ -150,8 +150,8 @@ fn read_instance(table: &mut Table<'_, '_>, event_types: &EventTypes) -> (Instan
     let at = At::new("name", "A Flinks environment: its name in `ce_source`, `ce_id`, metrics and logs.");
     let name = table.required(at, parse::name);
     let helps = [
-        "Path of the URL that Flinks posts to, whether or not a URL ends with a slash, doubles one or encodes what needs no \
-         encoding. Exactly one of `path`, `path_file` and `path_env`.",
+        "Path of the URL that Flinks posts to, whether or not a URL ends with a slash, doubles one or encodes what needs \
+         no encoding. Exactly one of `path`, `path_file` and `path_env`.",
         "File with the path, where that is a secret. Read again when it changes.",
         "Environment variable with the path.",
     ];

@@ -1,8 +1,9 @@
 //! Spellings of a path that mean the same. Senders, proxies and people who paste a URL add a slash at its end, join two
 //! with one too many, or encode what needs no encoding; none of them means another instance.
 
-/// The one spelling of all that mean the same path: without a final slash, with single slashes, and with characters that
-/// need no percent-encoding (RFC 3986, 2.3 and 6.2.2) as themselves. An encoded slash is none, and dots stay as they are.
+/// The one spelling of all that mean the same path: without a final slash, with single slashes, and with characters
+/// that need no percent-encoding (RFC 3986, 2.3 and 6.2.2) as themselves. An encoded slash is none, and dots stay as
+/// they are.
 pub fn canonical_path(path: &[u8]) -> Vec<u8> {
     let mut canonical = Vec::with_capacity(path.len());
     let mut rest = path;

@@ -1,5 +1,5 @@
-//! The word to read files again now: secrets, keys, certificates, whatever is looked at for changes anyhow. Who looks at
-//! files says how it is woken; who has heard the word (a signal, in the binary) wakes them all.
+//! The word to read files again now: secrets, keys, certificates, whatever is looked at for changes anyhow. Who looks
+//! at files says how it is woken; who has heard the word (a signal, in the binary) wakes them all.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};

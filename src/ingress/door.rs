@@ -23,8 +23,8 @@ use crate::metrics::{Metrics, TurnedAway};
 
 /// For how long a verified signature proves its address.
 const PROVEN_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
-/// For how long a connection has a place for certain before it has told whom it is from. A balancer tells at once, or with
-/// its sender's first bytes, a round trip later.
+/// For how long a connection has a place for certain before it has told whom it is from. A balancer tells at once, or
+/// with its sender's first bytes, a round trip later.
 const TELLS_WITHIN: Duration = Duration::from_millis(250);
 /// How many proven addresses are remembered. Only senders with a secret make any.
 const REMEMBERED: usize = 32 * 1024;
@@ -184,10 +184,10 @@ impl Places {
         Places { proxies, share: share(free, 1), ..Places::of(free, proven, metrics) }
     }
 
-    /// The places of connections whose balancer has yet to tell whom they are from. A stranger holds one by silence where
-    /// the balancer waits for its first byte, so the one that has waited longest makes room, but never before
-    /// [`TELLS_WITHIN`]. All wait for a place, since nobody knows whom they would keep out; and since one that has told
-    /// keeps its place until it has another, for which only proven addresses wait, strangers do not prolong that.
+    /// The places of connections whose balancer has yet to tell whom they are from. A stranger holds one by silence
+    /// where the balancer waits for its first byte, so the one that has waited longest makes room, but never before
+    /// [`TELLS_WITHIN`]. All wait for a place, since nobody knows whom they would keep out; and since one that has
+    /// told keeps its place until it has another, for which only proven addresses wait, strangers do not prolong that.
     pub fn of_untold(limits: &config::Ingress, metrics: Metrics) -> Places {
         let places = untold(limits);
         let nobody =
@@ -258,7 +258,7 @@ impl Places {
         let unproven = (!proven).then_some(address);
         taken.places.insert(number, Entry { half, unproven, waits_since: None, evicted: evicted.clone() });
         drop(taken);
-        let place = Place { places: self.clone(), number, unproven: AtomicBool::new(!proven), evicted };
+        let place = Place { named: true, places: self.clone(), number, unproven: AtomicBool::new(!proven), evicted };
         place.waits();
         Ok(place)
     }
@@ -337,6 +337,8 @@ impl Taken {
 
 /// A connection's place, given back when dropped.
 pub struct Place {
+    /// Whether it is known whose it is: a balancer may not say for whom it stands, and then it may stand for anybody.
+    pub named: bool,
     places: Arc<Places>,
     number: u64,
     unproven: AtomicBool,

@@ -179,7 +179,8 @@ impl Handler {
         let peer = account.peer.ip();
         let client = client_address(peer, &parts.headers, &self.limits).unwrap_or(peer);
         // A proxy that does not say for whom it stands may stand for anybody.
-        let named = !within(&self.limits.trusted_proxies, client) && !within(&self.limits.proxy_protocol, client);
+        let told = client != peer || progress.place().named;
+        let named = told && !within(&self.limits.trusted_proxies, client);
         let mut sender = self.proven.sender(client);
         sender.proven &= named || self.limits.shared_address;
         let mut permit = self.admission.admit(index, sender, declared).await?;

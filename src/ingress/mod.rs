@@ -1,8 +1,8 @@
 //! Role `ingress`: the webhook endpoint. Accepts connections and hands each request to the handler.
 //!
 //! A connection is served only if there is a place (`door`) for it, so that their number is bounded before anything is
-//! allocated for them. PROXY headers (`proxy`) and TLS handshakes are read in the connection's own task, so one slow peer
-//! delays nobody.
+//! allocated for them. PROXY headers (`proxy`) and TLS handshakes are read in the connection's own task, so one slow
+//! peer delays nobody.
 //!
 //! Shutdown, in order: from the signal on each answer ends its connection, and for the drain lag all goes on, since
 //! balancers notice late. Then what waits in the listeners' queues is taken, the listeners are closed, and idle
@@ -129,8 +129,8 @@ struct Server {
 }
 
 impl Server {
-    /// Looks at certificate and secret files now and then, and when it is asked to: they are replaced while we run, and a
-    /// file in a mounted Kubernetes secret changes by the swap of a link, which file events tell badly.
+    /// Looks at certificate and secret files now and then, and when it is asked to: they are replaced while we run,
+    /// and a file in a mounted Kubernetes secret changes by the swap of a link, which file events tell badly.
     async fn reload(self: Arc<Self>, identity: Option<Arc<Identity>>, asked: Arc<Notify>) {
         loop {
             // Either is a reason to look.
@@ -294,8 +294,8 @@ impl Server {
                 return None;
             }
         };
-        let client = match read {
-            Ok(Ok(client)) => client.map_or(peer, canonical),
+        let named = match read {
+            Ok(Ok(named)) => named,
             Ok(Err(no_header)) => {
                 self.no_header(&no_header, peer);
                 return None;
@@ -309,9 +309,13 @@ impl Server {
         if !untold.works() {
             return None;
         }
+        let client = named.map_or(peer, canonical);
         // Only proven addresses wait.
         match tokio::time::timeout_at(deadline, self.place_of(client.ip())).await.unwrap_or(Err(TurnedAway::Full)) {
-            Ok(place) => Some((client, place)),
+            Ok(mut place) => {
+                place.named = named.is_some();
+                Some((client, place))
+            }
             Err(why) => {
                 self.turned_away(why, client);
                 None

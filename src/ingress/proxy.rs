@@ -20,8 +20,8 @@ const BINARY_FIXED: usize = 16;
 const LOCAL: u8 = 0x20;
 /// The longest line that version 1 can have.
 const LONGEST_TEXT: usize = 107;
-/// The longest header of version 2 that is read: an address has 36 bytes, the rest is what balancers add (their own ids,
-/// the sender's certificate), which is passed over.
+/// The longest header of version 2 that is read: an address has 36 bytes, the rest is what balancers add (their own
+/// ids, the sender's certificate), which is passed over.
 const LONGEST_BINARY: usize = 4096;
 
 /// Why no header could be read.

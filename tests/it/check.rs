@@ -228,6 +228,17 @@ async fn what_is_broken_without_a_network_is_named() {
             &[(Warning, Area::Settings, "ingress.shared_address")],
         ),
         (
+            "everybody is believed",
+            |setup| {
+                let both = "[ingress]\ntrusted_proxies = \"0.0.0.0/0\"\nproxy_protocol = [\"10.0.0.0/8\", \"::/0\"]\n";
+                setup.replace("[ingress]\n", both);
+            },
+            &[
+                (Warning, Area::Settings, "ingress.proxy_protocol names every address"),
+                (Warning, Area::Settings, "ingress.trusted_proxies names every address"),
+            ],
+        ),
+        (
             "all senders have one address, and a balancer tells theirs",
             |setup| {
                 let both = "[ingress]\nshared_address = true\nproxy_protocol = \"192.0.2.1\"\n";

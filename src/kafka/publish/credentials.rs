@@ -1,9 +1,10 @@
 //! What Kafka knows us by, when it changes while the process runs: passwords, certificates and keys in files.
 //!
-//! A thread looks at the files now and then, and when it is unparked, since one in a mounted Kubernetes secret changes by the swap of a link, which
-//! file events tell badly. What it finds new is first tried on the cluster by a client that does nothing else, and taken
-//! into use only when Kafka has answered it. So a broken file, or a password that the brokers do not know yet, harms nobody,
-//! and it makes no difference whether brokers or files learn of a new password first: what waits is tried again every few seconds.
+//! A thread looks at the files now and then, and when it is unparked, since one in a mounted Kubernetes secret
+//! changes by the swap of a link, which file events tell badly. What it finds new is first tried on the cluster by a
+//! client that does nothing else, and taken into use only when Kafka has answered it. So a broken file, or a password
+//! that the brokers do not know yet, harms nobody, and it makes no difference whether brokers or files learn of a new
+//! password first: what waits is tried again every few seconds.
 //!
 //! What is in use stands in `config::Properties`. Each client that lives long compares its generation and is made anew
 //! by whoever owns it: producers, the probe, consumers, the reader of links. Nothing here touches them.

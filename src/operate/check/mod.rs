@@ -102,17 +102,7 @@ pub async fn run(options: &Check, environment: &[(String, String)], machine: &Ma
     }
     if roles.ingress {
         settings::certificate(&mut findings, config, machine.now);
-        if config.ingress.shared_address {
-            let what = "ingress.shared_address: whoever knows a path can use up all connections and all of the budget";
-            if config.ingress.proxy_protocol.is_empty() && config.ingress.trusted_proxies.is_empty() {
-                let told = "have the balancer say who sends (ingress.proxy_protocol, ingress.trusted_proxies)";
-                let todo = format_args!("{told}, or keep strangers out before the bridge");
-                findings.warning(Area::Settings, what, todo);
-            } else {
-                let what = format_args!("{what}, although it is told who sends");
-                findings.warning(Area::Settings, what, "leave it out: ingress.proxy_protocol and the like say it");
-            }
-        }
+        settings::senders(&mut findings, &config.ingress);
     }
     settings::client_certificate(&mut findings, &config.kafka, machine.now);
     if findings.is_good(Area::Deadlines) {

@@ -197,6 +197,27 @@ pub(super) fn certificate(findings: &mut Findings, config: &Config, now: SystemT
     }
 }
 
+/// Who is told from whom, and who is believed.
+pub(super) fn senders(findings: &mut Findings, ingress: &config::Ingress) {
+    let believed =
+        [("ingress.proxy_protocol", &ingress.proxy_protocol), ("ingress.trusted_proxies", &ingress.trusted_proxies)];
+    for (setting, _) in believed.iter().filter(|(_, names)| names.iter().any(|network| network.prefix_len() == 0)) {
+        let what = format_args!("{setting} names every address: whoever connects is believed who it is");
+        findings.warning(Area::Settings, what, "name the addresses of what stands in front, and no others");
+    }
+    if ingress.shared_address {
+        let what = "ingress.shared_address: whoever knows a path can use up all connections and all of the budget";
+        if ingress.proxy_protocol.is_empty() && ingress.trusted_proxies.is_empty() {
+            let told = "have the balancer say who sends (ingress.proxy_protocol, ingress.trusted_proxies)";
+            let todo = format_args!("{told}, or keep strangers out before the bridge");
+            findings.warning(Area::Settings, what, todo);
+        } else {
+            let what = format_args!("{what}, although it is told who sends");
+            findings.warning(Area::Settings, what, "leave it out: ingress.proxy_protocol and the like say it");
+        }
+    }
+}
+
 /// What is shown to brokers.
 pub(super) fn client_certificate(findings: &mut Findings, kafka: &config::Kafka, now: SystemTime) {
     let Some(file) = kafka.properties.file("ssl.certificate.pem") else { return };
