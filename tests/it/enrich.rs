@@ -513,9 +513,11 @@ async fn while_one_endpoint_is_away_the_other_s_results_come_and_none_is_owed_in
     eventually("the other's results", PATIENCE, || results("chosen") == 60.0).await;
     let away = || role.metric("bridge_flinks_away", &[("call", "credit-risk")]) == 1.0;
     eventually("it is shut", PATIENCE, away).await;
-    let counts = scene.stub.counts();
     let looks = || role.metric("bridge_flinks_looks_total", &[]);
-    let before = looks();
+    // What was begun while it was open ends first: orders of the first failures have sessions of their own.
+    let shut = looks();
+    eventually("what was begun has ended", PATIENCE, || looks() >= shut + 10.0).await;
+    let (counts, before) = (scene.stub.counts(), looks());
     // Each look waits for 20 ms at least and soon for 100 ms: many times what orders wait for.
     eventually("it is looked for", PATIENCE, || looks() >= before + 30.0).await;
     assert!(away() && role.metric("bridge_flinks_away", &[]) == 1.0, "it alone");
