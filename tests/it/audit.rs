@@ -611,9 +611,12 @@ const ONCE: &[Case] = &[
         "answered 503 or not at all, and neither kept nor there",
         |scene| {
             for (number, end) in [(1, UNAVAILABLE), (2, End::Cut), (3, End::TimedOut)] {
-                scene.attempt(&pay(number), Expect::Stored, end);
+                let id = scene.begin(&pay(number), Expect::Stored);
+                scene.clock += 1_500;
+                scene.end(id, end);
             }
-            // What was not sent whole, was refused, or is of another type.
+            // What was cut off at once, was not sent whole, was refused, or is of another type.
+            scene.attempt(&pay(8), Expect::Stored, End::Cut);
             scene.attempt(&pay(4), Expect::Unsure, End::Cut);
             scene.attempt(&pay(5), Expect::Stored, End::NoConnection);
             scene.attempt(&pay(6), Expect::Refused, UNAUTHORIZED);
@@ -621,7 +624,7 @@ const ONCE: &[Case] = &[
         },
         &["--rescued", "pay-event"],
         1,
-        "kept=2 neither-nor=4 not-rescued=3",
+        "kept=2 neither-nor=5 not-rescued=3",
     ),
     (
         "the same, and nobody asks for it",

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -536,6 +537,19 @@ async fn what_nobody_signs_is_not_kept_and_only_the_ingress_has_a_disk() {
     setup.options.whom = Whom::Enrich;
     let findings = setup.check().await;
     assert!(findings.0.iter().all(|finding| finding.area != Area::Disk), "{}", findings.text());
+}
+
+/// The directory then has no parent to name.
+#[test]
+fn a_disk_in_the_directory_that_it_runs_in() {
+    let mut setup = Setup::new("127.0.0.1:1", "http://127.0.0.1:1");
+    setup.rescue("directory = \"rescue\"");
+    setup.write("bridge.toml", &setup.toml, 0o644);
+    let mut check = Command::new(env!("CARGO_BIN_EXE_flinks-bridge"));
+    check.args(["check", "--offline", "--for", "ingress", "--config", "bridge.toml"]);
+    let found = check.current_dir(setup.directory.path()).output().expect("the binary runs").stdout;
+    let found = String::from_utf8(found).expect("UTF-8");
+    assert!(found.contains("disk         rescue: ") && !found.contains("nothing would be kept"), "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

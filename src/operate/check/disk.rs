@@ -27,6 +27,7 @@ pub(super) fn look(findings: &mut Findings, config: &Config, machine: &Machine) 
     };
     // The role makes the last part of the path itself.
     let there = match (&found, directory.parent()) {
+        (None, Some(parent)) if parent.as_os_str().is_empty() => Path::new("."),
         (None, Some(parent)) => parent,
         _ => directory,
     };

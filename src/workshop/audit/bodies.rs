@@ -18,6 +18,8 @@ use crate::workshop::ledger::{self, End, Expect, FORMAT, Line, Sent};
 
 /// In the place of a time: never.
 pub const NEVER: u64 = u64::MAX;
+/// What an ingress has had for so long without an ack is on its disk: after a second it is written.
+const ON_DISK_AFTER_MS: u64 = 1_500;
 /// In [`Body::ledger`]: in more than one.
 pub const SEVERAL: u16 = u16::MAX;
 
@@ -57,7 +59,7 @@ pub struct Body {
     pub small: bool,
     /// Whether any attempt should, or could, have been stored.
     pub wanted: bool,
-    /// Whether it was sent whole, and answered 503 or not at all: an ingress may have it on its disk.
+    /// Whether an ingress may have it on its disk: it was sent whole, and answered 503, or not at all for long enough.
     pub owed: bool,
     /// Whether an attempt that had to be refused was answered 200.
     pub accepted: bool,
@@ -187,7 +189,7 @@ impl Bodies {
         progress: &ProgressBar,
         warnings: &mut Vec<String>,
     ) -> Result<(), LedgerFault> {
-        let mut under_way: HashMap<u64, (u32, Expect)> = HashMap::new();
+        let mut under_way: HashMap<u64, (u32, Expect, u64)> = HashMap::new();
         let (mut line, mut number, mut attempts) = (Vec::new(), 0, 0);
         let fault = |number, what: String| LedgerFault::Line(file.to_owned(), number, what);
         loop {
@@ -218,22 +220,23 @@ impl Bodies {
                 _ if number == 1 => return Err(fault(number, "the first line is not a run".to_owned())),
                 Line::Sent(sent) => {
                     attempts += 1;
-                    let expect = sent.expect;
-                    let id = sent.attempt_id;
+                    let (id, expect, sent_ms) = (sent.attempt_id, sent.expect, sent.sent_ms);
                     let row = self.sent(sent, ledger_number, config).map_err(|fault| match fault {
                         SentFault::EventType(name) => LedgerFault::EventType(file.to_owned(), number, name),
                         SentFault::Other(what) => LedgerFault::Line(file.to_owned(), number, what.to_owned()),
                     })?;
-                    if under_way.insert(id, (row, expect)).is_some() {
+                    if under_way.insert(id, (row, expect, sent_ms)).is_some() {
                         return Err(fault(number, format!("attempt {id} is under way already")));
                     }
                 }
                 Line::Ended { attempt_id, ended_ms, end } => {
-                    let Some((row, expect)) = under_way.remove(&attempt_id) else {
+                    let Some((row, expect, sent_ms)) = under_way.remove(&attempt_id) else {
                         return Err(fault(number, format!("attempt {attempt_id} ends that is not under way")));
                     };
                     self.answered += u64::from(matches!(end, End::Answered { .. }));
-                    self.rows[row as usize].ended(expect, Some((end, ended_ms)));
+                    let body = &mut self.rows[row as usize];
+                    body.ended(expect, Some((end, ended_ms)));
+                    body.owed |= expect == Expect::Stored && in_vain(end, ended_ms.saturating_sub(sent_ms));
                 }
             }
         }
@@ -245,7 +248,7 @@ impl Bodies {
             let count = under_way.len();
             warnings.push(format!("{}: {count} attempts have no end: counted as unanswered", file.display()));
         }
-        for (row, expect) in under_way.into_values() {
+        for (row, expect, _) in under_way.into_values() {
             self.rows[row as usize].ended(expect, None);
         }
         Ok(())
@@ -367,8 +370,6 @@ enum SentFault {
 impl Body {
     /// Counts an attempt's end: what it may have left in a topic, going by its answer.
     fn ended(&mut self, expect: Expect, end: Option<(End, u64)>) {
-        let in_vain = matches!(end, Some((End::Answered { status: 503 } | End::Cut | End::TimedOut, _)));
-        self.owed |= in_vain && expect == Expect::Stored;
         let counter = match end {
             Some((End::Answered { status: 200 }, at)) => {
                 self.first_acked = self.first_acked.min(at);
@@ -384,6 +385,15 @@ impl Body {
             Some((End::Answered { .. } | End::HungUp | End::Cut | End::TimedOut, _)) | None => &mut self.open,
         };
         *counter = counter.saturating_add(1);
+    }
+}
+
+/// Whether an attempt that was sent whole, and ended like this after so long, leaves a record to the disk.
+fn in_vain(end: End, took_ms: u64) -> bool {
+    match end {
+        End::Answered { status } => status == 503,
+        End::Cut | End::TimedOut => took_ms >= ON_DISK_AFTER_MS,
+        End::HungUp | End::NoConnection => false,
     }
 }
 

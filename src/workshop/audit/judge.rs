@@ -3,10 +3,11 @@
 //! A record belongs to the body that its bytes hash to, whatever its headers say; what its headers say is then judged.
 //! How many copies of a body there may be follows from the answers alone: one for each 200; one for each attempt that
 //! ended without an answer; one for each 503, but of those no more, over all bodies, than the bridge has counted as
-//! possibly persisted. One that comes from the disk of an ingress (`ce_rescued`) needs no answer of its own: what was tried
-//! for it may have been stored as well, and so may each try from disk. Attempts that were refused, by intent or with a 4xx, explain none. One publish leaves two records
-//! only where librdkafka sent it again in a new epoch: both then have the same `ce_time`, which another attempt has not,
-//! and there are no more such bodies than the bridge has counted as possibly doubled.
+//! possibly persisted. One that comes from the disk of an ingress (`ce_rescued`) needs no answer of its own: what was
+//! tried for it may have been stored as well, and so may each try from disk. Attempts that were refused, by intent or
+//! with a 4xx, explain none. One publish leaves two records only where librdkafka sent it again in a new epoch: both
+//! then have the same `ce_time`, which another attempt has not, and there are no more such bodies than the bridge has
+//! counted as possibly doubled.
 //!
 //! What was set aside may have been put back or discarded since: its tombstone explains that it is gone, and a copy that
 //! was put back is none of its publishes. Where it is compacted, the newest of its records stands for all; and once Kafka

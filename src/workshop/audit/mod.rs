@@ -56,9 +56,9 @@ pub struct Audit {
     /// copy makes the audit say that it cannot tell.
     #[arg(long, value_name = "N")]
     pub possibly_doubled: Option<u64>,
-    /// Event types that are kept on disk (ingress.rescue.event_types): what was sent whole and answered 503, or not at all,
-    /// has to be there too; once for each. What an ingress that was killed had for less than a second may be missing all the
-    /// same.
+    /// Event types that are kept on disk (ingress.rescue.event_types): what was sent whole and answered 503 has to be there
+    /// too, and what was not answered, unless its connection ended within 1.5 s: an ingress that is killed has that in memory
+    /// alone. Once for each type.
     #[arg(long, value_name = "TYPE")]
     pub rescued: Vec<String>,
     /// Nobody else publishes to these topics: a record that no ledger knows is a fault.
