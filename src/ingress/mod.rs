@@ -14,8 +14,9 @@ mod connection;
 mod door;
 mod handler;
 mod instance;
+mod socket;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +24,16 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::connection::{Connection, Expired, Transport};
+use self::connection::{Connection, Expired};
 use self::door::{Place, Places, Proven};
 use self::handler::Handler;
+pub use self::socket::{Listen, Stream};
 use crate::config::Config;
 use crate::kafka::Publish;
 use crate::metrics::{ConnectionError, Metrics, TurnedAway};
@@ -43,8 +45,8 @@ const HEAD_LIMIT: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Addresses bound and ready to accept, with or without TLS.
-pub struct Listeners {
-    bound: Vec<(TcpListener, Option<TlsAcceptor>)>,
+pub struct Listeners<L = TcpListener> {
+    bound: Vec<(L, Option<TlsAcceptor>)>,
     identity: Option<Arc<Identity>>,
 }
 
@@ -84,6 +86,13 @@ impl Listeners {
     }
 }
 
+impl<L: Listen> Listeners<L> {
+    /// One that was made elsewhere, without TLS: for what stands in for sockets in tests.
+    pub fn of(listener: L) -> Listeners<L> {
+        Listeners { bound: vec![(listener, None)], identity: None }
+    }
+}
+
 fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     if address.is_ipv6() {
@@ -102,9 +111,9 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// The faults of the instances' secrets, before anything is served; later only what a bug has ended.
-pub async fn run(
+pub async fn run<L: Listen>(
     config: Arc<Config>,
-    listeners: Listeners,
+    listeners: Listeners<L>,
     publisher: Arc<dyn Publish>,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -129,6 +138,7 @@ pub async fn run(
         accepting.spawn(server.clone().accept(listener, acceptor));
     }
     let ended = tokio::select! {
+        biased;
         () = shutdown.cancelled() => Ok(()),
         // They end at `closing`, so this one did not end by itself. A process that accepts nothing looks well from
         // everywhere but outside, so it must not go on; what it has begun is finished.
@@ -205,13 +215,14 @@ impl Server {
         }
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
+    async fn accept<L: Listen>(self: Arc<Self>, mut listener: L, acceptor: Option<TlsAcceptor>) {
         let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let take = |place: Place, stream: TcpStream, peer: SocketAddr| {
+        let take = |place: Place, stream: L::Stream, peer: SocketAddr| {
             let (server, acceptor, held) = (self.clone(), acceptor.clone(), self.metrics.connection_accepted());
             self.tasks.spawn(async move {
                 let evicted = place.evicted();
                 tokio::select! {
+                    biased;
                     () = server.connection(stream, peer, acceptor, place) => {}
                     () = evicted => tracing::debug!(peer = %peer.ip(), "connection made room for another"),
                 }
@@ -222,6 +233,7 @@ impl Server {
         tokio::pin!(closing);
         loop {
             let accepted = tokio::select! {
+                biased;
                 () = &mut closing => break,
                 accepted = listener.accept() => accepted,
             };
@@ -248,24 +260,11 @@ impl Server {
                 }
             }
         }
-        // What waits in the listener's queue may have sent its request already. The system is asked directly, since
-        // the runtime hears of new connections a moment later.
-        let Ok(listener) = listener.into_std() else { return };
-        loop {
-            let (stream, peer) = match listener.accept() {
-                Ok((stream, peer)) => (stream, canonical(peer)),
-                // This one has gone again; the next may not have.
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
-                Err(_) => return,
-            };
+        // What waits in the listener's queue may have sent its request already.
+        for (stream, peer) in listener.close() {
+            let peer = canonical(peer);
             match self.place_now(peer.ip()) {
-                Ok(place) => {
-                    if stream.set_nonblocking(true).is_ok()
-                        && let Ok(stream) = TcpStream::from_std(stream)
-                    {
-                        take(place, stream, peer);
-                    }
-                }
+                Ok(place) => take(place, stream, peer),
                 Err(why) => self.turned_away(why, peer),
             }
         }
@@ -291,22 +290,21 @@ impl Server {
 
     async fn connection(
         self: Arc<Self>,
-        stream: TcpStream,
+        stream: impl Stream + 'static,
         peer: SocketAddr,
         acceptor: Option<TlsAcceptor>,
         place: Place,
     ) {
-        // Answers are small and awaited: they are not to wait for more to be sent along.
-        if let Err(error) = stream.set_nodelay(true) {
+        if let Err(error) = stream.no_delay() {
             tracing::debug!(%error, peer = %peer.ip(), "no-delay not set");
         }
-        let transport = match acceptor {
-            None => Transport::Plain(stream),
+        let transport: Box<dyn Stream> = match acceptor {
+            None => Box::new(stream),
             Some(acceptor) => {
                 // On the heap: what a handshake needs is not to be part of the connection for all its life.
                 let handshake = Box::pin(acceptor.accept(stream));
                 match tokio::time::timeout(self.config.ingress.handshake_timeout, handshake).await {
-                    Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
+                    Ok(Ok(stream)) => Box::new(stream),
                     Ok(Err(error)) => {
                         self.metrics.connection_failed(ConnectionError::Handshake);
                         tracing::debug!(%error, peer = %peer.ip(), "TLS handshake failed");
