@@ -222,9 +222,10 @@ impl Server {
             self.tasks.spawn(async move {
                 let evicted = place.evicted();
                 tokio::select! {
+                    // First, so that a request whose connection has made room is not answered as if it were at fault.
                     biased;
-                    () = server.connection(stream, peer, acceptor, place) => {}
                     () = evicted => tracing::debug!(peer = %peer.ip(), "connection made room for another"),
+                    () = server.connection(stream, peer, acceptor, place) => {}
                 }
                 drop(held);
             });
