@@ -129,6 +129,19 @@ impl Drop for Held {
     }
 }
 
+/// What the ingress holds in this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Levels {
+    /// Open connections.
+    pub connections: i64,
+    /// Requests that are not yet answered.
+    pub requests: i64,
+    /// Bytes of the budget that are given out, by [`Lane`].
+    pub admitted_bytes: [i64; 2],
+    /// Requests that wait for budget.
+    pub waiting: i64,
+}
+
 impl Metrics {
     /// Registers every family and makes the series of `names` at zero.
     ///
@@ -136,6 +149,16 @@ impl Metrics {
     /// When the registry already holds a family of the same name, as when called twice with one registry.
     pub fn new(registry: &Registry, names: &Names<'_>) -> Result<Metrics, prometheus::Error> {
         Families::new(registry, names).map(|families| Metrics(Arc::new(families)))
+    }
+
+    /// What the ingress holds, as its gauges say: for who looks more often than a scrape may.
+    pub fn levels(&self) -> Levels {
+        Levels {
+            connections: self.0.connections.get(),
+            requests: self.0.requests_in_flight.get(),
+            admitted_bytes: [Lane::Small, Lane::Large].map(|lane| self.0.admitted_bytes[lane as usize].get()),
+            waiting: self.0.admission_waiting.iter().map(IntGauge::get).sum(),
+        }
     }
 
     /// A connection was accepted; keep the value until it is closed.

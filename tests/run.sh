@@ -147,6 +147,8 @@ if [[ $# != 0 ]]; then
 fi
 # It counts instructions, which nothing beside it changes.
 beside 'instructions of the hot functions' tests/bench/counts.sh
+# Twenty times as many seeds as among the tests.
+beside 'the door, simulated' env FLINKS_BRIDGE_SIM_SEEDS="10000${FLINKS_BRIDGE_LONG_FAULTS:+0}" cargo test --locked --test sim
 step 'tests' cargo_test
 step 'documentation tests' cargo test --locked --doc
 # Its rows fill disks and stop clocks: what others write and compile meanwhile would be among their faults.

@@ -15,14 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
-use tokio_rustls::server::TlsStream;
 
 use super::door::Place;
+use super::socket::Stream;
 use crate::config;
 use crate::metrics::SenderGone;
 
@@ -30,12 +27,6 @@ use crate::metrics::SenderGone;
 /// the reset that closing an unread connection sends. Many senders write all of a body before they read, so twice as
 /// many bytes are taken as a body may have.
 const LINGER: Duration = Duration::from_secs(3);
-
-/// `MSG_TRUNC`: of a TCP stream Linux then drops the bytes where they are instead of copying them (tcp(7)). Elsewhere
-/// they are copied, which is all the same.
-const MSG_TRUNC: std::ffi::c_int = if cfg!(target_os = "linux") { 0x20 } else { 0 };
-/// How many bytes are dropped in one call.
-const DISCARDED_AT_ONCE: usize = 32 * 1024;
 
 /// A connection younger than this is not closed for idleness at shutdown: its request is on the way.
 const JUST_OPENED: Duration = Duration::from_secs(1);
@@ -153,17 +144,10 @@ impl Progress {
     }
 }
 
-/// The bytes of a connection: plain, or through TLS.
-pub enum Transport {
-    /// As they come.
-    Plain(TcpStream),
-    /// Decrypted. Boxed: a TLS session is some kilobytes, and a plain connection should not pay for them.
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
 /// An accepted connection with its deadlines.
 pub struct Connection {
-    transport: Transport,
+    /// On the heap: a TLS session is some kilobytes, and a plain connection should not pay for them.
+    transport: Box<dyn Stream>,
     progress: Arc<Progress>,
     idle_timeout: Duration,
     header_timeout: Duration,
@@ -175,7 +159,7 @@ pub struct Connection {
 
 impl Connection {
     /// Wraps a transport that is ready for its first request.
-    pub fn new(transport: Transport, place: Place, limits: &config::Ingress) -> Connection {
+    pub fn new(transport: Box<dyn Stream>, place: Place, limits: &config::Ingress) -> Connection {
         Connection {
             transport,
             progress: Arc::new(Progress::new(place)),
@@ -196,8 +180,8 @@ impl Connection {
     /// Ends the connection once hyper is done with it. Where an answer was given before its request had been read
     /// whole, the peer may still be sending, so what it sends is read for a while and dropped.
     pub async fn close(mut self, answered_early: bool) {
-        let closed = tokio::time::timeout(self.write_timeout, self.transport_mut().shutdown()).await;
-        let unread = answered_early || self.progress.unread_body.load(Ordering::Relaxed) || self.bytes_wait();
+        let closed = tokio::time::timeout(self.write_timeout, self.transport.shutdown()).await;
+        let unread = answered_early || self.progress.unread_body.load(Ordering::Relaxed) || self.transport.bytes_wait();
         if closed.is_ok_and(|closed| closed.is_ok()) && unread && !self.progress.peer_closed() {
             // Whether it stops sending in time is its affair.
             let _ = tokio::time::timeout(LINGER, self.discard()).await;
@@ -205,65 +189,29 @@ impl Connection {
     }
 
     /// Drops what the peer sends, twice as many bytes as a body may have, until it stops. Below TLS: nobody reads them any more.
-    async fn discard(&self) {
-        let stream = self.stream();
+    async fn discard(&mut self) {
         let mut left = self.linger_bytes;
-        // Room only while it is asked for: hundreds may be refused at once, and wait here for seconds.
-        let discard = || {
-            let mut nowhere = Vec::with_capacity(DISCARDED_AT_ONCE);
-            SockRef::from(stream).recv_with_flags(nowhere.spare_capacity_mut(), MSG_TRUNC)
-        };
-        while left > 0 && stream.readable().await.is_ok() {
-            match stream.try_io(Interest::READABLE, discard) {
-                Ok(0) => break,
+        while left > 0 {
+            match std::future::poll_fn(|cx| self.transport.poll_discard(cx)).await {
+                Ok(0) | Err(_) => break,
                 Ok(discarded) => left = left.saturating_sub(discarded),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => break,
             }
             // A sender that is never out of bytes is not to keep this thread, nor to outlast its time.
             tokio::task::coop::consume_budget().await;
         }
     }
 
-    fn transport_mut(&mut self) -> Pin<&mut (dyn Stream + Send)> {
-        match &mut self.transport {
-            Transport::Plain(stream) => Pin::new(stream),
-            Transport::Tls(stream) => Pin::new(&mut **stream),
-        }
-    }
-}
-
-impl Connection {
-    /// Whether bytes have arrived that were not read yet. Asks the socket itself: the runtime's own view of it may be
-    /// older than a request that came in the last moment.
-    fn bytes_wait(&self) -> bool {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        SockRef::from(self.stream()).peek(&mut byte).is_ok_and(|waiting| waiting > 0)
-    }
-
     /// Whether the peer has closed the connection or its sending half. hyper, told to allow half-closed connections,
-    /// does not read while a request is being answered, so nothing else would notice. The runtime is asked and not
-    /// the bytes, before which the end of a TLS session or of another request may lie.
+    /// does not read while a request is being answered, so nothing else would notice.
     fn peer_gone(&self) -> bool {
-        let readiness = self.stream().ready(Interest::READABLE).now_or_never();
-        self.progress.peer_closed() || readiness.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
-    }
-
-    fn stream(&self) -> &TcpStream {
-        match &self.transport {
-            Transport::Plain(stream) => stream,
-            Transport::Tls(stream) => stream.get_ref().0,
-        }
+        self.progress.peer_closed() || self.transport.read_closed()
     }
 }
-
-trait Stream: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
-        if let Poll::Ready(read) = self.transport_mut().poll_read(cx, buf) {
+        if let Poll::Ready(read) = Pin::new(&mut self.transport).poll_read(cx, buf) {
             if read.is_err() || buf.filled().len() == filled {
                 self.progress.peer_closed.store(true, Ordering::Relaxed);
             } else {
@@ -273,7 +221,7 @@ impl AsyncRead for Connection {
         }
         let told = self.progress.closing.load(Ordering::Relaxed);
         let idle = |phase| matches!(phase, Phase::New | Phase::Idle);
-        if told && idle(self.progress.lock().0) && self.bytes_wait() {
+        if told && idle(self.progress.lock().0) && self.transport.bytes_wait() {
             self.progress.bytes_came();
         }
         let (phase, since) = *self.progress.lock();
@@ -317,17 +265,17 @@ impl AsyncWrite for Connection {
         if published.is_some() && self.peer_gone() {
             *self.progress.sender_gone.lock().expect("no panic while held") = published;
         }
-        let written = self.transport_mut().poll_write(cx, buf);
+        let written = Pin::new(&mut self.transport).poll_write(cx, buf);
         self.bounded(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.transport_mut().poll_flush(cx);
+        let flushed = Pin::new(&mut self.transport).poll_flush(cx);
         self.bounded(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut_down = self.transport_mut().poll_shutdown(cx);
+        let shut_down = Pin::new(&mut self.transport).poll_shutdown(cx);
         self.bounded(cx, shut_down)
     }
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use super::socket::Listen;
 use crate::config::Config;
 use crate::tls::{self, Identity};
 
 /// Addresses bound and ready to accept, with or without TLS.
-pub struct Listeners {
-    pub(super) bound: Vec<(TcpListener, Option<TlsAcceptor>)>,
+pub struct Listeners<L = TcpListener> {
+    pub(super) bound: Vec<(L, Option<TlsAcceptor>)>,
     pub(super) identity: Option<Arc<Identity>>,
 }
 
@@ -49,6 +50,13 @@ impl Listeners {
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let local = |(listener, _): &(TcpListener, _)| listener.local_addr().expect("a bound listener has an address");
         self.bound.iter().map(local).collect()
+    }
+}
+
+impl<L: Listen> Listeners<L> {
+    /// One that was made elsewhere, without TLS: for what stands in for sockets in tests.
+    pub fn of(listener: L) -> Listeners<L> {
+        Listeners { bound: vec![(listener, None)], identity: None }
     }
 }
 

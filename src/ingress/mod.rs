@@ -17,8 +17,9 @@ mod handler;
 mod instance;
 mod listeners;
 mod proxy;
+mod socket;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,6 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -35,11 +35,12 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::connection::{Connection, Expired, Transport};
+use self::connection::{Connection, Expired};
 use self::door::{Place, Places, Proven, within};
 use self::handler::Handler;
 pub use self::listeners::Listeners;
 use self::proxy::NoHeader;
+pub use self::socket::{Listen, Stream};
 use crate::config::Config;
 use crate::kafka::Publish;
 use crate::metrics::{ConnectionError, Metrics, TurnedAway};
@@ -54,9 +55,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The faults of the instances' secrets, before anything is served; later only what a bug has ended.
-pub async fn run(
+pub async fn run<L: Listen>(
     config: Arc<Config>,
-    listeners: Listeners,
+    listeners: Listeners<L>,
     publisher: Arc<dyn Publish>,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -85,6 +86,7 @@ pub async fn run(
         accepting.spawn(server.clone().accept(listener, acceptor));
     }
     let ended = tokio::select! {
+        biased;
         () = shutdown.cancelled() => Ok(()),
         // They end at `closing`, so this one did not end by itself. A process that accepts nothing looks well from
         // everywhere but outside, so it must not go on; what it has begun is finished.
@@ -164,8 +166,8 @@ impl Server {
         }
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
-        let take = |place: Place, stream: TcpStream, peer: SocketAddr| {
+    async fn accept<L: Listen>(self: Arc<Self>, mut listener: L, acceptor: Option<TlsAcceptor>) {
+        let take = |place: Place, stream: L::Stream, peer: SocketAddr| {
             let (server, acceptor, held) = (self.clone(), acceptor.clone(), self.metrics.connection_accepted());
             self.tasks.spawn(async move {
                 server.taken(stream, peer, acceptor, place).await;
@@ -176,6 +178,7 @@ impl Server {
         tokio::pin!(closing);
         loop {
             let accepted = tokio::select! {
+                biased;
                 () = &mut closing => break,
                 accepted = listener.accept() => accepted,
             };
@@ -202,24 +205,11 @@ impl Server {
                 }
             }
         }
-        // What waits in the listener's queue may have sent its request already. The system is asked directly, since
-        // the runtime hears of new connections a moment later.
-        let Ok(listener) = listener.into_std() else { return };
-        loop {
-            let (stream, peer) = match listener.accept() {
-                Ok((stream, peer)) => (stream, canonical(peer)),
-                // This one has gone again; the next may not have.
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
-                Err(_) => return,
-            };
+        // What waits in the listener's queue may have sent its request already.
+        for (stream, peer) in listener.close() {
+            let peer = canonical(peer);
             match self.place_now(peer.ip()) {
-                Ok(place) => {
-                    if stream.set_nonblocking(true).is_ok()
-                        && let Ok(stream) = TcpStream::from_std(stream)
-                    {
-                        take(place, stream, peer);
-                    }
-                }
+                Ok(place) => take(place, stream, peer),
                 Err(why) => self.turned_away(why, peer),
             }
         }
@@ -259,9 +249,14 @@ impl Server {
     }
 
     /// An accepted connection to its end, or until another one has its place.
-    async fn taken(&self, mut stream: TcpStream, peer: SocketAddr, acceptor: Option<TlsAcceptor>, place: Place) {
-        // Answers are small and awaited: they are not to wait for more to be sent along.
-        if let Err(error) = stream.set_nodelay(true) {
+    async fn taken(
+        &self,
+        mut stream: impl Stream + 'static,
+        peer: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        place: Place,
+    ) {
+        if let Err(error) = stream.no_delay() {
             tracing::debug!(%error, peer = %peer.ip(), "no-delay not set");
         }
         let deadline = Instant::now() + self.config.ingress.handshake_timeout;
@@ -274,15 +269,17 @@ impl Server {
         }
         let evicted = place.evicted();
         tokio::select! {
-            () = self.connection(stream, client, acceptor, deadline, place) => {}
+            // First, so that a request whose connection has made room is not answered as if it were at fault.
+            biased;
             () = evicted => tracing::debug!(peer = %client.ip(), "connection made room for another"),
+            () = self.connection(stream, client, acceptor, deadline, place) => {}
         }
     }
 
     /// Hears from a balancer whom its connection is from, and exchanges its place for one of theirs.
     async fn told(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut impl Stream,
         peer: SocketAddr,
         untold: Place,
         deadline: Instant,
@@ -341,16 +338,16 @@ impl Server {
 
     async fn connection(
         &self,
-        stream: TcpStream,
+        stream: impl Stream + 'static,
         peer: SocketAddr,
         acceptor: Option<TlsAcceptor>,
         deadline: Instant,
         place: Place,
     ) {
-        let transport = match acceptor {
-            None => Transport::Plain(stream),
+        let transport: Box<dyn Stream> = match acceptor {
+            None => Box::new(stream),
             Some(acceptor) => match tokio::time::timeout_at(deadline, Box::pin(handshake(&acceptor, stream))).await {
-                Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
+                Ok(Ok(stream)) => Box::new(stream),
                 Ok(Err(NoTls::ProxyHeader)) => {
                     self.connection_failed(ConnectionError::ProxyUnexpected, peer, None);
                     return;
@@ -442,8 +439,8 @@ enum NoTls {
     Failed(io::Error),
 }
 
-async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
-    if proxy::comes(&stream).await {
+async fn handshake<S: Stream>(acceptor: &TlsAcceptor, mut stream: S) -> Result<TlsStream<S>, NoTls> {
+    if proxy::comes(&mut stream).await {
         return Err(NoTls::ProxyHeader);
     }
     acceptor.accept(stream).await.map_err(NoTls::Failed)

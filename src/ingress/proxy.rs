@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 
 use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+
+use super::socket::{Stream, peek};
 
 /// How a header of version 1 begins, which is a line.
 const TEXT: &[u8] = b"PROXY ";
@@ -43,7 +44,7 @@ pub enum NoHeader {
 ///
 /// # Errors
 /// Why there is none.
-pub async fn read(stream: &mut TcpStream) -> Result<Option<SocketAddr>, NoHeader> {
+pub async fn read(stream: &mut impl Stream) -> Result<Option<SocketAddr>, NoHeader> {
     let mut header = Vec::new();
     loop {
         let had = header.len();
@@ -53,7 +54,7 @@ pub async fn read(stream: &mut TcpStream) -> Result<Option<SocketAddr>, NoHeader
         }
         header.resize(whole.unwrap_or(LONGEST_TEXT), 0);
         // What belongs to the header is taken at once, so that this waits for bytes that have not been seen yet.
-        let seen = match stream.peek(&mut header[had..]).await? {
+        let seen = match peek(stream, &mut header[had..]).await? {
             0 if had == 0 => return Err(NoHeader::Silent),
             0 => return Err(NoHeader::Malformed("it ended within the header")),
             seen => had + seen,
@@ -106,9 +107,9 @@ pub fn begins(bytes: &[u8]) -> bool {
 }
 
 /// Whether a connection that need not have one begins with a header. Waits for its first bytes, and takes none.
-pub async fn comes(stream: &TcpStream) -> bool {
+pub async fn comes(stream: &mut impl Stream) -> bool {
     let mut first = [0; BINARY.len()];
-    stream.peek(&mut first).await.is_ok_and(|seen| begins(&first[..seen]))
+    peek(stream, &mut first).await.is_ok_and(|seen| begins(&first[..seen]))
 }
 
 #[cfg(test)]
@@ -119,7 +120,7 @@ mod tests {
     use futures_util::poll;
     use socket2::SockRef;
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -279,9 +280,9 @@ mod tests {
             // As hyper has it, without the line ends.
             let start = header.iter().position(|byte| !b"\r\n".contains(byte)).expect("more");
             assert!(begins(&header) && begins(&header[start..]), "{header:?}");
-            let (mut balancer, stream) = pair().await;
+            let (mut balancer, mut stream) = pair().await;
             balancer.write_all(&header).await.expect("sent");
-            assert!(comes(&stream).await, "{header:?}");
+            assert!(comes(&mut stream).await, "{header:?}");
         }
         for other in ["", "\r\n", "POST / HTTP/1.1\r\n", "PROXY", "\x16\x03\x01", "\r\n\r\nPOST /", "QUIT\n"] {
             assert!(!begins(other.as_bytes()), "{other:?}");
