@@ -320,8 +320,10 @@ fn plan(load: &Load, config: &Config) -> Planned {
     let ingress = &wanted.ingress;
     let tls = if ingress.tls.is_some() { "36 KiB with TLS" } else { "30 KiB without TLS" };
     let kept = mib(ingress.rescue.max_bytes as u64);
-    let disk = ingress.rescue.directory.is_some();
-    let disk = disk.then(|| format!(" + 24 MiB to and from the disk + {kept} there / 64")).unwrap_or_default();
+    let disk = match ingress.rescue.directory {
+        Some(_) => format!(" + 24 MiB to and from the disk + {kept} there / 64"),
+        None => String::new(),
+    };
     let formula = format!(
         "{} budget + {} body limit + 24 MiB + {} connections x {tls} + {brokers} brokers x ({} + 64 KiB + 1 MB){disk}",
         mib(ingress.bytes_in_flight as u64),

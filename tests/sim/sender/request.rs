@@ -152,7 +152,7 @@ struct Claim {
 /// The answers that a request may have.
 fn codes(flaw: Flaw, instance: usize) -> Vec<&'static str> {
     let body = ["no-budget", "body-stalled", "body-too-slow", "request-deadline"];
-    let kafka = ["acked", "queue-full", "publish-deadline", "kafka-refused", "internal"];
+    let kafka = ["acked", "queue-full", "publish-deadline", "kafka-refused", "rescued", "internal"];
     let of_body = |codes: &[&'static str]| [&body, codes].concat();
     match flaw {
         Flaw::Nothing | Flaw::UnknownType => of_body(&kafka),
