@@ -28,6 +28,8 @@ label! {
         Refused = "refused",
         /// It is no record: damaged, foreign, or of another version.
         Unreadable = "unreadable",
+        /// Kafka has its record, and it cannot be removed.
+        NotRemoved = "not-removed",
     }
 }
 

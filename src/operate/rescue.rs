@@ -44,10 +44,7 @@ pub async fn run(rescue: &Rescue, options: &Options, shutdown: &CancellationToke
     let mut all = Round::default();
     let mut taken = Instant::now();
     loop {
-        let round = tokio::select! {
-            round = rescue.round() => round,
-            () = shutdown.cancelled() => break,
-        };
+        let round = rescue.round(shutdown).await;
         all = Round {
             published: all.published + round.published,
             left: round.left,
@@ -56,7 +53,7 @@ pub async fn run(rescue: &Rescue, options: &Options, shutdown: &CancellationToke
         if round.published > 0 {
             taken = Instant::now();
         }
-        if round.left == 0 || taken.elapsed() >= options.wait {
+        if round.left == 0 || taken.elapsed() >= options.wait || shutdown.is_cancelled() {
             break;
         }
         if round.published == 0 {
@@ -67,7 +64,8 @@ pub async fn run(rescue: &Rescue, options: &Options, shutdown: &CancellationToke
         }
     }
     let Round { published, left, set_aside } = all;
-    println!("{published} published, {left} not taken, {set_aside} set aside");
+    let stopped = if shutdown.is_cancelled() { "stopped: " } else { "" };
+    println!("{stopped}{published} published, {left} not taken, {set_aside} set aside");
     match (left + set_aside, shutdown.is_cancelled()) {
         (_, true) => None,
         (0, false) => Some(EMPTIED),

@@ -5,8 +5,10 @@
 //! process out. Bodies are personal data: what is made here may be read by its owner alone.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -47,6 +49,9 @@ pub enum KeepError {
     /// All of the files together would be larger than allowed.
     #[error("the directory holds ingress.rescue.max_bytes")]
     Full,
+    /// The directory was removed, or another one stands in its place, whose lock is not ours.
+    #[error("the directory is no longer the one that was opened")]
+    Gone,
     /// The disk is full, or fails.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -77,6 +82,8 @@ pub struct Holds {
 /// A directory that is ours.
 pub struct Directory {
     path: PathBuf,
+    /// Device and inode: whether it is still the same.
+    identity: (u64, u64),
     max_bytes: u64,
     /// The lock lasts as long as this is open.
     _lock: File,
@@ -108,8 +115,9 @@ impl Directory {
     pub fn open(path: &Path, max_bytes: u64) -> Result<Directory, DirectoryError> {
         let failed = |path: &Path, source| DirectoryError::Io { path: path.display().to_string(), source };
         match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(path, error)),
-            _ => {}
+            Ok(()) => sync(path.parent().unwrap_or(path)).map_err(|error| failed(path, error))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(path, error)),
         }
         let lock_path = path.join(LOCK);
         let lock =
@@ -119,7 +127,8 @@ impl Directory {
             Err(fs::TryLockError::WouldBlock) => return Err(DirectoryError::InUse(path.display().to_string())),
             Err(fs::TryLockError::Error(error)) => return Err(failed(&lock_path, error)),
         }
-        let directory = Directory { path: path.into(), max_bytes, _lock: lock, files: Mutex::default() };
+        let identity = identity(path).map_err(|error| failed(path, error))?;
+        let directory = Directory { path: path.into(), identity, max_bytes, _lock: lock, files: Mutex::default() };
         directory.find().map_err(|error| failed(path, error))?;
         Ok(directory)
     }
@@ -129,13 +138,16 @@ impl Directory {
         let mut files = self.lock();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            if let Some(name) = name.strip_suffix(RECORD).and_then(|name| name.parse().ok()) {
-                let bytes = blocks(entry.metadata()?.size());
+            let file_name = entry.file_name();
+            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            if let Some(name) = name_of(&file_name, RECORD) {
+                let bytes = entry.metadata().map_or(BLOCK, |metadata| blocks(metadata.size()));
                 files.kept.insert(name, Kept { bytes, topic: None, held: false });
                 files.bytes += bytes;
                 files.last = files.last.max(name);
-            } else if let Some(name) = name.strip_suffix(UNFINISHED).and_then(|name| name.parse().ok()) {
+            } else if let Some(name) = name_of(&file_name, UNFINISHED) {
                 unfinished.push(name);
             }
         }
@@ -154,13 +166,20 @@ impl Directory {
         let path = self.file(name, UNFINISHED);
         let bytes = fs::read(&path)?;
         let size = blocks(bytes.len() as u64);
-        if file::record(bytes.into()).is_err() {
-            tracing::warn!(file = %path.display(), "cut short when its process ended, and removed");
-            return fs::remove_file(path);
+        match file::record(bytes.into()) {
+            Ok(_) => {}
+            Err(fault @ Unreadable::Version(_)) => {
+                tracing::warn!(file = %path.display(), %fault, "left by a process that ended");
+                return Ok(());
+            }
+            Err(Unreadable::Foreign | Unreadable::Damaged) => {
+                tracing::warn!(file = %path.display(), "cut short when its process ended, and removed");
+                return fs::remove_file(path);
+            }
         }
         File::open(&path)?.sync_all()?;
         fs::rename(path, self.file(name, RECORD))?;
-        self.sync()?;
+        sync(&self.path)?;
         let mut files = self.lock();
         files.kept.insert(name, Kept { bytes: size, topic: None, held: false });
         files.bytes += size;
@@ -174,6 +193,9 @@ impl Directory {
     /// # Errors
     /// Why it was not kept; nothing of it is left then.
     pub fn keep(&self, record: &Record) -> Result<Name, KeepError> {
+        if !self.is_there() {
+            return Err(KeepError::Gone);
+        }
         let head = file::head(record);
         let size = blocks((head.len() + record.payload.len()) as u64);
         let name = {
@@ -191,7 +213,7 @@ impl Directory {
             file.write_all(&record.payload)?;
             file.sync_all()?;
             fs::rename(&unfinished, &finished)?;
-            self.sync()
+            sync(&self.path)
         });
         let mut files = self.lock();
         match written {
@@ -229,7 +251,11 @@ impl Directory {
     /// The oldest file after `after` that nobody holds and that goes to none of these topics, as far as that is known.
     pub fn next(&self, after: Name, refusing: &HashSet<Arc<str>>) -> Option<Name> {
         let goes = |kept: &Kept| !kept.held && !kept.topic.as_ref().is_some_and(|topic| refusing.contains(topic));
-        self.lock().kept.range(after + 1..).find(|(_, kept)| goes(kept)).map(|(name, _)| *name)
+        self.lock()
+            .kept
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .find(|(_, kept)| goes(kept))
+            .map(|(name, _)| *name)
     }
 
     /// How many files nobody holds.
@@ -260,13 +286,23 @@ impl Directory {
                 Err(error)
             }
             _ => {
-                let mut files = self.lock();
-                if let Some(kept) = files.kept.remove(&name) {
-                    files.bytes -= kept.bytes;
-                }
+                self.forget(name);
                 Ok(())
             }
         }
+    }
+
+    /// Knows no more of a file that is gone.
+    pub fn forget(&self, name: Name) {
+        let mut files = self.lock();
+        if let Some(kept) = files.kept.remove(&name) {
+            files.bytes -= kept.bytes;
+        }
+    }
+
+    /// Whether the directory is the one that was opened.
+    pub fn is_there(&self) -> bool {
+        identity(&self.path).is_ok_and(|identity| identity == self.identity)
     }
 
     /// What is there now.
@@ -284,10 +320,6 @@ impl Directory {
         self.path.join(format!("{name:016}{ending}"))
     }
 
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().expect("no panic while held")
     }
@@ -298,6 +330,20 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     options
+}
+
+/// The name of a file with this ending, if it was made here.
+fn name_of(file_name: &OsStr, ending: &str) -> Option<Name> {
+    let digits = file_name.to_str()?.strip_suffix(ending)?;
+    digits.parse().ok().filter(|name| format!("{name:016}") == digits)
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 fn blocks(bytes: u64) -> u64 {
@@ -403,11 +449,32 @@ mod tests {
         fs::write(parent.path().join("0000000000000007.tmp"), &whole).expect("written");
         fs::write(parent.path().join("0000000000000008.tmp"), &whole[..whole.len() - 1]).expect("written");
         fs::write(parent.path().join("0000000000000009.record"), &whole[..9]).expect("written");
-        fs::write(parent.path().join("lost+found"), "somebody else's").expect("written");
+        let newer = "flinks-bridge-rescue 2 0\n";
+        fs::write(parent.path().join("0000000000000010.tmp"), newer).expect("written");
+        // None of ours.
+        for name in ["lost+found", "5.record", "+000000000000006.record", "18446744073709551616.record"] {
+            fs::write(parent.path().join(name), "somebody else's").expect("written");
+        }
+        fs::create_dir(parent.path().join("0000000000000011.record")).expect("made");
+        fs::write(parent.path().join("18446744073709551615.record"), newer).expect("written");
         let directory = open(parent.path());
+        assert_eq!(waiting(&directory), [7, 9, Name::MAX]);
+        directory.set_aside(Name::MAX);
         assert_eq!(waiting(&directory), [7, 9]);
         assert_eq!(directory.read(7).expect("it is whole").payload, "{}");
         assert!(matches!(directory.read(9), Err(ReadError::Unreadable(Unreadable::Foreign))));
-        assert!(!directory.file(8, UNFINISHED).exists());
+        assert!(!directory.file(8, UNFINISHED).exists() && directory.file(10, UNFINISHED).exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_replaced_is_not_written_to() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let path = parent.path().join("rescue");
+        let directory = open(&path);
+        fs::rename(&path, parent.path().join("moved")).expect("it is moved");
+        assert!(matches!(directory.keep(&record("")), Err(KeepError::Gone)));
+        let other = open(&path);
+        assert!(matches!(directory.keep(&record("")), Err(KeepError::Gone)) && !directory.is_there());
+        other.keep(&record("")).expect("it is its own");
     }
 }

@@ -10,17 +10,18 @@ mod directory;
 mod file;
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,9 +41,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// the memory of all.
 const WRITERS: usize = 8;
 const MOST_PENDING: usize = 16 << 20;
+/// What a record that waits takes beside its payload: headers, and whoever waits with it.
+const BESIDE: usize = 4096;
 /// How many files are published at once, and about how many bytes.
 const MOST_UNDER_WAY: usize = 64;
 const MOST_BYTES_UNDER_WAY: usize = 8 << 20;
+/// How many records of a topic may fail in a row before it is left alone for the rest of a round.
+const IN_A_ROW: usize = 8;
 /// Between two rounds of publishing, and two tries to open the directory.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
@@ -61,7 +66,9 @@ struct Shared {
     small_body: usize,
     /// `ce_type` and `ce_source` of what is sent once, and whose signature was verified.
     sent_once: [HashSet<Bytes>; 2],
-    directory: OnceLock<Arc<Directory>>,
+    directory: ArcSwapOption<Directory>,
+    /// Up to where the last round came, where it left something.
+    tried: AtomicU64,
     writers: Semaphore,
     pending: AtomicUsize,
     /// There is a file to publish.
@@ -116,7 +123,8 @@ impl Rescue {
             small_body: config.ingress.small_body,
             sent_once: [types.map(|event_type| event_type.ce_type.to_string().into()).collect(), sources.collect()],
             settings,
-            directory: OnceLock::new(),
+            directory: ArcSwapOption::empty(),
+            tried: AtomicU64::new(0),
             writers: Semaphore::new(WRITERS),
             pending: AtomicUsize::new(0),
             work: Notify::new(),
@@ -132,34 +140,32 @@ impl Rescue {
         self.0.open()
     }
 
-    /// Publishes what the directory holds, now and whenever there is more, until `shutdown`. A directory that cannot be
-    /// used is tried again and again.
+    /// Publishes what the directory holds, now and whenever there is more, until `shutdown`; what is under way then has
+    /// its outcome before this returns. A directory that cannot be used is tried again and again.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut said = String::new();
-        let rounds = async {
-            let mut attempt = 0;
-            loop {
-                let Round { published, left, .. } = self.opened(&mut said).await;
-                if left == 0 && self.0.directory.get().is_some() {
-                    attempt = 0;
-                    self.0.work.notified().await;
-                } else {
-                    attempt = if published > 0 { 0 } else { attempt + 1 };
-                    tokio::time::sleep(BACKOFF.delay(attempt, fastrand::f64())).await;
+        let (mut said, mut attempt) = (String::new(), 0);
+        while !shutdown.is_cancelled() {
+            let Round { published, left, .. } = self.opened(&mut said, &shutdown).await;
+            let idle = left == 0 && self.0.directory.load().is_some();
+            attempt = if idle || published > 0 { 0 } else { attempt + 1 };
+            let pause = async {
+                match idle {
+                    true => self.0.work.notified().await,
+                    false => tokio::time::sleep(BACKOFF.delay(attempt, fastrand::f64())).await,
                 }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = pause => {}
             }
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = rounds => {}
         }
     }
 
     /// Opens the directory and publishes what it holds; `said` is the last fault that was logged.
-    async fn opened(&self, said: &mut String) -> Round {
+    async fn opened(&self, said: &mut String, stop: &CancellationToken) -> Round {
         let shared = self.0.clone();
         match tokio::task::spawn_blocking(move || shared.open()).await {
-            Ok(Ok(())) => return self.round().await,
+            Ok(Ok(())) => return self.round(stop).await,
             Ok(Err(error)) => {
                 let error = chain(&error);
                 // Once for each cause.
@@ -173,10 +179,11 @@ impl Rescue {
         Round::default()
     }
 
-    /// Publishes each file once, the oldest first. A topic whose record was not taken is left alone for the rest of the
-    /// round, so that it holds up no other.
-    pub async fn round(&self) -> Round {
-        self.0.round().await
+    /// Publishes each file once, those first that the round before did not come to, and none that is not under way yet
+    /// after `stop`. A topic whose records are not taken is left alone for the rest of the round, so that it holds up no
+    /// other.
+    pub async fn round(&self, stop: &CancellationToken) -> Round {
+        self.0.round(stop).await
     }
 
     /// Waits until every record that was handed over has its outcome and its file, where it needs one.
@@ -188,13 +195,15 @@ impl Rescue {
 
 impl Shared {
     fn open(&self) -> Result<(), DirectoryError> {
-        if self.directory.get().is_none() {
-            let directory = Directory::open(&self.path, self.settings.max_bytes as u64)?;
-            // Only one comes so far, since the directory is locked.
-            self.directory.get_or_init(|| Arc::new(directory));
-            self.metrics.usable(true);
-            self.show();
+        if self.directory.load().as_ref().is_some_and(|directory| directory.is_there()) {
+            return Ok(());
         }
+        self.metrics.usable(false);
+        self.directory.store(None);
+        let directory = Directory::open(&self.path, self.settings.max_bytes as u64)?;
+        self.directory.store(Some(Arc::new(directory)));
+        self.metrics.usable(true);
+        self.show();
         Ok(())
     }
 
@@ -204,7 +213,7 @@ impl Shared {
             return on_outcome(Ok(receipt));
         }
         let id = ce_id(&record);
-        let mut writing = self.clone().keep(record);
+        let first = tokio::spawn(self.clone().keep(record.clone()));
         // It goes on, and its ack does not wait for the disk.
         let outcome = match early {
             Ok(outcome) => outcome,
@@ -213,13 +222,23 @@ impl Shared {
         let mut error = match outcome.unwrap_or_else(|_| Err(PublishError::without_report())) {
             Ok(receipt) => {
                 on_outcome(Ok(receipt));
-                if let Ok(Ok(name)) = writing.await {
-                    self.remove(name).await;
+                if let Ok(Ok((directory, name))) = first.await {
+                    self.remove(&directory, name).await;
                 }
                 return;
             }
             Err(error) => error,
         };
+        let mut writing = tokio::spawn({
+            let shared = self.clone();
+            async move {
+                match first.await {
+                    Ok(Ok(kept)) => Ok(kept),
+                    // The publish took its time: meanwhile the directory may have been opened, or have room.
+                    Ok(Err(_)) | Err(_) => shared.keep(record).await,
+                }
+            }
+        });
         let written = tokio::time::timeout(PATIENCE, &mut writing).await;
         error.rescued = matches!(written, Ok(Ok(Ok(_))));
         on_outcome(Err(error));
@@ -228,12 +247,10 @@ impl Shared {
             Err(_elapsed) => writing.await,
         };
         match written {
-            Ok(Ok(name)) => {
+            Ok(Ok((directory, name))) => {
                 self.metrics.kept();
                 tracing::info!(ce_id = id, "kept on disk until Kafka takes it");
-                if let Some(directory) = self.directory.get() {
-                    directory.release(name);
-                }
+                directory.release(name);
                 self.work.notify_one();
             }
             Ok(Err((cause, why))) => {
@@ -245,78 +262,98 @@ impl Shared {
     }
 
     /// Writes a record. The file is held.
-    fn keep(self: Arc<Self>, record: Record) -> JoinHandle<Result<Name, (NotKept, String)>> {
-        tokio::spawn(async move {
-            let directory = self.directory.get().ok_or((NotKept::Unusable, String::new()))?.clone();
-            let bytes = record.payload.len();
-            let others = self.pending.fetch_add(bytes, Ordering::Relaxed);
-            let written = if others > 0 && others + bytes > MOST_PENDING {
-                Err((NotKept::Slow, String::new()))
-            } else {
-                let _writer = self.writers.acquire().await;
-                let written = tokio::task::spawn_blocking(move || directory.keep(&record)).await;
-                written.map_err(|panic| (NotKept::Disk, panic.to_string())).and_then(|written| {
-                    written.map_err(|error| match error {
-                        KeepError::Full => (NotKept::Full, error.to_string()),
-                        KeepError::Io(_) => (NotKept::Disk, error.to_string()),
-                    })
+    async fn keep(self: Arc<Self>, record: Record) -> Result<(Arc<Directory>, Name), (NotKept, String)> {
+        let directory = self.directory.load_full().ok_or((NotKept::Unusable, String::new()))?;
+        let bytes = record.payload.len() + BESIDE;
+        let others = self.pending.fetch_add(bytes, Ordering::Relaxed);
+        let written = if others > 0 && others + bytes > MOST_PENDING {
+            Err((NotKept::Slow, String::new()))
+        } else {
+            let _writer = self.writers.acquire().await;
+            let writer = directory.clone();
+            let written = tokio::task::spawn_blocking(move || writer.keep(&record)).await;
+            written.map_err(|panic| (NotKept::Disk, panic.to_string())).and_then(|written| {
+                written.map_err(|error| match error {
+                    KeepError::Full => (NotKept::Full, error.to_string()),
+                    KeepError::Gone => {
+                        // Whoever opens it again is asleep.
+                        self.work.notify_one();
+                        (NotKept::Unusable, error.to_string())
+                    }
+                    KeepError::Io(_) => (NotKept::Disk, error.to_string()),
                 })
-            };
-            self.pending.fetch_sub(bytes, Ordering::Relaxed);
-            self.show();
-            written
-        })
+            })
+        };
+        self.pending.fetch_sub(bytes, Ordering::Relaxed);
+        self.show();
+        written.map(|name| (directory, name))
     }
 
-    async fn round(&self) -> Round {
-        let Some(directory) = self.directory.get() else { return Round::default() };
-        let (mut at, mut bytes, mut ended) = (0, 0, Round::default());
-        let mut refusing: HashSet<Arc<str>> = HashSet::new();
+    async fn round(&self, stop: &CancellationToken) -> Round {
+        let Some(directory) = self.directory.load_full() else { return Round::default() };
+        let (mut bytes, mut ended) = (0, Round::default());
+        let mut topics = Topics::default();
         let mut under_way = FuturesUnordered::new();
+        // Behind what the last round has tried, then what stands before it.
+        let behind = self.tried.load(Ordering::Relaxed);
+        let (mut at, mut until, mut last) = (behind, Name::MAX, behind);
         loop {
             while under_way.len() < MOST_UNDER_WAY && (bytes < MOST_BYTES_UNDER_WAY || under_way.is_empty()) {
-                let Some(name) = directory.next(at, &refusing) else { break };
-                at = name;
-                let Some(record) = self.read(directory, name).await else {
-                    ended.set_aside += 1;
+                if stop.is_cancelled() {
+                    break;
+                }
+                let Some(name) = directory.next(at, &topics.refusing).filter(|name| *name <= until) else {
+                    if behind == 0 || until == behind {
+                        break;
+                    }
+                    (at, until) = (0, behind);
                     continue;
                 };
-                if refusing.contains(&record.topic) {
-                    continue;
+                (at, last) = (name, name);
+                if let Some(record) = self.read(&directory, name, &mut ended).await
+                    && !topics.refusing.contains(&record.topic)
+                {
+                    bytes += record.payload.len();
+                    under_way.push(self.publish_again(name, record));
                 }
-                bytes += record.payload.len();
-                under_way.push(self.publish_again(name, record));
             }
             let Some((name, topic, size, outcome)) = under_way.next().await else { break };
             bytes -= size;
             match outcome {
                 Ok(()) => {
                     ended.published += 1;
-                    self.remove(name).await;
+                    topics.takes(topic);
+                    self.remove(&directory, name).await;
                 }
                 Err(PublishError { cause: PublishCause::TooLarge, detail, .. }) => {
                     ended.set_aside += 1;
-                    self.set_aside(directory, name, SetAside::Refused, &detail);
+                    self.set_aside(&directory, name, SetAside::Refused, &detail);
                 }
-                Err(_) => {
-                    refusing.insert(topic);
-                }
+                Err(error) => topics.refuses(topic, error.cause),
             }
         }
         ended.left = directory.waiting();
+        self.tried.store(if ended.left == 0 { 0 } else { last }, Ordering::Relaxed);
         ended
     }
 
-    async fn read(&self, directory: &Arc<Directory>, name: Name) -> Option<Record> {
+    async fn read(&self, directory: &Arc<Directory>, name: Name, ended: &mut Round) -> Option<Record> {
         let reader = directory.clone();
         let read = tokio::task::spawn_blocking(move || reader.read(name)).await.expect("reading does not panic");
         match read {
-            Ok(record) => Some(record),
-            Err(error @ (ReadError::Unreadable(_) | ReadError::Io(_))) => {
-                self.set_aside(directory, name, SetAside::Unreadable, &error.to_string());
-                None
+            Ok(record) => return Some(record),
+            Err(ReadError::Unreadable(fault)) => {
+                ended.set_aside += 1;
+                self.set_aside(directory, name, SetAside::Unreadable, &fault.to_string());
+            }
+            // Somebody has taken it away.
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => directory.forget(name),
+            // It is tried again in the next round.
+            Err(ReadError::Io(error)) => {
+                tracing::warn!(file = %directory.path(name).display(), %error, "cannot be read now");
             }
         }
+        None
     }
 
     async fn publish_again(&self, name: Name, mut record: Record) -> (Name, Arc<str>, usize, Result<(), PublishError>) {
@@ -345,20 +382,42 @@ impl Shared {
         tracing::error!(file = %file.display(), cause = cause.as_str(), why, "set aside until the next start");
     }
 
-    async fn remove(&self, name: Name) {
-        let Some(directory) = self.directory.get().cloned() else { return };
-        let path = directory.path(name);
-        let removed = tokio::task::spawn_blocking(move || directory.remove(name)).await;
+    async fn remove(&self, directory: &Arc<Directory>, name: Name) {
+        let remover = directory.clone();
+        let removed = tokio::task::spawn_blocking(move || remover.remove(name)).await;
         if let Err(error) = removed.unwrap_or(Ok(())) {
-            tracing::error!(file = %path.display(), %error, "Kafka has it, and it cannot be removed");
+            self.set_aside(directory, name, SetAside::NotRemoved, &error.to_string());
         }
         self.show();
     }
 
     fn show(&self) {
-        let Some(directory) = self.directory.get() else { return };
+        let Some(directory) = self.directory.load_full() else { return };
         let holds = directory.holds();
         self.metrics.holds(holds.records, holds.bytes, holds.oldest.map_or(0, |oldest| oldest / 1_000_000));
+    }
+}
+
+/// Which topics take records in a round.
+#[derive(Default)]
+struct Topics {
+    refusing: HashSet<Arc<str>>,
+    /// Failures in a row.
+    failed: HashMap<Arc<str>, usize>,
+}
+
+impl Topics {
+    fn takes(&mut self, topic: Arc<str>) {
+        self.failed.insert(topic, 0);
+    }
+
+    /// A partition without a leader, or a record that is refused, is no word against a topic that takes others.
+    fn refuses(&mut self, topic: Arc<str>, cause: PublishCause) {
+        let failed = self.failed.entry(topic.clone()).or_default();
+        *failed += 1;
+        if *failed > IN_A_ROW || matches!(cause, PublishCause::Topic | PublishCause::Permission) {
+            self.refusing.insert(topic);
+        }
     }
 }
 
@@ -465,6 +524,10 @@ mod tests {
             self.publish(record).await.expect("an outcome").expect_err("no receipt")
         }
 
+        async fn round(&self) -> Round {
+            self.rescue.round(&CancellationToken::new()).await
+        }
+
         fn metric(&self, name: &str) -> f64 {
             let families = self.registry.gather();
             let family = families.iter().find(|family| family.name() == format!("bridge_ingress_rescue_{name}"));
@@ -538,7 +601,7 @@ mod tests {
         assert_eq!(set.metric("records"), 0.0);
         set.until("both are on disk", || set.metric("records") == 2.0).await;
         // Neither is anybody else's to publish.
-        assert_eq!(set.rescue.round().await, Round::default());
+        assert_eq!(set.round().await, Round::default());
         let waiting = std::mem::take(&mut *set.kafka.waiting.lock().expect("no panic"));
         let outcomes = [Ok(Receipt::made_up(0, 0)), Err(PublishError::new(PublishCause::Deadline, true, "invented"))];
         waiting.into_iter().zip(outcomes).for_each(|(on_outcome, outcome)| on_outcome(outcome));
@@ -547,7 +610,7 @@ mod tests {
         set.rescue.end().await;
         assert_eq!((set.metric("records"), set.metric("kept_total")), (1.0, 1.0));
         set.kafka.answers("pay", None);
-        assert_eq!(set.rescue.round().await, Round { published: 1, left: 0, set_aside: 0 });
+        assert_eq!(set.round().await, Round { published: 1, left: 0, set_aside: 0 });
         assert_eq!(set.kafka.taken(), ["failed"]);
     }
 
@@ -606,16 +669,82 @@ mod tests {
         set.kafka.answers("large", Some(PublishCause::TooLarge));
         set.kafka.answers("denied", Some(PublishCause::Permission));
         set.kafka.answers("pay", None);
-        assert_eq!(set.rescue.round().await, Round { published: 100, left: 100, set_aside: 101 });
+        assert_eq!(set.round().await, Round { published: 100, left: 100, set_aside: 101 });
         assert_eq!((set.metric("set_aside_total"), set.metric("records")), (101.0, 201.0));
         set.kafka.answers("denied", None);
-        assert_eq!(set.rescue.round().await, Round { published: 100, left: 0, set_aside: 0 });
+        assert_eq!(set.round().await, Round { published: 100, left: 0, set_aside: 0 });
         // What was set aside is looked at again at the next start.
         drop(set);
         let set = self::set(parent.path(), "");
         set.rescue.open().expect("it is ours again");
         set.kafka.answers("large", None);
-        assert_eq!(set.rescue.round().await, Round { published: 100, left: 0, set_aside: 1 });
+        assert_eq!(set.round().await, Round { published: 100, left: 0, set_aside: 1 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn records_that_are_not_taken_hold_up_none_of_their_topic() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let set = set(parent.path(), "");
+        set.rescue.open().expect("it is ours");
+        set.kafka.answers("pay", Some(PublishCause::Permission));
+        let keep = async |payload: &str| assert!(set.refused(pay(payload)).await.rescued);
+        for n in 0..2 * MOST_UNDER_WAY {
+            keep(&n.to_string()).await;
+        }
+        // Those that the stand-in takes whatever it says of others.
+        set.kafka.answers("pay", None);
+        set.kafka.outcomes.lock().expect("no panic").clear();
+        let fine: Vec<_> = (0..7).map(|_| set.publish(pay("fine"))).collect();
+        set.until("they are on disk", || set.metric("records") == (2 * MOST_UNDER_WAY + 7) as f64).await;
+        for on_outcome in std::mem::take(&mut *set.kafka.waiting.lock().expect("no panic")) {
+            on_outcome(Err(PublishError::new(PublishCause::Deadline, true, "invented")));
+        }
+        for told in fine {
+            assert!(told.await.expect("an outcome").is_err());
+        }
+        set.rescue.end().await;
+        set.kafka.answers("pay", Some(PublishCause::Other));
+        let rounds = [set.round().await, set.round().await, set.round().await];
+        assert_eq!(rounds.map(|round| round.published).iter().sum::<usize>(), 7);
+        assert_eq!(set.round().await, Round { published: 0, left: 2 * MOST_UNDER_WAY, set_aside: 0 });
+
+        // Among others that are taken, they are no word against their topic.
+        drop(set);
+        let set = self::set(parent.path(), "");
+        for n in 0..600_u64 {
+            let record = pay(if n % 12 == 0 { "not taken" } else { "fine" });
+            let file = [&super::file::head(&record)[..], &record.payload].concat();
+            fs::write(parent.path().join(format!("{:016}.record", n + 1)), file).expect("written");
+        }
+        set.rescue.open().expect("it is ours");
+        set.kafka.answers("pay", Some(PublishCause::Other));
+        set.round().await;
+        assert_eq!(set.round().await.left, 50 + 2 * MOST_UNDER_WAY);
+        assert_eq!(set.kafka.taken().len(), 550);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_kept_at_first_is_tried_once_more_and_a_new_directory_is_found() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let path = parent.path().join("rescue");
+        let set = set(&path, "");
+        let (end, told) = (CancellationToken::new(), set.publish(pay("late")));
+        tokio::time::sleep(UNSURE_AFTER * 2).await;
+        let running = tokio::spawn(set.rescue.clone().run(end.clone()));
+        set.until("it is open", || set.metric("usable") == 1.0).await;
+        set.kafka.answers("pay", Some(PublishCause::Deadline));
+        let on_outcome = set.kafka.waiting.lock().expect("no panic").remove(0);
+        on_outcome(Err(PublishError::new(PublishCause::Deadline, false, "invented")));
+        assert!(told.await.expect("an outcome").expect_err("no receipt").rescued);
+
+        fs::remove_dir_all(&path).expect("it is removed");
+        set.refused(pay("nowhere")).await;
+        set.until("another one is there", || path.join("lock").exists()).await;
+        set.until("it is open", || set.metric("records") == 0.0).await;
+        assert!(set.refused(pay("kept")).await.rescued);
+        assert!(Directory::open(&path, 1 << 20).is_err(), "its lock is held");
+        end.cancel();
+        running.await.expect("it ends");
     }
 
     #[tokio::test]
@@ -632,11 +761,9 @@ mod tests {
         set.rescue.open().expect("it is ours");
         assert_eq!(set.metric("records"), FILES as f64);
         set.kafka.answers("pay", Some(PublishCause::Topic));
-        let Round { published: 0, left: FILES, set_aside: 0 } = set.rescue.round().await else {
-            panic!("none is taken")
-        };
+        let Round { published: 0, left: FILES, set_aside: 0 } = set.round().await else { panic!("none is taken") };
         set.kafka.answers("pay", None);
-        assert_eq!(set.rescue.round().await, Round { published: FILES, left: 0, set_aside: 0 });
+        assert_eq!(set.round().await, Round { published: FILES, left: 0, set_aside: 0 });
         assert_eq!(set.kafka.taken(), (1..=FILES).map(|n| n.to_string()).collect::<Vec<_>>());
         assert_eq!(fs::read_dir(parent.path()).expect("it is there").count(), 1, "the lock alone");
     }

@@ -1,6 +1,6 @@
 //! The disk for what is sent once (`ingress.rescue`): whether there is one, and whether it could be used.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, DirEntry, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,6 +13,9 @@ use crate::config::{Authentication, Config, show_size};
 use crate::signature::Scheme;
 
 const PAY: &str = "pay-event";
+
+/// What a small file takes, and what `ingress.rescue.max_bytes` counts.
+const BLOCK: u64 = 4096;
 
 /// Whether what is sent once is kept where Kafka does not take it.
 pub(super) fn look(findings: &mut Findings, config: &Config, machine: &Machine) {
@@ -87,15 +90,23 @@ fn owned(findings: &mut Findings, directory: &Path, found: &Metadata, machine: &
 /// Whether all that may be there has room.
 fn room(findings: &mut Findings, there: &Path, most: u64) {
     let Ok(disk) = statvfs(there) else { return };
+    let (shown, limit) = (there.display(), show_size(most as usize));
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free < most {
+    let to_do = "make room, or lower ingress.rescue.max_bytes";
+    // What is there already is part of it.
+    let record = |entry: &DirEntry| entry.path().extension().is_some_and(|ending| ending == "record");
+    let files = fs::read_dir(there).map_or(0, |all| all.flatten().filter(record).count() as u64);
+    if free.saturating_add(files * BLOCK) < most {
+        let what = format!("{shown}: {} MiB are free, and ingress.rescue.max_bytes is {limit}", free >> 20);
+        findings.warning(Area::Disk, what, to_do);
+    // Some file systems have as many as there is room for.
+    } else if disk.f_files > 0 && disk.f_favail.saturating_add(files) < most / BLOCK {
         let what = format!(
-            "{}: {} MiB are free, and ingress.rescue.max_bytes is {}",
-            there.display(),
-            free >> 20,
-            show_size(most as usize)
+            "{shown}: {} files can be made, and ingress.rescue.max_bytes = {limit} is {} small ones",
+            disk.f_favail,
+            most / BLOCK
         );
-        findings.warning(Area::Disk, what, "make room, or lower ingress.rescue.max_bytes");
+        findings.warning(Area::Disk, what, to_do);
     }
 }
 
