@@ -1,8 +1,8 @@
 //! `[webhook]` and `[[event_type]]`: further event types, and what the built-in ones are taught besides what they know.
 //!
 //! Flinks documents its bodies in part, so a name that turns out to be another one must not need a release. What is
-//! taught is added to the table of [`crate::webhook`]; it takes no type from a body that had one, unless that then says
-//! two.
+//! taught is added to the table of [`crate::webhook`]; it gives no other type to a body that had one. Such a body can
+//! become ambiguous: by a further type member beside `ResponseType`, or by two keys.
 
 use super::QUARANTINE;
 use super::parse;
@@ -27,7 +27,8 @@ pub(super) fn read(root: &mut Table<'_, '_>, event_types: &mut EventTypes) -> Ve
 fn read_type_members(table: &mut Table<'_, '_>, event_types: &mut EventTypes) {
     const NAME: &str = "type_members";
     let help = "Members at the top of a body that tell its type by their value, `ResponseType` among them. Another one \
-                tells nothing by a value that no event type has; two that tell different types make a body ambiguous.";
+                tells nothing by a value that no event type has, nor where members or a session select a type; two \
+                that tell different types make a body ambiguous.";
     let members = table.list(At::new(NAME, help), RESPONSE_TYPE, parse::text);
     refuse_repetition(table, NAME, &members);
     if !members.iter().any(|member| member == RESPONSE_TYPE) && !table.is_faulty(NAME) {
@@ -342,6 +343,51 @@ topic = "flinks.mandates"
         // And with no settings nothing of all this has a meaning.
         for body in [r#"{"responseType":"KYC"}"#, r#"{"ResponseType":"PayEvent"}"#, r#"{"session_id":"s"}"#] {
             check("", body, UNKNOWN, None);
+        }
+    }
+
+    /// A rule by members or session keeps the body that it selects, and its key, whatever a further member tells.
+    #[test]
+    fn a_further_member_takes_no_type_that_members_or_a_session_select() {
+        for (body, expected, key) in [
+            (r#"{"sessionId":"s","type":"KYC"}"#, "pay-event", Some("s")),
+            (r#"{"type":"KYC","data":{"sessionId":"s"}}"#, "pay-event", Some("s")),
+            (r#"{"event":"SessionSetupStatusChanged","type":"KYC","requestId":"r"}"#, "pay-event", Some("r")),
+            (r#"{"requestId":"r","status":"x","type":"GetAccountsDetail"}"#, "pay-event", Some("r")),
+            (r#"{"requestId":"r","status":"x","type":"PayEvent"}"#, "pay-event", Some("r")),
+            (r#"{"DocumentAnalysis":{},"type":"KYC"}"#, "upload-fraud-alert", None),
+            (
+                r#"{"ResponseType":null,"DocumentAnalysis":{},"type":"KYC","LoginId":"l"}"#,
+                "upload-fraud-alert",
+                Some("l"),
+            ),
+            (r#"{"DocumentAnalysis":{},"type":"KYC","responseType":"PayEvent"}"#, "upload-fraud-alert", None),
+            (r#"{"DocumentAnalysis":{},"type":"a","type":"KYC"}"#, "upload-fraud-alert", None),
+        ] {
+            check("", body, expected, key);
+            check(r#"webhook.type_members = ["ResponseType", "type"]"#, body, expected, key);
+            check(TAUGHT, body, expected, key);
+        }
+        // So does a rule by members that was taught.
+        check(TAUGHT, r#"{"session_id":"s","type":"KYC"}"#, "pay-event", Some("s"));
+        check(TAUGHT, r#"{"statement_id":1,"type":"KYC","LoginId":"l"}"#, "statements", Some("l"));
+        // Beside `ResponseType` it is asked, so that of two names neither is believed.
+        check(TAUGHT, r#"{"ResponseType":"KYC","sessionId":"s","type":"PayEvent"}"#, AMBIGUOUS, None);
+    }
+
+    #[test]
+    fn a_repetition_that_holds_no_key_where_it_was_taught_leaves_the_known_one() {
+        let settings = "[[event_type]]\nname = \"pay-event\"\nkey = [\"data.sessionId\"]";
+        for (body, expected, key) in [
+            (r#"{"sessionId":"s","data":1,"data":[{"sessionId":"t"}]}"#, "pay-event", Some("s")),
+            (r#"{"sessionId":"s","data":{},"data":{"id":"t"}}"#, "pay-event", Some("s")),
+            (r#"{"sessionId":"s","data":{"sessionId":null},"data":{}}"#, "pay-event", Some("s")),
+            (r#"{"requestId":"r","status":"x","data":1,"data":2}"#, "pay-event", Some("r")),
+            (r#"{"sessionId":"s","data":{"sessionId":"t"}}"#, "pay-event", Some("t")),
+            (r#"{"sessionId":"s","data":1,"data":{"sessionId":"t"}}"#, AMBIGUOUS, None),
+            (r#"{"sessionId":"s","data":{"sessionId":"s"},"data":{"sessionId":"s"}}"#, AMBIGUOUS, None),
+        ] {
+            check(settings, body, expected, key);
         }
     }
 

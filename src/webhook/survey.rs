@@ -210,12 +210,12 @@ impl<'t, 'b> Survey<'t, 'b> {
 
     fn key(&self, event_type: usize, source: KeySource) -> Result<Key<'b>, Ambiguous> {
         for (_, path) in self.types.keys().filter(|(of, _)| *of == event_type) {
+            let Some(key) = self.watched_at(|watched| watched == path).key()? else { continue };
+            // Asked last: a repetition of what holds no key there leaves the key where it stood before.
             if let Some(above) = path.above() {
                 self.at_top(above).once()?;
             }
-            if let Some(key) = self.watched_at(|watched| watched == path).key()? {
-                return Ok(Some(key));
-            }
+            return Ok(Some(key));
         }
         match source {
             KeySource::LoginId => self.login_id_key(),
@@ -227,10 +227,32 @@ impl<'t, 'b> Survey<'t, 'b> {
         }
     }
 
+    /// The first to select: `ResponseType`, whatever its value, then rules by a session or by members, then the further
+    /// members that tell the type. These stand last so that a name that is taught takes no type from a body that had
+    /// one.
     fn rule(&self) -> Result<Option<&'t Rule>, Ambiguous> {
-        if let Some(told) = self.told()? {
-            return Ok(told);
+        match self.response_type.once()?.and_then(Text::of_string) {
+            Some(value) => {
+                let rule = self.rule_of(value);
+                // A body that tells two types by name has neither.
+                let agrees = |told: &Rule| rule.is_some_and(|rule| rule.event_type == told.event_type);
+                if self.told()?.is_none_or(agrees) { Ok(rule) } else { Err(Ambiguous) }
+            }
+            None => match self.rule_by_members()? {
+                None => self.told(),
+                rule => Ok(rule),
+            },
         }
+    }
+
+    fn rule_of(&self, value: Text<'b>) -> Option<&'t Rule> {
+        self.types.rules.iter().find(|rule| match &rule.discriminator {
+            Discriminator::ResponseType(known) => value.is(known),
+            Discriminator::PaySession(_) | Discriminator::Members(_) => false,
+        })
+    }
+
+    fn rule_by_members(&self) -> Result<Option<&'t Rule>, Ambiguous> {
         for rule in &self.types.rules {
             let selects = match &rule.discriminator {
                 Discriminator::ResponseType(_) => false,
@@ -244,24 +266,14 @@ impl<'t, 'b> Survey<'t, 'b> {
         Ok(None)
     }
 
-    /// The rule by the members that tell the type: `None` where they tell nothing, `Some(None)` where `ResponseType`
-    /// has a value that no rule has. A further member with such a value tells nothing, so that a name that is taught
-    /// takes no type from a body that had one.
-    fn told(&self) -> Result<Option<Option<&'t Rule>>, Ambiguous> {
-        let by_value = |value: Text<'b>| {
-            self.types.rules.iter().find(|rule| match &rule.discriminator {
-                Discriminator::ResponseType(known) => value.is(known),
-                Discriminator::PaySession(_) | Discriminator::Members(_) => false,
-            })
-        };
-        let mut told = self.response_type.once()?.and_then(Text::of_string).map(by_value);
+    /// The rule by the further members that tell the type. One with a value that no rule has tells nothing.
+    fn told(&self) -> Result<Option<&'t Rule>, Ambiguous> {
+        let mut told: Option<&Rule> = None;
         for member in self.types.type_members() {
             let value = self.at_top(member).once()?.and_then(Text::of_string);
-            let Some(rule) = value.and_then(by_value) else { continue };
-            match told {
-                None => told = Some(Some(rule)),
-                Some(Some(other)) if other.event_type == rule.event_type => {}
-                Some(_) => return Err(Ambiguous),
+            let Some(rule) = value.and_then(|value| self.rule_of(value)) else { continue };
+            if told.get_or_insert(rule).event_type != rule.event_type {
+                return Err(Ambiguous);
             }
         }
         Ok(told)

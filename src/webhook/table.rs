@@ -56,7 +56,7 @@ pub struct Rule {
 pub const RESPONSE_TYPE: &str = "ResponseType";
 
 /// The table: event types and the rules that select them. Rules by `ResponseType` are asked first, then the others in
-/// their order.
+/// their order, and last the further members that tell the type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventTypes {
     /// All event types; the last is `unknown`, whose topic is the quarantine.
@@ -147,7 +147,8 @@ impl EventTypes {
     }
 
     /// Teaches a further member that tells the type, beside [`RESPONSE_TYPE`]. Other than that it says nothing by a
-    /// value that no rule has: what had a type before keeps it.
+    /// value that no rule has, and nothing where a rule by members or session selects: what had a type by these keeps
+    /// it. Where it tells another type than [`RESPONSE_TYPE`], or stands there twice beside that, the body is ambiguous.
     pub fn tell_by(&mut self, member: &str) {
         self.type_members.push(member.to_owned());
         self.watch();

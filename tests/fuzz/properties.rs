@@ -22,6 +22,29 @@ use serde_json::value::RawValue;
 pub fn body(input: &[u8]) {
     body_by(input, &Names::default());
     body_by(input, &taught());
+    keeps_its_type(input);
+}
+
+/// A body that has a type keeps it, and its key, where only members that tell the type are taught. Beside a
+/// `ResponseType` it may become ambiguous. Whatever else is taught gives it no other type.
+fn keeps_its_type(input: &[u8]) {
+    let [plain, told, all] =
+        [Names::default(), Names { type_members: taught().type_members, ..Names::default() }, taught()]
+            .map(|names| event_types(&names));
+    let [Ok(before), Ok(told), Ok(all)] = [&plain, &told, &all].map(|types| Webhook::parse(input, types)) else {
+        return;
+    };
+    if before.quarantine().is_some() {
+        return;
+    }
+    let is_ambiguous = |webhook: &Webhook<'_>| webhook.quarantine() == Some(QuarantineReason::AmbiguousType);
+    assert!(is_ambiguous(&all) || all.event_type() == before.event_type(), "{before:?} became {all:?}");
+    let text = String::from_utf8_lossy(input);
+    if let Reading::Object(top) = read(text.strip_prefix('\u{feff}').unwrap_or(&text)) {
+        let by_name = matches!(once(&top, "ResponseType"), Ok(Some(Node::Text(_))));
+        let same = (told.event_type(), told.key()) == (before.event_type(), before.key());
+        assert!(same || by_name && is_ambiguous(&told), "{before:?} became {told:?}");
+    }
 }
 
 fn body_by(input: &[u8], names: &Names) {
@@ -265,10 +288,7 @@ fn taught_key(top: &[(String, Node)], event_type: &str, names: &Names) -> Result
     for (_, above, name) in names.keys.iter().filter(|(of, ..)| *of == event_type) {
         let key = match above {
             None => key_of(top, name)?,
-            Some(above) => match once(top, above)? {
-                Some(Node::Object(members)) => key_of(members, name)?,
-                _ => None,
-            },
+            Some(above) => key_below(&all(top, above), name)?,
         };
         if key.is_some() {
             return Ok(key);
@@ -277,31 +297,57 @@ fn taught_key(top: &[(String, Node)], event_type: &str, names: &Names) -> Result
     Ok(None)
 }
 
-/// What the values of members say: `Some(None)` where `ResponseType` has one that nobody knows.
-fn told(top: &[(String, Node)], names: &Names) -> Result<Option<Option<(&'static str, KeySource)>>, ()> {
-    let known = |value: &str| match value {
+/// The key in one of these values, or in none: `Err` if it stands there twice, or in one of several.
+fn key_below(above: &[&Node], name: &str) -> Result<Option<String>, ()> {
+    let objects = above.iter().filter_map(|node| if let Node::Object(members) = node { Some(members) } else { None });
+    let values: Vec<&Node> = objects.flat_map(|members| all(members, name)).collect();
+    match values[..] {
+        [] => Ok(None),
+        [value] => match as_key(value) {
+            Some(_) if above.len() > 1 => Err(()),
+            key => Ok(key),
+        },
+        _ => Err(()),
+    }
+}
+
+/// An event type's name, and where its key comes from.
+type Known = (&'static str, KeySource);
+
+/// The type that a value of a member tells.
+fn known(value: &Node, names: &Names) -> Option<Known> {
+    let Node::Text(value) = value else { return None };
+    match value.as_str() {
         "KYC" => Some(("kyc", KeySource::LoginId)),
         "GetAccountsDetail" => Some(("accounts-detail", KeySource::LoginId)),
         "Statements" => Some(("statements", KeySource::LoginId)),
-        _ => names.values.iter().find(|(other, ..)| *other == value).map(|(_, name, key)| (*name, *key)),
-    };
-    let mut said = Vec::new();
-    if let Some(Node::Text(value)) = once(top, "ResponseType")? {
-        said.push(known(value));
+        _ => names.values.iter().find(|(other, ..)| other == value).map(|(_, name, key)| (*name, *key)),
     }
-    for member in &names.type_members {
-        if let Some(Node::Text(value)) = once(top, member)? {
-            said.extend(known(value).map(Some));
-        }
-    }
-    let name = |said: &Option<(&'static str, KeySource)>| said.map(|(name, _)| name);
-    if said.iter().any(|one| name(one) != name(&said[0])) { Err(()) } else { Ok(said.first().copied()) }
 }
 
-fn event_type(top: &[(String, Node)], names: &Names) -> Result<Option<(&'static str, KeySource)>, ()> {
-    if let Some(told) = told(top, names)? {
-        return Ok(told);
+/// What the taught members that tell the type say together.
+fn told(top: &[(String, Node)], names: &Names) -> Result<Option<Known>, ()> {
+    let mut said = Vec::new();
+    for member in &names.type_members {
+        said.extend(once(top, member)?.and_then(|value| known(value, names)));
     }
+    if said.iter().any(|(name, _)| *name != said[0].0) { Err(()) } else { Ok(said.first().copied()) }
+}
+
+fn event_type(top: &[(String, Node)], names: &Names) -> Result<Option<Known>, ()> {
+    if let Some(value @ Node::Text(_)) = once(top, "ResponseType")? {
+        let name = |known: Known| known.0;
+        let (by_response_type, told) = (known(value, names), told(top, names)?);
+        let disagree = told.is_some() && told.map(name) != by_response_type.map(name);
+        return if disagree { Err(()) } else { Ok(by_response_type) };
+    }
+    match by_members(top, names)? {
+        None => told(top, names),
+        selected => Ok(selected),
+    }
+}
+
+fn by_members(top: &[(String, Node)], names: &Names) -> Result<Option<Known>, ()> {
     let is_event = |value: &Node| matches!(value, Node::Text(text) if text == "SessionSetupStatusChanged");
     // Any member may carry the event's name; the first that does is the discriminator.
     let event = match top.iter().find(|(_, value)| is_event(value)) {

@@ -33,6 +33,45 @@ fn bodies() {
     walk("payloads", properties::body);
 }
 
+/// Up to three members, each with each, that tell a type, known or taught, or hold a key.
+#[test]
+fn bodies_of_few_members() {
+    const MEMBERS: [&str; 24] = [
+        r#""ResponseType":"KYC""#,
+        r#""ResponseType":"Other""#,
+        r#""ResponseType":null"#,
+        r#""type":"KYC""#,
+        r#""type":"GetAccountsDetail""#,
+        r#""type":"Other""#,
+        r#""type":"SessionSetupStatusChanged""#,
+        r#""responseType":"PayEvent""#,
+        r#""responseType":"KYC""#,
+        r#""sessionId":"s""#,
+        r#""session_id":"t""#,
+        r#""requestId":"r""#,
+        r#""status":"x""#,
+        r#""DocumentAnalysis":{}"#,
+        r#""padId":1"#,
+        r#""state":2"#,
+        r#""Login":{"Id":"l","login_id":"m"}"#,
+        r#""Login":{"login_id":null}"#,
+        r#""login_id":"n""#,
+        r#""payload":{"sessionId":"u"}"#,
+        r#""payload":{"session_id":"v"}"#,
+        r#""payload":{"session_id":null,"id":"w"}"#,
+        r#""payload":{}"#,
+        r#""payload":1"#,
+    ];
+    for (n, first) in MEMBERS.iter().enumerate() {
+        for second in MEMBERS {
+            properties::body(format!("{{{first},{second}}}").as_bytes());
+            for third in &MEMBERS[n..] {
+                properties::body(format!("{{{first},{second},{third}}}").as_bytes());
+            }
+        }
+    }
+}
+
 #[test]
 fn signatures() {
     walk("fuzz/corpus/signature", properties::signature);
