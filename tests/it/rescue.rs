@@ -311,6 +311,20 @@ async fn in_a_failover_everything_is_answered_200_and_nothing_stays_on_disk() {
     }
 }
 
+/// The longest that a small file took to be on disk, of many written until `stop`.
+fn slowest_write(directory: &Path, stop: &AtomicBool) -> Duration {
+    let mut slowest = Duration::ZERO;
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        let mut file = fs::File::create(directory.join("probe")).expect("the directory can be written");
+        std::io::Write::write_all(&mut file, &[b'x'; 700]).expect("there is room");
+        file.sync_all().and_then(|()| fs::File::open(directory)?.sync_all()).expect("the disk works");
+        slowest = slowest.max(begun.elapsed());
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    slowest
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_once_outlives_kafka_and_the_ingress() {
     #[expect(clippy::disallowed_methods, reason = "the long form is asked for by the environment, as of all tests")]
@@ -319,8 +333,11 @@ async fn what_is_sent_once_outlives_kafka_and_the_ingress() {
     let cluster = three_nodes();
     let directory = set_up(&cluster.bootstrap_servers());
     let mut ingress = Ingress::usual(directory.path()).await;
+    let disk = directory.path().to_owned();
     let (address, stop) = (Arc::new(Mutex::new(Some(ingress.address))), Arc::new(AtomicBool::new(false)));
     let loading = tokio::spawn(load(address.clone(), stop.clone(), 20));
+    let until = stop.clone();
+    let disk = std::thread::spawn(move || slowest_write(&disk, &until));
     sleep(Duration::from_secs(2)).await;
 
     cluster.node_ids().into_iter().for_each(|node| cluster.kill(node));
@@ -337,6 +354,9 @@ async fn what_is_sent_once_outlives_kafka_and_the_ingress() {
     stop.store(true, Ordering::Relaxed);
     let sent = loading.await.expect("no panic");
     ingress.until("records", 0.0).await;
+    let slowest = disk.join().expect("no panic");
+    // What librdkafka may have sent twice when Kafka came back, as it does after a deadline.
+    let possibly = sum(&get(ingress.admin, "/metrics").await.1, "bridge_kafka_possibly_doubled_total", &[]);
 
     // By payload: copies, and how many of them came from disk.
     let mut stored: BTreeMap<Vec<u8>, (usize, usize)> = BTreeMap::new();
@@ -363,10 +383,13 @@ async fn what_is_sent_once_outlives_kafka_and_the_ingress() {
     let rescued = stored.values().filter(|(_, rescued)| *rescued > 0).count();
     println!("sent once, status, stored: how many\n{counts:#?}");
     println!(
-        "{kills} kills in {outage:?}: {rescued} from disk, {doubled} twice; the oldest lost was {oldest_lost:?} old"
+        "{kills} kills in {outage:?}: {rescued} from disk, {doubled} twice; the oldest lost was {oldest_lost:?} old, \
+         and the disk took {slowest:?} at the most"
     );
-    assert!(stored.values().all(|(copies, rescued)| copies - rescued <= 1), "twice without a word");
+    let silent = stored.values().filter(|(copies, rescued)| copies - rescued > 1).count();
+    assert!(silent as f64 <= possibly, "{silent} twice without a word, {possibly} possibly");
     assert!(rescued > 20 && counts.contains_key(&(true, Some(503), true)), "the load met no outage");
-    // A second, and what a busy machine takes to read a request and to write a file.
-    assert!(oldest_lost < Duration::from_secs(3), "one was not on disk after {oldest_lost:?}");
+    // A second, what a busy machine takes to read a request, and what its disk takes.
+    let most = Duration::from_secs(2) + slowest;
+    assert!(oldest_lost < most, "one was not on disk after {oldest_lost:?}, and the disk took {slowest:?} at the most");
 }
