@@ -89,7 +89,7 @@ impl Ingress {
     async fn until(&self, name: &str, value: f64) {
         let begun = Instant::now();
         while self.metric(name, &[]).await != value {
-            assert!(begun.elapsed() < Duration::from_secs(60), "{name} is not {value}: {}", self.process.output());
+            assert!(begun.elapsed() < Duration::from_secs(180), "{name} is not {value}: {}", self.process.output());
             sleep(Duration::from_millis(50)).await;
         }
     }
@@ -389,7 +389,7 @@ async fn what_is_sent_once_outlives_kafka_and_the_ingress() {
     let silent = stored.values().filter(|(copies, rescued)| copies - rescued > 1).count();
     assert!(silent as f64 <= possibly, "{silent} twice without a word, {possibly} possibly");
     assert!(rescued > 20 && counts.contains_key(&(true, Some(503), true)), "the load met no outage");
-    // A second, what a busy machine takes to read a request, and what its disk takes.
-    let most = Duration::from_secs(2) + slowest;
+    // A second, what a busy machine takes to read a request, and what its disk takes; below the publish's end.
+    let most = Duration::from_secs(4) + slowest;
     assert!(oldest_lost < most, "one was not on disk after {oldest_lost:?}, and the disk took {slowest:?} at the most");
 }
