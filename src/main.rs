@@ -318,10 +318,10 @@ fn recovered(options: Recover) -> ExitCode {
     })
 }
 
-/// Runs role `rescue`. The first signal lets what is under way be left where it is, the second ends it.
+/// Runs role `rescue`. The first signal lets what is under way end, the second ends it.
 fn rescued(options: rescue::Options) -> ExitCode {
     log_to_stderr();
-    to_its_end(Builder::new_multi_thread(), "the producers' end", |shutdown| {
+    to_its_end(Builder::new_multi_thread(), "what is under way", |shutdown| {
         tokio::spawn(async move {
             match serve::rescue(options, config::variables(), shutdown).await {
                 Ok(code) => code,

@@ -105,6 +105,10 @@ pub async fn ingress_in(
     };
     let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
     let rescue = rescue_of(&config, &producers, &registry)?;
+    if let Some(rescue) = &rescue {
+        // Before anything is served: what is read first is kept as well. What cannot be used is tried again.
+        rescue.try_open().await;
+    }
     let identity = match (&in_process, &config.ingress.tls) {
         (Some(in_process), _) => Some(in_process.identity.clone()),
         (None, Some(TlsFiles { certificate, private_key })) => {
@@ -269,9 +273,7 @@ pub async fn rescue(
     let producers = Arc::new(Producers::new(&config, topics, &metrics).map_err(settings)?);
     let metrics = RescueMetrics::new(&registry).map_err(failed)?;
     let rescue = Rescue::new(options.directory.clone(), &config, producers.clone(), metrics);
-    let opening = rescue.clone();
-    let opened = tokio::task::spawn_blocking(move || opening.open()).await;
-    opened.map_err(failed)?.map_err(settings)?;
+    rescue.open().await.map_err(settings)?;
     let ended = rescue::run(&rescue, &options, &shutdown).await;
     close(producers).await;
     Ok(ended)

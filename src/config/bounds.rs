@@ -22,12 +22,18 @@ const FETCHED: (u64, u64) = (16 << 20, 4 << 20);
 const ANSWER: u64 = 4 << 20;
 /// A link in the table of role `link`, with what the table needs while it grows (`link::table`).
 const LINK: u64 = 340;
-/// What waits for the disk and what comes from it (`rescue`); and what is known of each file, of which a block of
-/// `ingress.rescue.max_bytes` has one at most.
-const RESCUE: (u64, u64) = ((16 + 8) << 20, 64);
-const BLOCK: u64 = 4096;
+/// What is known of a file of `ingress.rescue.directory` (`rescue`), of which a block of its `max_bytes` has one at most.
+const KNOWN: u64 = 64;
 /// librdkafka's `batch.size`: the largest request of more than one record.
 const BATCH: u64 = 1_000_000;
+
+/// How many bytes of records may wait for the disk of `ingress.rescue.directory`, and about how many may be on their way
+/// from it to Kafka.
+pub const RESCUE_PENDING: usize = 16 << 20;
+/// See [`RESCUE_PENDING`].
+pub const RESCUE_UNDER_WAY: usize = 8 << 20;
+/// What a small file takes of a file system, mostly, and what `ingress.rescue.max_bytes` counts.
+pub const BLOCK: u64 = 4096;
 
 /// Brokers to reckon with where they are not known.
 pub const BROKERS: u64 = 3;
@@ -77,7 +83,8 @@ impl Config {
         // A copy, at worst not smaller than the record, for each broker; the small lane's requests are a batch each.
         let under_way = brokers * (largest_record(ingress.body_limit) as u64 + BATCH);
         let files = ingress.rescue.max_bytes as u64 / BLOCK;
-        let rescue = if ingress.rescue.directory.is_some() { RESCUE.0 + files * RESCUE.1 } else { 0 };
+        let rescue = (RESCUE_PENDING + RESCUE_UNDER_WAY) as u64 + files * KNOWN;
+        let rescue = if ingress.rescue.directory.is_some() { rescue } else { 0 };
         Memory {
             sure: ingress.bytes_in_flight as u64 + ingress.body_limit as u64 + PROCESS,
             beside: ingress.max_connections as u64 * connection + under_way + rescue,

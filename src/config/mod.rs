@@ -33,7 +33,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::webhook::EventTypes;
-pub use bounds::{BROKERS, LeastBandwidth, Memory, largest_record};
+pub use bounds::{BLOCK, BROKERS, LeastBandwidth, Memory, RESCUE_PENDING, RESCUE_UNDER_WAY, largest_record};
 pub use consume::{AttributesCall, Consumer, Endpoint, Enrich, Link, MustHave, ScheduledRefreshes, Start};
 pub use fault::{Fault, FaultKind, Faults};
 pub use flinks::{Api, ApiAuthentication, ApiKeys, Flinks};

@@ -15,14 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::file::{self, Unreadable};
+use crate::config::BLOCK;
 use crate::record::Record;
 
 const LOCK: &str = "lock";
 /// How the name of a record's file ends, and that of one that is being written.
 const RECORD: &str = ".record";
 const UNFINISHED: &str = ".tmp";
-/// What a file system gives out at once, mostly: a small file takes as much.
-const BLOCK: u64 = 4096;
 
 /// A file's name: microseconds since 1970.
 pub type Name = u64;

@@ -13,8 +13,8 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -25,9 +25,9 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::directory::{Directory, DirectoryError, KeepError, Name, ReadError};
+use self::directory::{Directory, DirectoryError, Holds, KeepError, Name, ReadError};
 use crate::backoff::Backoff;
-use crate::config::{self, Authentication, Config};
+use crate::config::{self, Authentication, Config, RESCUE_PENDING, RESCUE_UNDER_WAY};
 use crate::error::chain;
 use crate::kafka::{OnOutcome, Publish, PublishError, Receipt};
 use crate::metrics::{Lane, NotKept, PublishCause, RescueMetrics, SetAside};
@@ -37,15 +37,13 @@ use crate::record::{Record, ce_source, header};
 const UNSURE_AFTER: Duration = Duration::from_secs(1);
 /// How long a request whose publish has failed waits for its file. Whoever waited in vain is answered all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many files are written at once, and how many bytes of records may wait for that: a disk that hangs must not take
-/// the memory of all.
+/// How many files are written at once: of what waits for that, `RESCUE_PENDING` bytes may, since a disk that hangs must not
+/// take the memory of all.
 const WRITERS: usize = 8;
-const MOST_PENDING: usize = 16 << 20;
 /// What a record that waits takes beside its payload: headers, and whoever waits with it.
 const BESIDE: usize = 4096;
-/// How many files are published at once, and about how many bytes.
-const MOST_UNDER_WAY: usize = 64;
-const MOST_BYTES_UNDER_WAY: usize = 8 << 20;
+/// How many files are published at once, of about `RESCUE_UNDER_WAY` bytes.
+const FILES_UNDER_WAY: usize = 64;
 /// How many records of a topic may fail in a row before it is left alone for the rest of a round.
 const IN_A_ROW: usize = 8;
 /// Between two rounds of publishing, and two tries to open the directory.
@@ -73,6 +71,8 @@ struct Shared {
     pending: AtomicUsize,
     /// There is a file to publish.
     work: Notify,
+    /// Why the directory could not be used, as the log has it.
+    said: Mutex<String>,
     tasks: TaskTracker,
 }
 
@@ -128,26 +128,43 @@ impl Rescue {
             writers: Semaphore::new(WRITERS),
             pending: AtomicUsize::new(0),
             work: Notify::new(),
+            said: Mutex::default(),
             tasks: TaskTracker::new(),
         }))
     }
 
-    /// Opens the directory, where it is not open yet. Blocks.
+    /// Opens the directory, where it is not open yet or another one stands in its place.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub fn open(&self) -> Result<(), DirectoryError> {
-        self.0.open()
+    pub async fn open(&self) -> Result<(), DirectoryError> {
+        let shared = self.0.clone();
+        tokio::task::spawn_blocking(move || shared.open()).await.expect("opening does not panic")
+    }
+
+    /// As [`Rescue::open`], for who goes on without it: the log says why, once for each cause.
+    pub async fn try_open(&self) -> bool {
+        let Err(error) = self.open().await else { return true };
+        let error = chain(&error);
+        let mut said = self.0.said.lock().expect("no panic while held");
+        if *said != error {
+            tracing::error!(error, "ingress.rescue.directory cannot be used: nothing is kept there");
+            *said = error;
+        }
+        false
     }
 
     /// Publishes what the directory holds, now and whenever there is more, until `shutdown`; what is under way then has
     /// its outcome before this returns. A directory that cannot be used is tried again and again.
     pub async fn run(self, shutdown: CancellationToken) {
-        let (mut said, mut attempt) = (String::new(), 0);
+        let mut attempt = 0;
         while !shutdown.is_cancelled() {
-            let Round { published, left, .. } = self.opened(&mut said, &shutdown).await;
-            let idle = left == 0 && self.0.directory.load().is_some();
-            attempt = if idle || published > 0 { 0 } else { attempt + 1 };
+            let opened = self.try_open().await;
+            let Round { published, left, .. } = if opened { self.round(&shutdown).await } else { Round::default() };
+            let idle = opened && left == 0;
+            if idle || published > 0 {
+                attempt = 0;
+            }
             let pause = async {
                 match idle {
                     true => self.0.work.notified().await,
@@ -158,25 +175,8 @@ impl Rescue {
                 () = shutdown.cancelled() => {}
                 () = pause => {}
             }
+            attempt += 1;
         }
-    }
-
-    /// Opens the directory and publishes what it holds; `said` is the last fault that was logged.
-    async fn opened(&self, said: &mut String, stop: &CancellationToken) -> Round {
-        let shared = self.0.clone();
-        match tokio::task::spawn_blocking(move || shared.open()).await {
-            Ok(Ok(())) => return self.round(stop).await,
-            Ok(Err(error)) => {
-                let error = chain(&error);
-                // Once for each cause.
-                if *said != error {
-                    tracing::error!(error, "ingress.rescue.directory cannot be used: nothing is kept there");
-                    *said = error;
-                }
-            }
-            Err(_panic) => tracing::error!("a bug ended a look at ingress.rescue.directory"),
-        }
-        Round::default()
     }
 
     /// Publishes each file once, those first that the round before did not come to, and none that is not under way yet
@@ -200,6 +200,7 @@ impl Shared {
         }
         self.metrics.usable(false);
         self.directory.store(None);
+        self.show();
         let directory = Directory::open(&self.path, self.settings.max_bytes as u64)?;
         self.directory.store(Some(Arc::new(directory)));
         self.metrics.usable(true);
@@ -213,12 +214,14 @@ impl Shared {
             return on_outcome(Ok(receipt));
         }
         let id = ce_id(&record);
-        let first = tokio::spawn(self.clone().keep(record.clone()));
+        let decided = CancellationToken::new();
+        let first = tokio::spawn(self.clone().keep_until(record.clone(), decided.clone()));
         // It goes on, and its ack does not wait for the disk.
         let outcome = match early {
             Ok(outcome) => outcome,
             Err(_elapsed) => told.await,
         };
+        decided.cancel();
         let mut error = match outcome.unwrap_or_else(|_| Err(PublishError::without_report())) {
             Ok(receipt) => {
                 on_outcome(Ok(receipt));
@@ -234,7 +237,6 @@ impl Shared {
             async move {
                 match first.await {
                     Ok(Ok(kept)) => Ok(kept),
-                    // The publish took its time: meanwhile the directory may have been opened, or have room.
                     Ok(Err(_)) | Err(_) => shared.keep(record).await,
                 }
             }
@@ -261,12 +263,31 @@ impl Shared {
         }
     }
 
+    /// Writes a record. What is not written is tried again until its publish is `decided`: the directory may be opened
+    /// meanwhile, or have room.
+    async fn keep_until(
+        self: Arc<Self>,
+        record: Record,
+        decided: CancellationToken,
+    ) -> Result<(Arc<Directory>, Name), (NotKept, String)> {
+        loop {
+            let kept = self.clone().keep(record.clone()).await;
+            if kept.is_ok() {
+                return kept;
+            }
+            tokio::select! {
+                () = decided.cancelled() => return kept,
+                () = tokio::time::sleep(UNSURE_AFTER) => {}
+            }
+        }
+    }
+
     /// Writes a record. The file is held.
     async fn keep(self: Arc<Self>, record: Record) -> Result<(Arc<Directory>, Name), (NotKept, String)> {
         let directory = self.directory.load_full().ok_or((NotKept::Unusable, String::new()))?;
         let bytes = record.payload.len() + BESIDE;
         let others = self.pending.fetch_add(bytes, Ordering::Relaxed);
-        let written = if others > 0 && others + bytes > MOST_PENDING {
+        let written = if others > 0 && others + bytes > RESCUE_PENDING {
             Err((NotKept::Slow, String::new()))
         } else {
             let _writer = self.writers.acquire().await;
@@ -298,7 +319,7 @@ impl Shared {
         let behind = self.tried.load(Ordering::Relaxed);
         let (mut at, mut until, mut last) = (behind, Name::MAX, behind);
         loop {
-            while under_way.len() < MOST_UNDER_WAY && (bytes < MOST_BYTES_UNDER_WAY || under_way.is_empty()) {
+            while under_way.len() < FILES_UNDER_WAY && (bytes < RESCUE_UNDER_WAY || under_way.is_empty()) {
                 if stop.is_cancelled() {
                     break;
                 }
@@ -392,8 +413,7 @@ impl Shared {
     }
 
     fn show(&self) {
-        let Some(directory) = self.directory.load_full() else { return };
-        let holds = directory.holds();
+        let holds = self.directory.load().as_ref().map_or_else(Holds::default, |directory| directory.holds());
         self.metrics.holds(holds.records, holds.bytes, holds.oldest.map_or(0, |oldest| oldest / 1_000_000));
     }
 }
@@ -429,7 +449,6 @@ fn ce_id(record: &Record) -> String {
 mod tests {
     use std::fs;
     use std::path::Path;
-    use std::sync::Mutex;
 
     use prometheus::Registry;
 
@@ -559,7 +578,7 @@ mod tests {
     async fn what_kafka_refuses_is_kept_until_it_takes_it() {
         let parent = tempfile::tempdir().expect("a directory");
         let set = set(parent.path(), "");
-        set.rescue.open().expect("it is ours");
+        set.rescue.open().await.expect("it is ours");
         set.kafka.answers("pay", Some(PublishCause::Deadline));
         for n in 0..3 {
             let error = set.refused(pay(&n.to_string())).await;
@@ -595,7 +614,7 @@ mod tests {
     async fn what_is_not_answered_within_a_second_is_on_disk_and_its_ack_waits_for_nothing() {
         let parent = tempfile::tempdir().expect("a directory");
         let set = set(parent.path(), "");
-        set.rescue.open().expect("it is ours");
+        set.rescue.open().await.expect("it is ours");
         let (acked, failed) = (set.publish(pay("acked")), set.publish(pay("failed")));
         tokio::time::sleep(UNSURE_AFTER - Duration::from_millis(1)).await;
         assert_eq!(set.metric("records"), 0.0);
@@ -618,7 +637,7 @@ mod tests {
     async fn what_is_sent_again_or_not_signed_is_not_kept() {
         let parent = tempfile::tempdir().expect("a directory");
         let set = set(parent.path(), "");
-        set.rescue.open().expect("it is ours");
+        set.rescue.open().await.expect("it is ours");
         set.kafka.answers("pay", Some(PublishCause::Deadline));
         let others = [("signed", "com.flinks.kyc"), ("open", "com.flinks.pay-event"), ("gone", "com.flinks.pay-event")];
         for (instance, ce_type) in others {
@@ -651,7 +670,7 @@ mod tests {
     async fn none_holds_up_the_others() {
         let parent = tempfile::tempdir().expect("a directory");
         let set = set(parent.path(), "");
-        set.rescue.open().expect("it is ours");
+        set.rescue.open().await.expect("it is ours");
         let topics = ["large", "denied", "pay"];
         for topic in topics {
             set.kafka.answers(topic, Some(PublishCause::Deadline));
@@ -665,7 +684,7 @@ mod tests {
         drop(set);
 
         let set = self::set(parent.path(), "");
-        set.rescue.open().expect("it is ours again");
+        set.rescue.open().await.expect("it is ours again");
         set.kafka.answers("large", Some(PublishCause::TooLarge));
         set.kafka.answers("denied", Some(PublishCause::Permission));
         set.kafka.answers("pay", None);
@@ -676,7 +695,7 @@ mod tests {
         // What was set aside is looked at again at the next start.
         drop(set);
         let set = self::set(parent.path(), "");
-        set.rescue.open().expect("it is ours again");
+        set.rescue.open().await.expect("it is ours again");
         set.kafka.answers("large", None);
         assert_eq!(set.round().await, Round { published: 100, left: 0, set_aside: 1 });
     }
@@ -685,17 +704,17 @@ mod tests {
     async fn records_that_are_not_taken_hold_up_none_of_their_topic() {
         let parent = tempfile::tempdir().expect("a directory");
         let set = set(parent.path(), "");
-        set.rescue.open().expect("it is ours");
+        set.rescue.open().await.expect("it is ours");
         set.kafka.answers("pay", Some(PublishCause::Permission));
         let keep = async |payload: &str| assert!(set.refused(pay(payload)).await.rescued);
-        for n in 0..2 * MOST_UNDER_WAY {
+        for n in 0..2 * FILES_UNDER_WAY {
             keep(&n.to_string()).await;
         }
         // Those that the stand-in takes whatever it says of others.
         set.kafka.answers("pay", None);
         set.kafka.outcomes.lock().expect("no panic").clear();
         let fine: Vec<_> = (0..7).map(|_| set.publish(pay("fine"))).collect();
-        set.until("they are on disk", || set.metric("records") == (2 * MOST_UNDER_WAY + 7) as f64).await;
+        set.until("they are on disk", || set.metric("records") == (2 * FILES_UNDER_WAY + 7) as f64).await;
         for on_outcome in std::mem::take(&mut *set.kafka.waiting.lock().expect("no panic")) {
             on_outcome(Err(PublishError::new(PublishCause::Deadline, true, "invented")));
         }
@@ -706,7 +725,7 @@ mod tests {
         set.kafka.answers("pay", Some(PublishCause::Other));
         let rounds = [set.round().await, set.round().await, set.round().await];
         assert_eq!(rounds.map(|round| round.published).iter().sum::<usize>(), 7);
-        assert_eq!(set.round().await, Round { published: 0, left: 2 * MOST_UNDER_WAY, set_aside: 0 });
+        assert_eq!(set.round().await, Round { published: 0, left: 2 * FILES_UNDER_WAY, set_aside: 0 });
 
         // Among others that are taken, they are no word against their topic.
         drop(set);
@@ -716,10 +735,10 @@ mod tests {
             let file = [&super::file::head(&record)[..], &record.payload].concat();
             fs::write(parent.path().join(format!("{:016}.record", n + 1)), file).expect("written");
         }
-        set.rescue.open().expect("it is ours");
+        set.rescue.open().await.expect("it is ours");
         set.kafka.answers("pay", Some(PublishCause::Other));
         set.round().await;
-        assert_eq!(set.round().await.left, 50 + 2 * MOST_UNDER_WAY);
+        assert_eq!(set.round().await.left, 50 + 2 * FILES_UNDER_WAY);
         assert_eq!(set.kafka.taken().len(), 550);
     }
 
@@ -731,7 +750,8 @@ mod tests {
         let (end, told) = (CancellationToken::new(), set.publish(pay("late")));
         tokio::time::sleep(UNSURE_AFTER * 2).await;
         let running = tokio::spawn(set.rescue.clone().run(end.clone()));
-        set.until("it is open", || set.metric("usable") == 1.0).await;
+        // As soon as it is open, and not only when the publish has failed.
+        set.until("it is on disk", || set.metric("records") == 1.0).await;
         set.kafka.answers("pay", Some(PublishCause::Deadline));
         let on_outcome = set.kafka.waiting.lock().expect("no panic").remove(0);
         on_outcome(Err(PublishError::new(PublishCause::Deadline, false, "invented")));
@@ -758,7 +778,7 @@ mod tests {
             fs::write(parent.path().join(format!("{n:016}.record")), file).expect("written");
         }
         let set = set(parent.path(), "");
-        set.rescue.open().expect("it is ours");
+        set.rescue.open().await.expect("it is ours");
         assert_eq!(set.metric("records"), FILES as f64);
         set.kafka.answers("pay", Some(PublishCause::Topic));
         let Round { published: 0, left: FILES, set_aside: 0 } = set.round().await else { panic!("none is taken") };

@@ -36,7 +36,7 @@ const FETCHED_AT_ONCE: usize = 4 * MIB;
 const ANSWER: usize = 4 * MIB;
 /// What each of the two consumers of orders holds, beside what it has fetched ahead, twice that (`config::consume`).
 const ORDERS: usize = 2 * MIB;
-/// What waits for the disk, and what comes from it (`config::bounds`).
+/// What waits for the disk, and what comes from it; a 64th of `max_bytes` is for what is known of the files.
 const RESCUE: usize = 24 * MIB;
 /// Links that role link holds, and what they take (`link::table`): each, and while the table grows.
 const LINKS: usize = 1_000_000;
@@ -329,7 +329,8 @@ fn memory_of(role: &str, config: &Config) -> usize {
             // What lies between bodies of all sizes is at most a large one; each broker is being sent a request of each lane.
             let requests = BROKERS * (body + SMALL_REQUEST);
             let connections = config.ingress.max_connections * CONNECTION;
-            let rescue = if config.ingress.rescue.directory.is_some() { RESCUE } else { 0 };
+            let files = RESCUE + config.ingress.rescue.max_bytes / 64;
+            let rescue = if config.ingress.rescue.directory.is_some() { files } else { 0 };
             config.ingress.bytes_in_flight + body + requests + connections + rescue + PROCESS
         }
         "enrich" => {
@@ -340,7 +341,7 @@ fn memory_of(role: &str, config: &Config) -> usize {
         "link" => consumer(config.link.consumer.bytes_in_flight) + LINKS * LINK + LINKS_GROW,
         // It describes and creates, and holds no records.
         "topics" => 3 * PROCESS,
-        "rescue" => RESCUE + body + BROKERS * (body + SMALL_REQUEST) + PROCESS,
+        "rescue" => RESCUE + config.ingress.rescue.max_bytes / 64 + body + BROKERS * (body + SMALL_REQUEST) + PROCESS,
         role => panic!("{role} is no role here"),
     }
 }

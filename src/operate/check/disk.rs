@@ -9,13 +9,10 @@ use rustix::fs::{Access, access, statvfs};
 
 use super::Machine;
 use super::findings::{Area, Findings};
-use crate::config::{Authentication, Config, show_size};
+use crate::config::{Authentication, BLOCK, Config, show_size};
 use crate::signature::Scheme;
 
 const PAY: &str = "pay-event";
-
-/// What a small file takes, and what `ingress.rescue.max_bytes` counts.
-const BLOCK: u64 = 4096;
 
 /// Whether what is sent once is kept where Kafka does not take it.
 pub(super) fn look(findings: &mut Findings, config: &Config, machine: &Machine) {

@@ -52,6 +52,14 @@ pub fn settings(bootstrap_servers: &str, more: &str) -> Config {
 
 /// As [`settings`], for a process with other needs; of several texts the later win.
 pub fn settings_for(needs: Needs, bootstrap_servers: &str, more: &[&str]) -> Config {
+    match Config::parse(&settings_text(bootstrap_servers, more), Path::new("test.toml"), &[], needs) {
+        Ok(loaded) => loaded.config,
+        Err(faults) => panic!("the test's settings are at fault:\n{faults}"),
+    }
+}
+
+/// The same as they stand in a file, for the binary.
+pub fn settings_text(bootstrap_servers: &str, more: &[&str]) -> String {
     let base = format!(
         r#"
         [kafka]
@@ -75,11 +83,7 @@ pub fn settings_for(needs: Needs, bootstrap_servers: &str, more: &[&str]) -> Con
     for more in more {
         merge(&mut table, more.parse().expect("`more` is TOML"));
     }
-    let text = toml::to_string(&table).expect("a table can be written");
-    match Config::parse(&text, Path::new("test.toml"), &[], needs) {
-        Ok(loaded) => loaded.config,
-        Err(faults) => panic!("the test's settings are at fault:\n{faults}"),
-    }
+    toml::to_string(&table).expect("a table can be written")
 }
 
 fn merge(into: &mut toml::Table, from: toml::Table) {
